@@ -1,0 +1,1 @@
+"""Word alignment: which word of one language translates which word of the other."""

@@ -1,0 +1,1 @@
+"""Nouns every part shares: config, errors, rows, scores, run folders, files. No torch."""

@@ -1,0 +1,151 @@
+"""YAML and ``key=value`` overrides become a frozen, checked settings object."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from soju.core.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of all configuration: frozen, unknown keys refused, the help of a field is the docstring under it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=Settings)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML mapping.
+
+    Raises:
+        ConfigError: If the file cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; check the path, or see `soju presets`") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8; save the file as UTF-8") from None
+    return parse_yaml(text, place=str(path))
+
+
+def parse_yaml(text: str, *, place: str) -> dict[str, Any]:
+    """Parse one YAML mapping; `place` is named in errors. See `read_yaml`."""
+    try:
+        value = _UniqueKeyLoader(text).get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise ConfigError(f"{place}{where}: {problem}; check the indentation and the quotes there") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place}: a mapping of settings was expected; start from `soju presets NAME`")
+    return value
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """`yaml.SafeLoader` that refuses a key given twice instead of keeping the last."""
+
+
+def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        key = str(loader.construct_object(key_node, deep=True))
+        if key in seen:
+            raise yaml.MarkedYAMLError(problem=f'"{key}" is given twice', problem_mark=key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return `values` with ``a.b=value`` overrides set; each value is read as YAML.
+
+    >>> apply_overrides({"data": {"seed": 1}}, ["data.seed=2"])
+    {'data': {'seed': 2}}
+
+    Raises:
+        ConfigError: If an override is not ``key=value`` or goes through something that is not a mapping.
+    """
+    result = _copy(values)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f'override "{override}": expected key=value, for example data.seed=7')
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f'override "{override}": the value is not valid YAML; quote it') from None
+        *parents, last = key.split(".")
+        target = result
+        for parent in parents:
+            step = target.setdefault(parent, {})
+            if not isinstance(step, dict):
+                raise ConfigError(f'override "{override}": "{parent}" is a value, not a group of settings')
+            target = step
+        target[last] = value
+    return result
+
+
+def validate(values: Mapping[str, Any], model: type[ConfigT], *, place: str) -> ConfigT:
+    """Turn plain values into a settings object.
+
+    Raises:
+        ConfigError: With one line for each wrong setting: its place, what is wrong, the remedy.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_explain(place, item, model) for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _explain(place: str, item: Any, model: type[BaseModel]) -> str:
+    path = [part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    where = ".".join(str(part) for part in path)
+    if item["type"] == "extra_forbidden":
+        known = list(_fields_at(model, path[:-1]))
+        close = difflib.get_close_matches(str(path[-1]), known, n=1)
+        remedy = f'did you mean "{close[0]}"?' if close else f"known here: {', '.join(known)}"
+        return f"{place}: {where}: unknown setting; {remedy}"
+    if item["type"] == "missing":
+        return f"{place}: {where}: missing; add it"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{place}: {where}: {message}" if where else f"{place}: {message}"
+    return f"{place}: {where}: got {item['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue
+        for candidate in (field.annotation, *get_args(field.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+                break
+    return list(model.model_fields)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    return value
+
+
+def to_yaml(config: Settings) -> str:
+    """Write every setting, defaults included, as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)

@@ -1,0 +1,56 @@
+"""Errors a user can act on: one sentence that names the place, what is wrong and the remedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class UserError(ValueError):
+    """A mistake the user can mend. The command line prints its text and exits with code 2."""
+
+
+class ConfigError(UserError):
+    """One or several wrong settings, all listed at once."""
+
+
+class IntegrityError(UserError):
+    """A file is missing, truncated or altered since its manifest was written."""
+
+
+class MissingExtraError(UserError):
+    """An optional package is needed; the message is the line that installs it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional package; run: pip install 'soju[{extra}]'")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why one row of a file was refused.
+
+    Prints as ``file:line: field: what; remedy``.
+    """
+
+    file: str
+    line: int
+    field: str
+    what: str
+    remedy: str
+    reason: str
+    """A short, stable name to count by, for example ``empty`` or ``wrong-type``."""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}: {self.field}" if self.field else f"{self.file}:{self.line}"
+        return f"{place}: {self.what}; {self.remedy}"
+
+
+class DataError(UserError):
+    """Rows were refused. Shows the first `shown` problems and how many there are by reason."""
+
+    def __init__(self, problems: list[Problem], *, count: int | None = None, shown: int = 20) -> None:
+        self.problems = problems
+        self.count = len(problems) if count is None else count
+        lines = [str(problem) for problem in problems[:shown]]
+        if self.count > len(lines):
+            lines.append(f"... and {self.count - len(lines):,} more")
+        super().__init__("\n".join(lines))

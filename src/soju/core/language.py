@@ -1,0 +1,29 @@
+"""Which language a term belongs to, told by its script."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Language = Literal["ko", "en", "other"]
+
+_HANGUL_RANGES = ((0xAC00, 0xD7A3), (0x1100, 0x11FF), (0x3130, 0x318F), (0xA960, 0xA97F), (0xD7B0, 0xD7FF))
+
+
+def is_hangul(character: str) -> bool:
+    """Tell whether one character is a Hangul syllable or jamo."""
+    code = ord(character)
+    return any(low <= code <= high for low, high in _HANGUL_RANGES)
+
+
+def is_latin(character: str) -> bool:
+    """Tell whether one character is a letter of the Latin script, accented ones included."""
+    return character.isalpha() and ord(character) < 0x0250
+
+
+def language_of(text: str) -> Language:
+    """Return ``ko`` if the text holds Hangul, else ``en`` if it holds a Latin letter, else ``other``."""
+    if any(is_hangul(character) for character in text):
+        return "ko"
+    if any(is_latin(character) for character in text):
+        return "en"
+    return "other"

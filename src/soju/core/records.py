@@ -1,0 +1,61 @@
+"""The rows that travel between parts. Readers in `soju.data` make them; nothing else parses text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One target term of a head word."""
+
+    text: str
+    similarity: float
+    """How close the term is to the head word, in (0, 1], unitless; 1 is an exact translation."""
+
+
+@dataclass(frozen=True, slots=True)
+class TermRow:
+    """A Korean head word with its English translations and Korean synonyms, best first."""
+
+    ko: str
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """A Korean text and its English translation."""
+
+    ko: str
+    en: str
+
+
+@dataclass(frozen=True, slots=True)
+class TripletRow:
+    """A query with a text that answers it and one that does not."""
+
+    query: str
+    positive: str
+    negative: str
+    pair_type: str
+    difficulty: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to index; `id` is what a search returns."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PassageRow:
+    """A passage in both languages with a query for it in both: four retrieval directions from one row."""
+
+    id: str
+    domain: str
+    ko: str
+    en: str
+    query_ko: str
+    query_en: str

@@ -1,0 +1,117 @@
+"""The folder of one run: what was asked, where it ran, what came out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from soju import __version__
+from soju.core.config import Settings, to_yaml
+from soju.core.errors import UserError
+from soju.core.files import write_json, write_text
+from soju.core.score import Score
+
+_PACKAGES = (
+    "numpy",
+    "scipy",
+    "numba",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "bm25s",
+    "kiwipiepy",
+    "kiwipiepy_model",
+    "pyseismic-lsr",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """Paths of one run folder."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, *, config_text: str, config: Settings, seed: int) -> RunDirectory:
+        """Make the folder with ``config.yaml`` as given, ``resolved.yaml`` and ``environment.json``.
+
+        Raises:
+            UserError: If the folder already holds a run.
+        """
+        if (path / "config.yaml").exists():
+            raise UserError(f"{path}: holds a run already; choose another with --out, or remove it first")
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / "resolved.yaml", to_yaml(config))
+        write_json(path / "environment.json", describe_environment(seed=seed))
+        write_text(path / "config.yaml", config_text)
+        return cls(path)
+
+    @property
+    def final(self) -> Path:
+        """Folder of the finished model."""
+        return self.path / "final"
+
+    @property
+    def plots(self) -> Path:
+        """Folder of the plots."""
+        return self.path / "plots"
+
+    def write_scores(self, scores: list[Score]) -> None:
+        """Write ``scores.json``."""
+        write_json(self.path / "scores.json", [score.to_json() for score in scores])
+
+    def read_scores(self) -> list[Score]:
+        """Read ``scores.json``.
+
+        Raises:
+            UserError: If the run has no scores.
+        """
+        try:
+            values = json.loads((self.path / "scores.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: no scores.json; is this the folder of a finished run?") from None
+        return [Score.from_json(value) for value in values]
+
+
+def describe_environment(*, seed: int) -> dict[str, Any]:
+    """Return versions, machine, commit and seed, without any path or name of the machine."""
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "soju": __version__,
+        "commit": _commit(),
+        "seed": seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_count": os.cpu_count(),
+        "arguments": sys.argv[1:],
+        "packages": versions,
+    }
+
+
+def _commit() -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,1 @@
+"""Scores with signatures, significance and cost. Nothing here trains or reads a model."""

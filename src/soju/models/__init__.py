@@ -1,0 +1,1 @@
+"""Tokenizers and encoders: text in, weighted terms out."""

@@ -1,0 +1,1 @@
+"""The methods, each a story of numbered steps. Only here do the parts meet."""

@@ -1,0 +1,1 @@
+"""Cross-lingual learned sparse retrieval: Korean text lights up Korean and English terms."""

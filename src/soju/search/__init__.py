@@ -1,0 +1,1 @@
+"""Inverted indexes and lexical search over them."""
