@@ -1,0 +1,1 @@
+"""Our own Korean–English samples; see README.md."""
