@@ -1,0 +1,76 @@
+"""Do evaluation texts stand in the training data?"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from soju.core.errors import UserError
+
+_NOT_LETTER_OR_DIGIT = re.compile(r"[\W_]+")
+
+
+def normalise_for_overlap(text: str) -> str:
+    """Return the letters and digits of `text`, case-folded, in Unicode NFC.
+
+    >>> normalise_for_overlap("Hello,  World 2!")
+    'helloworld2'
+    """
+    return _NOT_LETTER_OR_DIGIT.sub("", unicodedata.normalize("NFC", text.casefold()))
+
+
+def find_overlap(train_texts: Iterable[str], evaluation_texts: Iterable[str]) -> list[str]:
+    """Return the evaluation texts that also stand in training, in evaluation order.
+
+    Texts are compared after `normalise_for_overlap`; those without a letter or digit never overlap. Only the evaluation
+    side is held in memory.
+
+    Args:
+        train_texts: Streamed once, and no further than the last overlap that is possible.
+        evaluation_texts: The texts that must be unseen.
+
+    Returns:
+        Each overlapping evaluation text as it was given; repeated ones are repeated.
+    """
+    waiting: dict[str, list[int]] = {}
+    texts = list(evaluation_texts)
+    for position, text in enumerate(texts):
+        key = normalise_for_overlap(text)
+        if key:
+            waiting.setdefault(key, []).append(position)
+    found: list[int] = []
+    for text in train_texts:
+        if not waiting:
+            break
+        found += waiting.pop(normalise_for_overlap(text), [])
+    return [texts[position] for position in sorted(found)]
+
+
+def refuse_overlap(
+    train_texts: Iterable[str],
+    evaluation_texts: Iterable[str],
+    *,
+    evaluation: str = "the evaluation set",
+    shown: int = 3,
+) -> None:
+    """Stop when an evaluation text stands in training, because the scores would flatter the model.
+
+    Args:
+        train_texts: See `find_overlap`.
+        evaluation_texts: See `find_overlap`.
+        evaluation: What the evaluation side is called in the message, for example its file.
+        shown: How many examples the message holds.
+
+    Raises:
+        UserError: With the number of overlapping texts, the first of them and the remedy.
+    """
+    overlap = find_overlap(train_texts, evaluation_texts)
+    if not overlap:
+        return
+    examples = ", ".join(repr(text if len(text) <= 60 else text[:60] + "...") for text in overlap[:shown])
+    more = f" and {len(overlap) - shown:,} more" if len(overlap) > shown else ""
+    raise UserError(
+        f"{len(overlap):,} text{'s' if len(overlap) > 1 else ''} of {evaluation} also stand in the training data "
+        f"(compared by letters and digits, case ignored): {examples}{more}; remove them from the training files"
+    )

@@ -1,0 +1,145 @@
+"""Which files, samples and hub data sets does a list of source strings name?"""
+
+from __future__ import annotations
+
+import glob
+import importlib.resources
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from soju.data.formats import ENDINGS, FORMATS, Format
+from soju.data.log import ReadLog
+from soju.data.rows import Kind
+
+SAMPLES = "samples:"
+HUB = "hub:"
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """One file to read."""
+
+    name: str
+    """As the user wrote it; a match of a pattern relative to the same folder."""
+    format: Format
+    gzipped: bool
+    open: Callable[[], IO[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """One split of a data set of the Hugging Face hub, or of a local folder in the same layout."""
+
+    name: str
+    dataset: str
+    configuration: str | None
+    split: str
+    columns: dict[str, str]
+    """Column by field, for fields whose column has another name. A dot goes into a nested column."""
+
+
+def resolve(sources: Sequence[str], kind: Kind, *, root: Path | None, log: ReadLog) -> list[FileSource | HubSource]:
+    """Turn source strings into what can be opened, in the given order; matches of a pattern are sorted by name.
+
+    Args:
+        sources: Paths, patterns, ``samples:NAME`` or ``hub:OWNER/NAME[/CONFIGURATION]:SPLIT[:FIELD=COLUMN,...]``.
+        kind: The kind of rows wanted, which decides the file formats allowed.
+        root: Folder that relative paths start from; the working folder when ``None``.
+        log: Gets the problems of sources that name nothing readable.
+
+    Returns:
+        The sources without those that were refused.
+    """
+    if not sources:
+        log.refuse_file(
+            "data", 0, "no source is named", "name at least one file, samples:NAME or hub:NAME", "no-source"
+        )
+    found: list[FileSource | HubSource] = []
+    for source in sources:
+        if source.startswith(SAMPLES):
+            one: FileSource | HubSource | None = _sample(source, log)
+            found += [one] if one else []
+        elif source.startswith(HUB):
+            one = _hub(source, log)
+            found += [one] if one else []
+        else:
+            names = _match(source, root, log)
+            found += [file for name in names if (file := file_source(name, FORMATS[kind], kind, root=root, log=log))]
+    return found
+
+
+def _match(source: str, root: Path | None, log: ReadLog) -> list[str]:
+    base = root or Path()
+    if "\0" in source or not re.search(r"[*?\[]", source) or os.path.exists(base / source):
+        return [source]
+    matches = sorted(glob.glob(source, root_dir=base, recursive=True))
+    names = [match for match in matches if not os.path.isdir(base / match)]
+    if not names:
+        remedy = 'check the pattern and the folder it starts from; "**/" goes into sub-folders'
+        log.refuse_file(source, 0, "no file matches", remedy, "no-match")
+    return names
+
+
+def file_source(
+    name: str, formats: tuple[Format, ...], what: str, *, root: Path | None, log: ReadLog
+) -> FileSource | None:
+    """Return one file with the format its ending names.
+
+    Args:
+        name: Its path.
+        formats: The formats allowed.
+        what: What is to be read, in the message.
+        root: Folder that a relative path starts from.
+        log: Gets ``unknown-ending`` or ``wrong-format``, or ``folder``.
+
+    Returns:
+        The file, or ``None`` when a problem was added. Whether it exists is seen when it is opened.
+    """
+    path = (root or Path()) / name
+    gzipped = name.endswith(".gz")
+    ending = Path(name.removesuffix(".gz")).suffix
+    found = ENDINGS.get(ending)
+    allowed = ", ".join(key for key, value in ENDINGS.items() if value in formats)
+    if os.path.isdir(path):  # unlike Path.is_dir, False for what may not be looked at
+        remedy = f"name a file in it, or a pattern such as {name.rstrip('/')}/*.jsonl"
+        log.refuse_file(name, 0, "a folder, not a file", remedy, "folder")
+    elif found is None:
+        remedy = f"name it with one of {allowed}, each also with .gz"
+        if ending == ".json":
+            remedy = f"write one object a line: jq -c '.[]' {name} > {name}l"
+        log.refuse_file(name, 0, f'the ending "{ending}" names no format that is read', remedy, "unknown-ending")
+    elif found not in formats:
+        remedy = f"store them as one of {allowed}; docs/data_formats.md has an example row"
+        log.refuse_file(name, 0, f"{what} cannot be read from {ending} files", remedy, "wrong-format")
+    else:
+        return FileSource(name, found, gzipped, lambda: path.open("rb"))
+    return None
+
+
+def _sample(source: str, log: ReadLog) -> FileSource | None:
+    name = source.removeprefix(SAMPLES)
+    folder = importlib.resources.files("soju") / "samples"
+    known = sorted(entry.name.removesuffix(".jsonl") for entry in folder.iterdir() if entry.name.endswith(".jsonl"))
+    if name not in known:
+        log.refuse_file(source, 0, "no such sample", f"write one of {', '.join(known) or '(none)'}", "unknown-sample")
+        return None
+    file = folder / f"{name}.jsonl"
+    return FileSource(source, "jsonl", False, lambda: file.open("rb"))
+
+
+def _hub(source: str, log: ReadLog) -> HubSource | None:
+    place, _, rest = source.removeprefix(HUB).partition(":")
+    split, _, mapping = rest.partition(":")
+    columns = dict(part.partition("=")[::2] for part in mapping.split(",") if part)
+    if not place or not split or not all(field and column for field, column in columns.items()):
+        remedy = "write hub:OWNER/NAME:SPLIT or hub:OWNER/NAME:SPLIT:FIELD=COLUMN,FIELD=COLUMN"
+        log.refuse_file(source, 0, "not a hub source", remedy, "hub-syntax")
+        return None
+    configuration = None
+    if place.count("/") == 2 and not place.startswith((".", "/")):
+        place, _, configuration = place.rpartition("/")
+    return HubSource(source, place, configuration, split, columns)

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from soju.data.log import ReadLog
+from soju.data.readers import read_rows
+from soju.data.source_filter import SourceFilter
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATA.is_dir(), reason="the real data are not here")]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "count"),
+    [
+        ("parallel.train.tsv.gz", "pairs", 128_997),
+        ("parallel.dev.tsv.gz", "pairs", 1_950),
+        ("terms.jsonl.gz", "terms", 17_530),
+        ("triplets.train.jsonl.gz", "triplets", 117_686),
+        ("triplets.dev.jsonl.gz", "triplets", 2_306),
+        ("ko.txt.gz", "documents", 415_550),
+    ],
+)
+def test_no_row_of_the_real_data_is_refused(name, kind, count):
+    log = ReadLog()
+    assert sum(1 for _ in read_rows([name], kind, log=log, root=DATA)) == count
+    log.raise_if_broken()
+
+
+def test_one_source_of_the_real_pairs_can_be_selected():
+    log = ReadLog()
+    select = SourceFilter("parallel.train.src.gz", ("stylekqc",))
+    rows = read_rows(["parallel.train.tsv.gz"], "pairs", log=log, root=DATA, select=select)
+    assert sum(1 for _ in rows) == 22_411
+    log.raise_if_broken()
