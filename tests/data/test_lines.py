@@ -12,7 +12,7 @@ def test_a_line_beyond_the_limit_is_told_and_the_next_is_read():
     assert list(split_lines([b"aaaa\nbb\nccc", b"c", b"c\ndd"], 3)) == [None, b"bb", None, b"dd"]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=500)
 @given(
     st.binary(max_size=60).map(lambda data: data.translate(bytes(b"ab\r\n"[code % 4] for code in range(256)))),
     st.data(),

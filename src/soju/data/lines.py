@@ -118,7 +118,7 @@ def split_lines(chunks: Iterable[bytes], max_line_bytes: int) -> Iterator[bytes 
     pending = b""
     too_long = False
     after_cr = False
-    for chunk in chunks:
+    for chunk in filter(None, chunks):
         piece = chunk[1:] if after_cr and chunk.startswith(b"\n") else chunk
         after_cr = chunk.endswith(b"\r")
         if b"\r" in piece:
