@@ -1,0 +1,173 @@
+"""Lay a report out as Markdown, with its plots beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from soju.report.markdown_text import code, code_block, escape, table
+from soju.report.nested_tables import Block
+from soju.report.number_format import format_weight
+from soju.report.page import DrawnFigure, Page, TimedStep, compose
+from soju.report.paired_tests import SYMBOLS
+from soju.report.run_contents import Expansion, Hit, RunContents, Search
+from soju.report.score_tables import Cell, ScoreTable
+
+
+def render_markdown(contents: RunContents, figures: Sequence[DrawnFigure] = ()) -> str:
+    """Write a whole report as Markdown; plots are linked as ``plots/<id>.png``."""
+    return "\n\n".join(_sections(compose(contents, figures))) + "\n"
+
+
+def _sections(page: Page) -> Iterator[str]:
+    yield f"# {escape(page.title)}"
+    if page.origin:
+        yield escape(page.origin)
+    yield from (escape(sentence) for sentence in page.summary)
+    if page.headlines:
+        yield "\n".join(f"- {escape(headline.sentence)}" for headline in page.headlines)
+    for title, tables in (("Scores", page.quality), ("Cost", page.cost)):
+        if tables:
+            yield f"## {title}"
+            for item in tables:
+                yield from render_score_table(item)
+    yield from _tests(page)
+    yield from _figures(page.figures)
+    yield from _expansions(page.expansions)
+    yield from _searches(page.searches)
+    yield from _steps(page.steps)
+    yield from _blocks("Data", page.data)
+    if page.resolved_yaml:
+        yield "## Configuration"
+        yield code_block(page.resolved_yaml, "yaml")
+    yield from _blocks("Environment", page.environment)
+
+
+def render_score_table(item: ScoreTable, *, level: int = 3) -> Iterator[str]:
+    """Yield the paragraphs of one score table: heading, warnings, a table a direction, marks, signatures."""
+    yield f"{'#' * level} {escape(item.test_set)}"
+    for metric in item.mixed:
+        yield (
+            f"**Different settings.** {escape(metric)} was not measured in the same way for all systems. Values in"
+            " columns with different letters must not be compared; the signatures below say what differs."
+        )
+    for group in item.groups:
+        if group.label:
+            yield f"**{escape(group.label)}**"
+        header = ["System", *(escape(f"{column.heading} {column.note}") for column in item.columns)]
+        rows = [[escape(subject), *(_cell(cell) for cell in cells)] for subject, cells in group.rows]
+        yield table(header, rows, "l" + "r" * len(item.columns))
+    yield _legend(item)
+    yield "\n".join(
+        f"- {escape(column.heading)}{f', {escape(direction)}' if direction else ''}: {code(text)}"
+        for column in item.columns
+        for direction, text in column.signatures
+    )
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    value = f"**{cell.text}**" if cell.best else cell.text
+    marks = "".join(f" {mark.symbol}" for mark in cell.marks)
+    return f"{value}{marks}" + (f" ({cell.interval})" if cell.interval else "")
+
+
+def _legend(item: ScoreTable) -> str:
+    parts = ["Best value of a column in bold; ↑ higher is better, ↓ lower is better."]
+    if item.level:
+        parts.append(f"In brackets: {item.level} confidence interval.")
+    if item.baselines:
+        many = len(item.baselines) > 1
+        names = ", ".join(f"({n}) {escape(b)}" if many else escape(b) for n, b in enumerate(item.baselines, start=1))
+        parts.append(f"▲ better, ▼ worse, ≈ no proven difference in a paired test against {names}.")
+    parts.append("Signatures:")
+    return " ".join(parts)
+
+
+def _tests(page: Page) -> Iterator[str]:
+    if not page.tests:
+        return
+    yield "## Paired tests"
+    yield "Each difference is the system’s value minus the baseline’s."
+    rows = [
+        [
+            *(escape(text) for text in (test.subject, test.baseline, test.test_set, test.metric)),
+            test.difference
+            + (f" {SYMBOLS[test.finding]}" if test.finding else "")
+            + (f" ({test.interval})" if test.interval else ""),
+            escape(test.p_value),
+            test.samples,
+        ]
+        for test in page.tests
+    ]
+    yield table(["System", "Baseline", "Test set", "Metric", "Difference", "p", "Samples"], rows, "llllrrr")
+
+
+def _figures(figures: Sequence[DrawnFigure]) -> Iterator[str]:
+    if figures:
+        yield "## Plots"
+    for figure in figures:
+        yield f"### {escape(figure.spec.title)}"
+        yield f"![{escape(figure.alt)}](plots/{figure.light.name})"
+        if figure.caption:
+            yield escape(figure.caption)
+
+
+def _expansions(expansions: Sequence[Expansion]) -> Iterator[str]:
+    if expansions:
+        yield "## Expansions"
+    for expansion in expansions:
+        yield f"### {escape(expansion.text)}"
+        terms = sorted(expansion.terms, key=lambda term: -term.weight)
+        rows = [[escape(term.term), term.language, format_weight(term.weight)] for term in terms]
+        yield table(["Term", "Language", "Weight"], rows, "llr")
+
+
+def _searches(searches: Sequence[Search]) -> Iterator[str]:
+    if searches:
+        yield "## Searches"
+    for search in searches:
+        yield from _search(search)
+
+
+def _search(search: Search) -> Iterator[str]:
+    yield f"### {escape(search.query)}"
+    yield f"Engine: {escape(search.engine)}"
+    rows = [
+        [str(hit.rank), escape(hit.document_id), f"{hit.score:.3f}", escape(hit.passage), _matched(hit)]
+        for hit in search.hits
+    ]
+    yield (
+        table(["Rank", "Document", "Score", "Passage", "Matched terms"], rows, "rlrll")
+        if rows
+        else ("Nothing was found.")
+    )
+
+
+def _matched(hit: Hit) -> str:
+    return ", ".join(
+        f"{escape(term.term)} ({term.language}) {format_weight(term.query_weight)} ×"
+        f" {format_weight(term.document_weight)} = {format_weight(term.contribution)}"
+        for term in hit.matched
+    )
+
+
+def _steps(steps: Sequence[TimedStep]) -> Iterator[str]:
+    if not steps:
+        return
+    yield "## How it was made"
+    lines = []
+    for number, step in enumerate(steps, start=1):
+        duration = f" ({step.duration})" if step.duration else ""
+        lines.append(f"{number}. **{escape(step.title)}**{duration} {escape(step.text)}".rstrip())
+    yield "\n".join(lines)
+
+
+def _blocks(title: str, blocks: Sequence[Block]) -> Iterator[str]:
+    if blocks:
+        yield f"## {title}"
+    for block in blocks:
+        if block.heading:
+            yield f"### {escape(block.heading)}"
+        header = [escape(name) for name in block.header] or ["", ""]
+        yield table(header, [[escape(text) for text in row] for row in block.rows])

@@ -1,0 +1,237 @@
+"""Draw the figures of a run, each for a light and a dark page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from soju.core.files import atomic_writer
+from soju.report.number_format import format_value
+from soju.report.page import DrawnFigure
+from soju.report.plot_labels import label_lines, label_points
+from soju.report.plot_text import Fonts, find_fonts
+from soju.report.run_contents import FigureSpec, Series
+
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """Colours of a page. The palettes follow Okabe and Ito, so that colour-blind readers can tell them apart."""
+
+    background: str
+    ink: str
+    muted: str
+    grid: str
+    palette: tuple[str, ...]
+
+
+LIGHT = Theme(
+    "#ffffff", "#1b1d21", "#5d636e", "#e6e8ec", ("#0072b2", "#d55e00", "#009e73", "#b1548a", "#a67a00", "#444a54")
+)
+DARK = Theme(
+    "#15171a", "#e8eaed", "#a0a7b2", "#2b2f36", ("#56b4e9", "#f08a4b", "#2fc79a", "#e29cc4", "#f0cf4a", "#c3c9d2")
+)
+
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+_INCHES = (6.2, 3.7)
+_MOST_DIRECT_LABELS = 6
+_MOST_VALUE_LABELS = 16
+_REPLACED = "Some letters are romanised or shown as “?” in the picture: no font with their glyphs was installed."
+
+
+def draw_figures(figures: Sequence[FigureSpec], folder: Path) -> list[DrawnFigure]:
+    """Draw each figure to ``<id>.png`` and ``<id>.dark.png`` in a folder.
+
+    Labels whose glyphs no installed font has are romanised, and the caption says so.
+    """
+    fonts = find_fonts()
+    drawn = []
+    for spec in figures:
+        light, dark = folder / f"{spec.id}.png", folder / f"{spec.id}.dark.png"
+        for path, theme in ((light, LIGHT), (dark, DARK)):
+            with atomic_writer(path, encoding=None) as file:
+                file.write(_png(spec, theme, fonts))
+        replaced = _REPLACED if fonts.replaces(_texts(spec)) else ""
+        caption = " ".join(part for part in (spec.caption, replaced) if part)
+        drawn.append(DrawnFigure(spec=spec, light=light, dark=dark, alt=describe(spec), caption=caption))
+    return drawn
+
+
+def describe(spec: FigureSpec) -> str:
+    """Say in words what a figure shows, for readers who cannot see it."""
+    kind = {"line": "Line chart", "bar": "Bar chart", "scatter": "Scatter plot"}[spec.kind]
+    axes = " by ".join(label for label in (spec.y_label, spec.x_label) if label)
+    parts = []
+    for series in spec.series[:8]:
+        if len(series.x) == 1 or (spec.kind == "bar" and len(series.x) <= 6):
+            pairs = ", ".join(f"{y:g} at {_plain(x)}" for x, y in zip(series.x, series.y, strict=True))
+            parts.append(f"{series.name}: {pairs}")
+        else:
+            parts.append(f"{series.name}: from {series.y[0]:g} to {series.y[-1]:g} over {len(series.y)} points")
+    return f"{kind}: {spec.title}. {f'{axes}. ' if axes else ''}{'; '.join(parts)}."
+
+
+def _plain(x: float | str) -> str:
+    return x if isinstance(x, str) else f"{x:g}"
+
+
+def _texts(spec: FigureSpec) -> list[str]:
+    names = [series.name for series in spec.series]
+    categories = [x for series in spec.series for x in series.x if isinstance(x, str)]
+    return [spec.x_label, spec.y_label, *names, *categories]
+
+
+def _png(spec: FigureSpec, theme: Theme, fonts: Fonts) -> bytes:
+    style: Any = {
+        "font.family": list(fonts.families),
+        "font.size": 11,
+        "text.parse_math": False,
+        "text.color": theme.ink,
+        "axes.edgecolor": theme.muted,
+        "axes.facecolor": theme.background,
+        "axes.labelcolor": theme.muted,
+        "axes.unicode_minus": True,
+        "xtick.color": theme.muted,
+        "ytick.color": theme.muted,
+        "xtick.labelsize": 10.5,
+        "ytick.labelsize": 10.5,
+    }
+    with mpl.rc_context(style):
+        figure = Figure(figsize=_INCHES, dpi=200, layout="constrained", facecolor=theme.background)
+        FigureCanvasAgg(figure)
+        engine: Any = figure.get_layout_engine()
+        engine.set(w_pad=0.06, h_pad=0.09)
+        axes = figure.add_subplot()
+        if spec.kind == "bar":
+            _bars(axes, spec, theme, fonts)
+        else:
+            _points(axes, spec, theme, fonts)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", facecolor=theme.background, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _points(axes: Axes, spec: FigureSpec, theme: Theme, fonts: Fonts) -> None:
+    for index, series in enumerate(spec.series):
+        colour = theme.palette[index % len(theme.palette)]
+        marker = _MARKERS[index % len(_MARKERS)]
+        if spec.kind == "line":
+            dashes: Any = _DASHES[index % len(_DASHES)]
+            every = max(1, len(series.x) // 12)
+            look: dict[str, Any] = {"marker": marker, "markersize": 4.5, "markevery": every, "linewidth": 1.8}
+            axes.plot(series.x, series.y, color=colour, linestyle=dashes, label=fonts.readable(series.name), **look)
+            if series.low is not None and series.high is not None:
+                axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.14, linewidth=0)
+        else:
+            errors = _errors(series)
+            axes.errorbar(
+                series.x, series.y, yerr=errors, color=colour, linestyle="none", marker=marker, markersize=7,
+                elinewidth=1.2, capsize=2.5, label=fonts.readable(series.name),
+            )  # fmt: skip
+    if spec.log_x:
+        axes.set_xscale("log")
+    if spec.log_y:
+        axes.set_yscale("log")
+    axes.margins(x=0.04 if spec.kind == "line" else 0.12, y=0.12)
+    _finish(axes, spec, theme, fonts)
+    _number_axis(axes.xaxis, log=spec.log_x)
+    _number_axis(axes.yaxis, log=spec.log_y)
+    names = [fonts.readable(series.name) for series in spec.series]
+    single = all(len(series.x) == 1 for series in spec.series)
+    if len(spec.series) == 1 and not single:
+        return
+    if spec.kind == "scatter" and single:
+        label_points(axes, spec.series, names, theme.palette)
+    elif spec.kind == "line" and len(spec.series) <= _MOST_DIRECT_LABELS:
+        label_lines(axes, spec.series, names, theme.palette)
+    else:
+        _legend(axes)
+
+
+def _bars(axes: Axes, spec: FigureSpec, theme: Theme, fonts: Fonts) -> None:
+    categories = list(dict.fromkeys(_plain(x) for series in spec.series for x in series.x))
+    across = max(len(name) for name in categories) * len(categories) > 60 or len(categories) > 10
+    thickness = (0.78 if len(spec.series) > 1 else 0.6) / len(spec.series)
+    few = sum(len(series.x) for series in spec.series) <= _MOST_VALUE_LABELS
+    for index, series in enumerate(spec.series):
+        shift = (index - (len(spec.series) - 1) / 2) * thickness
+        places = [categories.index(_plain(x)) + shift for x in series.x]
+        colour = theme.palette[index % len(theme.palette)]
+        look: dict[str, Any] = {"color": colour, "edgecolor": theme.background, "linewidth": 0.8, "ecolor": theme.ink}
+        look |= {"label": fonts.readable(series.name), "xerr" if across else "yerr": _errors(series)}
+        bars = (axes.barh if across else axes.bar)(places, series.y, thickness, **look)
+        if few:
+            texts = [_short(y) for y in series.y]
+            axes.bar_label(bars, texts, padding=3, fontsize=8, color=theme.ink)
+    ticks, names = range(len(categories)), [fonts.readable(name) for name in categories]
+    if across:
+        axes.set_yticks(ticks, names)
+        axes.invert_yaxis()
+    else:
+        axes.set_xticks(ticks, names)
+    if spec.log_y:
+        (axes.set_xscale if across else axes.set_yscale)("log")
+    if across:
+        axes.margins(x=0.12)
+    else:
+        axes.margins(y=0.12)
+    _finish(axes, spec, theme, fonts, across=across)
+    _number_axis(axes.xaxis if across else axes.yaxis, log=spec.log_y)
+    (axes.yaxis if across else axes.xaxis).set_tick_params(length=0)
+    if len(spec.series) > 1:
+        _legend(axes)
+
+
+def _errors(series: Series) -> list[list[float]] | None:
+    if series.low is None or series.high is None:
+        return None
+    below = [max(0.0, y - low) for y, low in zip(series.y, series.low, strict=True)]
+    above = [max(0.0, high - y) for y, high in zip(series.y, series.high, strict=True)]
+    return [below, above]
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1 else format_value(value, "")
+
+
+def _finish(axes: Axes, spec: FigureSpec, theme: Theme, fonts: Fonts, *, across: bool = False) -> None:
+    for side in ("top", "right", "left") if not across else ("top", "right", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.grid(axis="x" if across else "y", color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, pad=5)
+    below, above = (spec.y_label, spec.x_label) if across else (spec.x_label, spec.y_label)
+    axes.set_xlabel(fonts.readable(below, longest=60), labelpad=7)
+    axes.set_title(fonts.readable(above, longest=60), loc="left", fontsize=11, color=theme.muted, pad=12)
+
+
+def _number_axis(axis: Any, *, log: bool) -> None:
+    axis.set_major_formatter(FuncFormatter(_tick))
+    if not log:
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        return
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+
+
+def _tick(value: float, _: int | None) -> str:
+    text = f"{value:,.10g}"
+    return text.replace("-", "−")
+
+
+def _legend(axes: Axes) -> None:
+    columns = min(4, len(axes.get_legend_handles_labels()[0]))
+    figure: Any = axes.get_figure(root=True)
+    figure.legend(
+        *axes.get_legend_handles_labels(), frameon=False, ncols=columns, loc="outside lower left", fontsize=10.5
+    )

@@ -1,0 +1,228 @@
+"""How do scores become tables? One table a test set, systems down, metrics across, directions grouped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from soju.core.score import Score
+from soju.report.number_format import format_interval, format_level, format_value, unit_heading
+from soju.report.paired_tests import SYMBOLS, Finding, find
+from soju.report.run_contents import Comparison
+
+_LANGUAGES = {"ko": "Korean", "en": "English"}
+_MetricKey = tuple[str, str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a paired test says about one value."""
+
+    finding: Finding
+    baseline: str
+    number: int | None
+    """Which baseline of the table, from 1, when there are several."""
+    p_value: float
+
+    @property
+    def symbol(self) -> str:
+        """The sign that is printed beside the value."""
+        return SYMBOLS[self.finding] + ("" if self.number is None else str(self.number).translate(_SUPERSCRIPTS))
+
+
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One value of a table."""
+
+    text: str
+    interval: str
+    best: bool
+    marks: tuple[Mark, ...]
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One metric under one signature in each direction."""
+
+    metric: str
+    unit: str
+    higher_is_better: bool
+    variant: str
+    """A letter when systems were measured under different settings, so that they stand in different columns."""
+    signatures: tuple[tuple[str, str], ...]
+    """(direction, signature); the direction is empty when all share one."""
+
+    @property
+    def heading(self) -> str:
+        """The metric with its variant."""
+        return f"{self.metric} ({self.variant})" if self.variant else self.metric
+
+    @property
+    def note(self) -> str:
+        """Which way is better, and the unit."""
+        unit = unit_heading(self.unit)
+        return f"{'↑' if self.higher_is_better else '↓'} {unit}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The systems in one direction; a cell is None where a system has no such score."""
+
+    direction: str
+    label: str
+    rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTable:
+    """All scores on one test set."""
+
+    test_set: str
+    columns: tuple[Column, ...]
+    groups: tuple[Group, ...]
+    baselines: tuple[str, ...]
+    mixed: tuple[str, ...]
+    """Metrics whose signatures differ between systems of one direction."""
+    level: str
+    """The level of the intervals, for example ``95 %``; empty when there are none."""
+
+
+def direction_label(direction: str) -> str:
+    """Write a direction in words.
+
+    >>> direction_label("ko-en")
+    'Korean → English'
+    """
+    parts = direction.split("-")
+    if not all(part in _LANGUAGES for part in parts):
+        return direction
+    return " → ".join(_LANGUAGES[part] for part in parts)
+
+
+def split_test_set(test_set: str) -> tuple[str, str]:
+    """Split ``parallel.dev/ko-en`` into the set and the direction, which is empty when there is none."""
+    name, separator, direction = test_set.rpartition("/")
+    return (name, direction) if separator and name else (test_set, "")
+
+
+def build_tables(scores: Sequence[Score], comparisons: Sequence[Comparison] = ()) -> list[ScoreTable]:
+    """Arrange scores in tables, in the order of the file.
+
+    Scores of one metric and direction whose signatures differ are put in separate columns and named in `mixed`: they
+    are never ranked against each other.
+    """
+    by_set: dict[str, list[Score]] = {}
+    for score in scores:
+        by_set.setdefault(split_test_set(score.test_set)[0], []).append(score)
+    return [_table(name, items, comparisons) for name, items in by_set.items()]
+
+
+def _table(name: str, scores: list[Score], comparisons: Sequence[Comparison]) -> ScoreTable:
+    slots, sizes = _assign_columns(scores)
+    places = [(key, index) for key, size in sizes.items() for index in range(size)]
+    at = {(split_test_set(s.test_set)[1], s.subject, _key(s), slots[_slot_key(s)]): s for s in scores}
+    here = [c for c in comparisons if any(c.test_set == s.test_set and c.metric == s.name for s in scores)]
+    baselines = tuple(dict.fromkeys(comparison.baseline for comparison in here))
+    groups = []
+    for direction in dict.fromkeys(split_test_set(score.test_set)[1] for score in scores):
+        subjects = dict.fromkeys(subject for found, subject, _, _ in at if found == direction)
+        columns = [
+            _cells([at.get((direction, subject, *place)) for subject in subjects], here, baselines, scores)
+            for place in places
+        ]
+        rows = tuple(zip(subjects, zip(*columns, strict=True), strict=True))
+        groups.append(Group(direction=direction, label=direction_label(direction), rows=rows))
+    levels = dict.fromkeys(format_level(score.interval) for score in scores if score.interval)
+    return ScoreTable(
+        test_set=name,
+        columns=tuple(_column(key, index, sizes[key], scores, slots) for key, index in places),
+        groups=tuple(groups),
+        baselines=baselines,
+        mixed=tuple(dict.fromkeys(key[0] for key, size in sizes.items() if size > 1)),
+        level=", ".join(levels),
+    )
+
+
+def _key(score: Score) -> _MetricKey:
+    return score.name, score.unit, score.higher_is_better
+
+
+def _slot_key(score: Score) -> tuple[_MetricKey, str, str]:
+    return _key(score), split_test_set(score.test_set)[1], score.signature
+
+
+def _assign_columns(
+    scores: Sequence[Score],
+) -> tuple[dict[tuple[_MetricKey, str, str], int], dict[_MetricKey, int]]:
+    """Number the signatures of each metric and direction; a signature keeps its number across directions."""
+    slots: dict[tuple[_MetricKey, str, str], int] = {}
+    usual: dict[tuple[_MetricKey, str], int] = {}
+    sizes: dict[_MetricKey, int] = {}
+    for score in scores:
+        key, direction, signature = place = _slot_key(score)
+        if place not in slots:
+            taken = {index for (k, d, _), index in slots.items() if (k, d) == (key, direction)}
+            free = next(index for index in range(len(taken) + 1) if index not in taken)
+            wanted = usual.get((key, signature), free)
+            slots[place] = free if wanted in taken else wanted
+            usual.setdefault((key, signature), slots[place])
+        sizes[key] = max(sizes.get(key, 0), slots[place] + 1)
+    return slots, sizes
+
+
+def _column(
+    key: _MetricKey, index: int, size: int, scores: Sequence[Score], slots: dict[tuple[_MetricKey, str, str], int]
+) -> Column:
+    found = {
+        split_test_set(s.test_set)[1]: s.signature for s in scores if _key(s) == key and slots[_slot_key(s)] == index
+    }
+    one = len(set(found.values())) == 1
+    signatures = [("", next(iter(found.values())))] if one else [(direction_label(d), s) for d, s in found.items()]
+    return Column(
+        metric=key[0],
+        unit=key[1],
+        higher_is_better=key[2],
+        variant=chr(ord("a") + index % 26) if size > 1 else "",
+        signatures=tuple(signatures),
+    )
+
+
+def _cells(
+    column: list[Score | None], comparisons: Sequence[Comparison], baselines: tuple[str, ...], scores: Sequence[Score]
+) -> list[Cell | None]:
+    values = [score for score in column if score is not None]
+    best = ""
+    if len(values) > 1:
+        choose = max if values[0].higher_is_better else min
+        top = choose(values, key=lambda score: score.value)
+        best = format_value(top.value, top.unit)
+    cells: list[Cell | None] = []
+    for score in column:
+        if score is None:
+            cells.append(None)
+            continue
+        text = format_value(score.value, score.unit)
+        interval = "" if score.interval is None else format_interval(score.interval, score.unit)
+        marks = _marks(score, comparisons, baselines, scores)
+        cells.append(Cell(text=text, interval=interval, best=text == best, marks=marks, score=score))
+    return cells
+
+
+def _marks(
+    score: Score, comparisons: Sequence[Comparison], baselines: tuple[str, ...], scores: Sequence[Score]
+) -> tuple[Mark, ...]:
+    marks = []
+    for item in comparisons:
+        if (item.subject, item.test_set, item.metric) != (score.subject, score.test_set, score.name):
+            continue
+        against = [s for s in scores if (s.subject, s.test_set, s.name) == (item.baseline, item.test_set, item.metric)]
+        if against and all(other.signature != score.signature for other in against):
+            continue
+        finding = find(item, higher_is_better=score.higher_is_better)
+        number = baselines.index(item.baseline) + 1 if len(baselines) > 1 else None
+        marks.append(Mark(finding=finding, baseline=item.baseline, number=number, p_value=item.p_value))
+    return tuple(marks)

@@ -1,0 +1,123 @@
+"""Tables for the terminal. Functions return rich renderables; the command line prints them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from rich import box
+from rich.cells import cell_len, set_cell_size
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from soju.core.score import Score
+from soju.report.number_format import format_weight
+from soju.report.run_contents import Comparison, Expansion, Search
+from soju.report.score_tables import Cell, ScoreTable, build_tables
+
+_COLOURS = {"ko": "blue", "en": "yellow", "other": "bright_black"}
+_FINDINGS = {"better": "green", "worse": "red", "undecided": "bright_black"}
+_BAR_WIDTH = 24
+_JOINERS = "\u200c\u200d"  # part of emoji and of some scripts
+
+
+def scores_table(scores: Sequence[Score], comparisons: Sequence[Comparison] = ()) -> Group:
+    """Return one table a test set: systems down, metrics across, best value bold."""
+    return Group(*(_score_table(table) for table in build_tables(scores, comparisons)))
+
+
+def expansion_table(expansion: Expansion) -> Table:
+    """Return the terms of a text, heaviest first, with a bar each."""
+    table = Table(title=_text(expansion.text), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("term")
+    table.add_column("language")
+    table.add_column("weight", justify="right")
+    table.add_column("")
+    heaviest = max((term.weight for term in expansion.terms), default=0.0)
+    for term in sorted(expansion.terms, key=lambda item: -item.weight):
+        share = max(0.0, term.weight) / heaviest if heaviest > 0 else 0.0
+        colour = _COLOURS[term.language]
+        bar = Text("█" * max(1, round(share * _BAR_WIDTH)), style=colour)
+        table.add_row(_text(term.term), Text(term.language, style=colour), format_weight(term.weight), bar)
+    return table
+
+
+def hits_table(search: Search, *, passage_width: int = 160) -> Table:
+    """Return what an engine found: rank, document, score, passage and the terms that matched.
+
+    Args:
+        search: A query and its hits.
+        passage_width: Terminal columns after which a passage is cut; a Hangul syllable takes two.
+
+    Returns:
+        One row a hit.
+    """
+    title = Text.assemble(_text(search.query), (f"  {_plain(search.engine)}", "not bold dim"))
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("document", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("passage", ratio=3)
+    table.add_column("matched terms", ratio=2)
+    for hit in search.hits:
+        matched = Text(" ").join(
+            Text.assemble((_plain(term.term), _COLOURS[term.language]), (f" {format_weight(term.contribution)}", "dim"))
+            for term in hit.matched
+        )
+        passage = Text(_cut(_plain(hit.passage), passage_width))
+        table.add_row(str(hit.rank), _text(hit.document_id), f"{hit.score:.3f}", passage, matched)
+    return table
+
+
+def _score_table(item: ScoreTable) -> Table:
+    table = Table(
+        title=_text(item.test_set), caption=_caption(item), box=box.SIMPLE_HEAD, title_justify="left",
+        title_style="bold", caption_justify="left",
+    )  # fmt: skip
+    table.add_column("system")
+    for column in item.columns:
+        table.add_column(Text.assemble(_plain(column.heading), (f" {_plain(column.note)}", "dim")), justify="right")
+    for group in item.groups:
+        if group.label:
+            table.add_row(Text(_plain(group.label), style="italic dim"))
+        for subject, cells in group.rows:
+            table.add_row(_text(subject), *(_cell(cell) for cell in cells))
+        table.add_section()
+    return table
+
+
+def _cell(cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("–", style="dim")
+    text = Text(cell.text, style="bold" if cell.best else "")
+    for mark in cell.marks:
+        text.append(f" {mark.symbol}", style=_FINDINGS[mark.finding])
+    return text
+
+
+def _caption(item: ScoreTable) -> Text | None:
+    lines = [f"{_plain(metric)}: different settings; do not compare columns (a), (b)" for metric in item.mixed]
+    if item.baselines:
+        many = len(item.baselines) > 1
+        names = ", ".join(f"({n}) {b}" if many else b for n, b in enumerate(map(_plain, item.baselines), start=1))
+        lines.append(f"▲ better, ▼ worse, ≈ no proven difference against {names}")
+    return Text("\n".join(lines)) if lines else None
+
+
+def _text(value: str) -> Text:
+    return Text(_plain(value))
+
+
+def _plain(value: str) -> str:
+    """Return a text without control characters, so that no file can steer the terminal."""
+    flat = " ".join(value.split())
+    return "".join("�" if _steers(character) else character for character in flat)
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in _JOINERS
+
+
+def _cut(text: str, width: int) -> str:
+    return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"

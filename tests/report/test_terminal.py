@@ -1,0 +1,62 @@
+import io
+import json
+
+from report_runs import comparison, expansion, score, search
+from rich.cells import cell_len
+from rich.console import Console
+
+from soju.core.score import Score
+from soju.report.run_contents import Comparison, Expansion, Search
+from soju.report.terminal import expansion_table, hits_table, scores_table
+
+
+def show(renderable, width=100):
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def read(model, value):
+    return model.model_validate_json(json.dumps(value))
+
+
+def test_scores_show_systems_metrics_and_marks():
+    scores = [Score.from_json(score("bm25", 0.5)), Score.from_json(score("student", 0.8))]
+    text = show(scores_table(scores, [read(Comparison, comparison())]))
+    assert "parallel.dev" in text
+    assert "Korean → English" in text
+    assert "0.800 ▲" in text
+    assert "against bm25" in text
+
+
+def test_different_settings_are_said():
+    scores = [Score.from_json(score("a", signature="x")), Score.from_json(score("b", signature="y"))]
+    assert "different settings" in show(scores_table(scores))
+
+
+def test_expansions_show_a_bar_in_proportion():
+    lines = show(expansion_table(read(Expansion, expansion()))).splitlines()
+    bars = {word: line.count("█") for line in lines for word in ("ko", "en", "other") if f" {word} " in line}
+    assert bars == {"ko": 24, "en": 12, "other": 1}
+
+
+def test_hits_show_passage_and_matched_terms():
+    text = show(hits_table(read(Search, search())))
+    assert "Soju is distilled." in text
+    assert "soju 3.00" in text
+
+
+def test_wide_letters_keep_the_columns_straight():
+    text = show(hits_table(read(Search, search(passage="한국의 전통 소주는 " * 30)), passage_width=40), width=80)
+    assert all(cell_len(line) <= 80 for line in text.splitlines())
+    assert "…" in text
+
+
+def test_text_cannot_steer_the_terminal():
+    hostile = "\x1b[2J[red]x[/red]\u202e"
+    text = show(hits_table(read(Search, search(hostile, hostile, hostile))))
+    text += show(expansion_table(read(Expansion, expansion(hostile, hostile))))
+    text += show(scores_table([Score.from_json(score(hostile, name=hostile, test_set=hostile))]))
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "[red]" in text
