@@ -1,0 +1,296 @@
+"""How is a corpus made searchable, extended and searched? The index folder as one object.
+
+Shape letters: V = terms, Q = queries, T = terms of one query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soju.core.config import validate
+from soju.core.errors import UserError
+from soju.core.files import write_json
+from soju.core.records import Document
+from soju.search.hits import Hit, explain
+from soju.search.index_folder import (
+    INDEX,
+    SEGMENTS,
+    check,
+    new_folder,
+    new_segment,
+    newest_segment,
+    publish,
+    read_json,
+    recover,
+)
+from soju.search.index_settings import IndexDescription, IndexSettings, SegmentEntry
+from soju.search.postings import check_vectors
+from soju.search.segment import (
+    Encode,
+    Segment,
+    merge_segments,
+    open_segments,
+    plan_merge,
+    write_segment,
+)
+from soju.search.weighting import idf
+
+Engine = Literal["auto", "exact", "seismic"]
+_FORMAT = 1
+
+
+class SparseIndex:
+    """An inverted index over sparse vectors of V terms, in a folder. Make one with `build` or `open`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        description: IndexDescription,
+        terms: Sequence[str],
+        prior_share_V: NDArray[np.float32] | None,
+        segments: Sequence[Segment],
+    ) -> None:
+        self.folder = folder
+        self.description = description
+        self.terms = terms
+        self._prior_share_V = prior_share_V
+        self.segments = segments
+        self._idf_V = self._live_idf()
+
+    @classmethod
+    def build(
+        cls,
+        folder: Path,
+        documents: Iterable[Document],
+        encode: Encode,
+        terms: Sequence[str],
+        settings: IndexSettings | None = None,
+        *,
+        fingerprint: str = "",
+        prior_share_V: NDArray[np.float32] | None = None,
+        overwrite: bool = False,
+    ) -> SparseIndex:
+        """Index a corpus in one pass with bounded memory; the folder appears whole or not at all.
+
+        Args:
+            folder: Where the index goes.
+            documents: Rows, read once; their order breaks ties.
+            encode: Maps up to `batch_size` chunk texts to a sparse ``(texts, V)`` array of finite weights >= 0: term
+                counts for ``bm25``, final weights for ``as_is``.
+            terms: The V strings that name the columns.
+            settings: The defaults when ``None``.
+            fingerprint: Names the model, for example its hash.
+            prior_share_V: Share of the model's training documents that hold each term, for
+                `weighting.prior_documents`.
+            overwrite: Replace an index that is there.
+
+        Returns:
+            The opened index.
+
+        Raises:
+            UserError: If the folder is taken, there are no documents, an id is empty or given twice, or vectors do not
+                fit the terms.
+        """
+        settings = settings or IndexSettings()
+        weighting = settings.weighting
+        if weighting.kind == "bm25":  # refuses a prior without shares before anything is encoded
+            idf(
+                np.zeros(len(terms), dtype=np.int64), 0,
+                prior_documents=weighting.prior_documents, prior_share_V=prior_share_V,
+            )  # fmt: skip
+        with new_folder(folder, overwrite=overwrite) as temporary:
+            part = temporary / SEGMENTS / "0000"
+            part.mkdir(parents=True)
+            entry = write_segment(
+                part, documents, encode, settings,
+                terms=len(terms), average_length=None, known_hashes=set(), allow_seismic=True,
+            )  # fmt: skip
+            write_json(temporary / "terms.json", list(terms))
+            if prior_share_V is not None:
+                np.save(temporary / "prior_share.npy", np.asarray(prior_share_V, dtype=np.float32))
+            description = IndexDescription(
+                format=_FORMAT,
+                fingerprint=fingerprint,
+                terms=len(terms),
+                average_length=entry.average_length,
+                settings=settings,
+                segments=(entry.model_copy(update={"name": "0000"}),),
+            )
+            write_json(temporary / INDEX, description.model_dump(mode="json"))
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path, *, fingerprint: str | None = None, full_check: bool = False) -> SparseIndex:
+        """Open an index; arrays are memory-mapped, only a Seismic file is read whole.
+
+        Args:
+            folder: The index.
+            fingerprint: Refuse an index of another model; ``None`` takes any.
+            full_check: Compare every byte with the manifest instead of sizes alone.
+
+        Returns:
+            The index.
+
+        Raises:
+            IntegrityError: If a file is missing, has another size or cannot be read.
+            UserError: If the folder is no index, was written by a newer soju, or belongs to another model.
+        """
+        if folder.is_dir():
+            recover(folder)
+        check(folder, full=full_check)
+        values = read_json(folder / INDEX)
+        if not isinstance(values, dict) or values.get("format") != _FORMAT:
+            raise UserError(
+                f"{folder / INDEX}: not of format {_FORMAT}; build the index again with this version of soju"
+            )
+        description = validate(values, IndexDescription, place=str(folder / INDEX))
+        if fingerprint is not None and fingerprint != description.fingerprint:
+            raise UserError(
+                f'{folder}: built with model "{description.fingerprint}", not "{fingerprint}"; search with that model, '
+                "or build the index again"
+            )
+        prior = folder / "prior_share.npy"
+        return cls(
+            folder,
+            description,
+            read_json(folder / "terms.json"),
+            np.load(prior) if prior.is_file() else None,
+            open_segments(folder, description),
+        )
+
+    def add(self, documents: Iterable[Document], encode: Encode) -> int:
+        """Append documents; results equal those of an index built at once with the same `average_length`.
+
+        New documents form a segment that is searched exactly, whatever the engine. Segments are merged when the added
+        ones grow (`compact_share`, `max_added_segments`).
+
+        Args:
+            documents: Rows, read once.
+            encode: As in `build`, of the same model.
+
+        Returns:
+            How many documents were added.
+
+        Raises:
+            UserError: If an id is taken, vectors do not fit, or the index changed meanwhile; it stays as it was.
+        """
+        known = {int(digest) for segment in self.segments for digest in segment.store.id_hashes}
+        settings = self.description.settings
+        with new_segment(self.folder) as part:
+            entry = write_segment(
+                part, documents, encode, settings,
+                terms=len(self.terms), average_length=self.description.average_length,
+                known_hashes=known, allow_seismic=False,
+            )  # fmt: skip
+        added = newest_segment(self.folder)
+        entry = entry.model_copy(update={"name": added})
+        fresh = Segment.open(self.folder / SEGMENTS / added, entry, settings, terms=len(self.terms))
+        kept, merged = plan_merge([*self.segments, fresh], settings)
+        entries = [segment.entry for segment in kept]
+        if len(merged) > 1:
+            with new_segment(self.folder) as part:
+                whole = merge_segments(merged, part, settings, allow_seismic=not kept)
+            entries.append(whole.model_copy(update={"name": newest_segment(self.folder)}))
+        else:
+            entries.append(entry)
+        self._publish(entries)
+        return entry.documents
+
+    def search(
+        self, query_vectors: Any, k: int = 10, *, engine: Engine = "auto", explain_hits: bool = True
+    ) -> list[list[Hit]]:
+        """Return the best documents of each query, best first, equal scores in document order.
+
+        A document scores as its best chunk. Scores are exact with either engine; Seismic may miss documents.
+
+        Args:
+            query_vectors: Sparse ``(Q, V)`` query weights >= 0, without idf.
+            k: Most documents a query, >= 1; fewer come back when fewer share a term with the query.
+            engine: ``auto`` takes Seismic where a segment has it and the exact engine elsewhere.
+            explain_hits: Whether hits list the terms that matched.
+
+        Returns:
+            Q lists of hits.
+
+        Raises:
+            UserError: If the vectors do not fit the index, or ``seismic`` is asked for and was not built.
+        """
+        if k < 1:
+            raise UserError(f"k: got {k}; ask for at least one document")
+        if engine == "seismic" and not any(segment.seismic for segment in self.segments):
+            raise UserError(
+                f'{self.folder}: has no Seismic file; build it with engine "seismic", or search with "exact"'
+            )
+        rows = query_vectors.shape[0]
+        queries = check_vectors(query_vectors, rows=rows, terms=len(self.terms), place="query")
+        results = []
+        for query in range(rows):
+            low, high = queries.indptr[query], queries.indptr[query + 1]
+            terms_T = queries.indices[low:high].astype(np.int32)
+            weights_T = queries.data[low:high]
+            if self._idf_V is not None:
+                weights_T = weights_T * self._idf_V[terms_T]
+            results.append(self._search_one(terms_T, weights_T, k, engine, explain_hits))
+        return results
+
+    @property
+    def documents(self) -> int:
+        """Number of documents, those without terms included."""
+        return sum(segment.entry.documents for segment in self.segments)
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks, N of the idf."""
+        return sum(segment.entry.chunks for segment in self.segments)
+
+    @property
+    def empty_documents(self) -> tuple[int, tuple[str, ...]]:
+        """How many documents have no term, and the ids of the first."""
+        entries = [segment.entry for segment in self.segments]
+        names = [name for entry in entries for name in entry.first_empty_documents]
+        return sum(entry.empty_documents for entry in entries), tuple(names)
+
+    def _search_one(
+        self, terms_T: NDArray[np.int32], weights_T: NDArray[np.float32], k: int, engine: Engine, explained: bool
+    ) -> list[Hit]:
+        found: list[tuple[float, int, int, NDArray[np.float32]]] = []
+        for number, segment in enumerate(self.segments):
+            approximate = engine != "exact" and segment.seismic is not None
+            searcher = segment.seismic if approximate and segment.seismic else segment.exact
+            chunks, _ = searcher.search(terms_T, weights_T, k)
+            for chunk, impacts_T in zip(chunks, segment.postings.weights(chunks, terms_T), strict=True):
+                # Summed in the order and precision of the exact engine, so that engines agree to the last bit.
+                score = float(np.cumsum(weights_T * impacts_T, dtype=np.float32)[-1])
+                found.append((-score, number, int(chunk), impacts_T))
+        found.sort(key=lambda item: item[:3])
+        hits = []
+        for negative, number, chunk, impacts_T in found[:k]:
+            document_id, window = self.segments[number].store.chunk(chunk)
+            matched = explain(self.terms, terms_T, weights_T, impacts_T) if explained else ()
+            hits.append(Hit(document_id, -negative, window.text, window.start, window.end, matched))
+        return hits
+
+    def _live_idf(self) -> NDArray[np.float32] | None:
+        weighting = self.description.settings.weighting
+        if weighting.kind == "as_is":
+            return None
+        frequency_V = np.sum([segment.postings.document_frequency for segment in self.segments], axis=0)
+        return idf(
+            frequency_V, self.chunks, prior_documents=weighting.prior_documents, prior_share_V=self._prior_share_V
+        )
+
+    def _publish(self, entries: Sequence[SegmentEntry]) -> None:
+        before = self.description.model_dump(mode="json")
+        if read_json(self.folder / INDEX) != before:
+            raise UserError(f"{self.folder}: another process changed the index meanwhile; open it and add again")
+        description = self.description.model_copy(update={"segments": tuple(entries)})
+        names = [entry.name for entry in entries]
+        publish(self.folder, description.model_dump(mode="json"), segments=names)
+        self.description = description
+        self.segments = open_segments(self.folder, description)
+        self._idf_V = self._live_idf()
