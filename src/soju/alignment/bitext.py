@@ -68,6 +68,9 @@ def make_bitext(
         target_size: Number of target ids, `NULL` included.
         max_tokens: Longer sides are cut here, so that one broken row cannot cost quadratic time.
 
+    Returns:
+        The pairs that have tokens on both sides, in the given order.
+
     Raises:
         ValueError: If there is no pair with tokens on both sides, or an id is out of range.
     """
