@@ -20,6 +20,8 @@ class TermRow:
 
     ko: str
     terms: tuple[Term, ...]
+    sources: tuple[str, ...] = ()
+    """Where the row comes from, when the file says so (``src``), to select by licence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,8 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 def parse_terms(row: RawRow, place: Place) -> TermRow | None:
     """Read ``{"ko": "프로그램", "terms": [{"term": "program", "sim": 0.95}, "software"]}``.
 
-    A bare string is a term of similarity 1. Terms are ordered best first; equal ones keep their order. Other keys are
-    ignored.
+    A bare string is a term of similarity 1. Terms are ordered best first; equal ones keep their order. ``src``, a list
+    of names, is kept as the row's sources; other keys are ignored.
 
     Args:
         row: The JSON object.
@@ -57,7 +57,12 @@ def parse_terms(row: RawRow, place: Place) -> TermRow | None:
         seen.add(term.text)
     if ko is None or place.problems:
         return None
-    return TermRow(ko, tuple(sorted((term for _, term in terms), key=lambda term: -term.similarity)))
+    return TermRow(ko, tuple(sorted((term for _, term in terms), key=lambda term: -term.similarity)), _sources_of(row))
+
+
+def _sources_of(row: RawRow) -> tuple[str, ...]:
+    sources = row.get("src", [])
+    return tuple(name for name in sources if isinstance(name, str)) if isinstance(sources, list) else ()
 
 
 def _terms_of(row: RawRow, place: Place) -> list[tuple[int, Term]]:

@@ -6,7 +6,6 @@ Shape letters: Q = queries, D = documents, W = words of the collection.
 from __future__ import annotations
 
 import re
-import threading
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -14,11 +13,11 @@ from typing import Protocol
 import bm25s
 import numpy as np
 import Stemmer
-from kiwipiepy import Kiwi
 from numpy.typing import NDArray
 from scipy import sparse
 
 from soju.core.errors import UserError
+from soju.core.korean import shared_kiwi
 from soju.core.language import is_hangul
 
 K1 = 1.2
@@ -93,7 +92,7 @@ class KoreanEnglishAnalyzer:
         korean = [index for index, text in enumerate(texts) if any(map(is_hangul, text))]
         words = [[] if any(map(is_hangul, text)) else _stems(text, stemmer) for text in texts]
         if korean:
-            for index, tokens in zip(korean, _kiwi(self.workers).tokenize([texts[i] for i in korean]), strict=True):
+            for index, tokens in zip(korean, shared_kiwi(self.workers).tokenize([texts[i] for i in korean]), strict=True):
                 words[index] = _morphemes(tokens, stemmer)
         return words
 
@@ -112,17 +111,6 @@ def _morphemes(tokens: Sequence[object], stemmer: Stemmer.Stemmer) -> list[str]:
         elif tag in _WRITTEN_TAGS or tag.startswith("W_"):
             words.extend(_stems(token.form, stemmer))  # type: ignore[attr-defined]
     return words
-
-
-_kiwis: dict[int, Kiwi] = {}
-_kiwi_lock = threading.Lock()
-
-
-def _kiwi(workers: int) -> Kiwi:
-    with _kiwi_lock:
-        if workers not in _kiwis:
-            _kiwis[workers] = Kiwi(num_workers=workers)
-        return _kiwis[workers]
 
 
 class Bm25Searcher:

@@ -1,0 +1,153 @@
+"""Everything that can be set about the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from soju.core.config import Settings
+
+
+class SelectSettings(Settings):
+    """Which lines of the pair file to read, by the source that a companion file names for each line."""
+
+    file: str
+    """Line-aligned companion file (``.src.gz``), relative to ``data.root``."""
+    keep: tuple[str, ...] = Field(min_length=1)
+    """Names of the sources to keep."""
+
+
+class DataSettings(Settings):
+    """What to learn from. Sources are files, globs, ``samples:NAME`` or ``hub:OWNER/NAME:SPLIT``."""
+
+    root: Path | None = None
+    """Folder that relative files are looked up in; the working folder when it is not given."""
+    pairs: tuple[str, ...] = ()
+    """Sentence pairs, Korean and English."""
+    passages: tuple[str, ...] = ()
+    """Passages with queries in both languages; both are read as sentence pairs."""
+    terms: tuple[str, ...] = ()
+    """Korean head words with English translations and Korean synonyms."""
+    select: SelectSettings | None = None
+    """Read only some sources of ``pairs``, which must then be a single file."""
+    term_sources: tuple[str, ...] | None = None
+    """Keep only head words all of whose sources (``src`` of the row) are named here; every head word when not given."""
+    held_out_terms: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of the head words kept out of training to measure unseen-term activation on, chosen by hash."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What to do when rows are broken: stop and list them, or leave them out and count them."""
+    max_line_bytes: int = Field(default=1_000_000, ge=1_000)
+    """Longer lines are refused."""
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> DataSettings:
+        if not (self.pairs or self.passages):
+            raise ValueError("pairs or passages are needed; terms alone cannot be aligned")
+        if self.select is not None and len(self.pairs) != 1:
+            raise ValueError("select needs exactly one file in pairs")
+        return self
+
+
+class TestSet(Settings):
+    """One retrieval test set."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Name in tables and signatures."""
+    pairs: tuple[str, ...] = ()
+    """Sentence pairs: each Korean side asks for its English side among all of them, and the other way round."""
+    passages: tuple[str, ...] = ()
+    """Passages with queries in both languages: four directions."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TestSet:
+        if bool(self.pairs) == bool(self.passages):
+            raise ValueError("give either pairs or passages")
+        return self
+
+
+class EvaluationSettings(Settings):
+    """What to measure and against what."""
+
+    sets: tuple[TestSet, ...] = ()
+    """Retrieval test sets."""
+    terms: tuple[str, ...] = ()
+    """Head words kept out of the training data, for unseen-term activation."""
+    bootstrap_samples: int = Field(default=2000, ge=100)
+    """Resamples of the paired bootstrap."""
+    latency_queries: int = Field(default=200, ge=1)
+    """Queries timed one at a time."""
+    examples: tuple[str, ...] = ("인공지능이 병을 진단할 수 있나요?", "how do vaccines protect people")
+    """Queries whose search results the report shows."""
+    probes: tuple[str, ...] = ("머신러닝", "데이터베이스", "추천시스템", "음성인식", "artificial intelligence")
+    """Texts whose expansion the report shows."""
+
+
+class TokenizerSettings(Settings):
+    """The shared Korean–English tokenizer."""
+
+    analysed_pairs: int | None = Field(default=None, ge=1)
+    """Most sentence pairs whose Korean is read by the morphological analyser, spread evenly; all when not given."""
+    min_count: int = Field(default=2, ge=1)
+    """Korean stretches and English words seen less often are left to sub-words, unless the term list has them."""
+    sub_words: int = Field(default=4000, ge=100)
+    """Sub-words for English words outside the lexicon."""
+
+
+class AlignmentSettings(Settings):
+    """Word alignment over pairs and terms."""
+
+    iterations: int = Field(default=6, ge=1, le=50)
+    """Rounds of expectation maximisation of IBM Model 1."""
+    prior: float = Field(default=0.01, ge=0, le=10)
+    """Dirichlet prior over the targets of a word; 0 is maximum likelihood."""
+    min_probability: float = Field(default=0.02, ge=0, lt=1)
+    """Translations below this averaged probability are dropped before weighting."""
+
+
+class ExpansionSettings(Settings):
+    """From translation probabilities to query weights."""
+
+    dictionary_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of the term list in the mix with the alignment."""
+    power: float = Field(default=0.7, gt=0, le=2)
+    """Exponent on the probability relative to the best translation; below 1 lifts alternatives."""
+    confidence: float = Field(default=0.2, ge=0, le=2)
+    """Exponent on the probability of the best translation."""
+    synonym_weight: float = Field(default=0.3, ge=0, le=1)
+    """Weight of a Korean synonym of the term list with similarity 1."""
+    mass: float = Field(default=1.0, gt=0, le=1)
+    """Share of each term's expansion weight to keep, largest first."""
+    min_weight: float = Field(default=0.03, ge=0, le=1)
+    """Weights below it are dropped."""
+    max_terms: int = Field(default=32, ge=1)
+    """Most translations of a term."""
+
+
+class SearchSettings(Settings):
+    """How documents are weighted in an index of this model."""
+
+    k1: float = Field(default=1.2, ge=0)
+    """BM25 saturation of term counts."""
+    b: float = Field(default=0.75, ge=0, le=1)
+    """BM25 length normalisation."""
+    prior_documents: float = Field(default=10_000, ge=0)
+    """Weight of the training text in document frequencies, in documents."""
+
+
+class StaticConfig(Settings):
+    """Recipe ``splade``, mode ``static``: a sparse encoder from word alignment, no network."""
+
+    recipe: Literal["splade"]
+    mode: Literal["static"]
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Name of the run and of the model."""
+    seed: int = Field(default=13, ge=0)
+    """Seed of the held-out split and of every resampling; the training itself draws nothing."""
+    data: DataSettings
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    alignment: AlignmentSettings = AlignmentSettings()
+    expansion: ExpansionSettings = ExpansionSettings()
+    search: SearchSettings = SearchSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
