@@ -104,7 +104,7 @@ def recovery(table: csr_array, gold: dict[int, set[int]]) -> dict[str, float]:
         row = slice(table.indptr[head], table.indptr[head + 1])
         best = table.indices[row][np.lexsort((table.indices[row], -table.data[row]))[:5]].tolist()
         hits += [bool(words.intersection(best[:1])), bool(words.intersection(best))]
-    return {"p@1": hits[0] / len(gold), "p@5": hits[1] / len(gold)}
+    return dict(zip(("p@1", "p@5"), (hits / len(gold)).tolist(), strict=True))
 
 
 def clocks() -> NDArray[np.float64]:
@@ -287,7 +287,7 @@ def main() -> None:
     result["eflomal"] = compare_eflomal(corpus, arguments.repeats)
     for part in ("wall and processor seconds", "recovery"):
         for name, value in result["eflomal"][part].items():
-            print(f"{part:28}{name:28}{value}", flush=True)
+            print(f"{part:28}{name:36}{value}", flush=True)
     result["scaling"] = scaling(whole.bitext, arguments.sizes)
     write_json(RESULTS / "alignment.json", result)
     draw(result["scaling"], RESULTS / "alignment_scaling.png")
