@@ -1,5 +1,295 @@
 """The command line: parses, calls, exits. Imports lazily so that ``soju --help`` loads no torch."""
 
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from soju import __version__
+from soju.core.errors import UserError
+from soju.core.progress import set_quiet
+
+if TYPE_CHECKING:
+    from soju.recipes.splade.config import StaticConfig
+
+app = typer.Typer(
+    name="soju",
+    help="Distil large multilingual language models into small Korean–English ones.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Config = Annotated[str, typer.Argument(help="A YAML file or the name of a preset.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key=value.", show_default=False)]
+Engine = Literal["auto", "exact", "seismic"]
+OnError = Literal["stop", "skip"]
+
+
+@app.callback()
+def _options(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask a hub for anything.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    set_quiet(quiet)
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if debug:
+        os.environ["SOJU_DEBUG"] = "1"
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    console.print(__version__)
+
+
+@app.command()
+def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] = None) -> None:
+    """List the presets, or print one to start from."""
+    from soju.presets import preset_names, preset_text
+
+    if name is not None:
+        typer.echo(preset_text(name), nl=False)
+        return
+    for known in preset_names():
+        console.print(f"[bold]{known}[/]  {preset_text(known).splitlines()[0].removeprefix('# ')}")
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Check configuration and data; train nothing."""
+    from soju.data.statistics import format_statistics
+    from soju.recipes.splade.reading import read_run_data
+
+    settings, _ = _read_config(config, overrides)
+    data = read_run_data(settings)
+    for part in ("pairs", "passages", "terms"):
+        if part in data.training.statistics:
+            console.print(format_statistics(data.training.statistics[part], title=part))
+    for texts in data.evaluation:
+        sizes = ", ".join(f"{name} {len(queries):,} queries" for name, (queries, _) in texts.directions.items())
+        console.print(f"{texts.name}: {sizes}")
+    console.print("[green]No problem found.[/]")
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME when not given.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
+) -> None:
+    """Train, score, export and report."""
+    from soju.core.run_directory import RunDirectory
+    from soju.recipes.splade.recipe import run
+
+    settings, text = _read_config(config, overrides)
+    folder = out or Path("runs") / settings.name
+    run_dir = RunDirectory.create(folder, config_text=text, config=settings, seed=settings.seed)
+    report_page = run(settings, run_dir, workers=workers)
+    _print_scores(folder)
+    console.print(f"Model   {run_dir.final}\nReport  {report_page}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Write the scores to this JSON file as well.")] = None,
+) -> None:
+    """Score a model on the test sets of a configuration, against BM25 and dictionary look-up."""
+    from soju.core.files import write_json
+    from soju.recipes.splade.indexing import model_folder, open_model
+    from soju.recipes.splade.reading import read_run_data
+    from soju.recipes.splade.recipe import score
+    from soju.report.run_contents import Comparison
+    from soju.report.terminal import scores_table
+
+    settings, _ = _read_config(config, overrides)
+    encoder, _ = open_model(model)
+    measured = score(encoder, read_run_data(settings), settings, model_folder(model))
+    comparisons = [Comparison.model_validate(comparison.to_json()) for comparison in measured.comparisons]
+    console.print(scores_table(measured.scores, comparisons))
+    if out is not None:
+        write_json(out, [item.to_json() for item in measured.scores])
+
+
+@app.command()
+def index(
+    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    corpus: Annotated[list[str], typer.Argument(help="CORPUS... INDEX: .jsonl, .tsv or .txt files, then the folder.")],
+    engine: Annotated[Engine, typer.Option(help="Seismic is built from 20,000 passages on with auto.")] = "auto",
+    add: Annotated[bool, typer.Option("--add", help="Add to the index instead of making a new one.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
+    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+) -> None:
+    """Index documents: soju index MODEL CORPUS... INDEX."""
+    from soju.recipes.splade.config import SearchSettings
+    from soju.recipes.splade.indexing import add_to_index, build_index, index_settings
+
+    *files, last = corpus
+    if not files:
+        raise UserError("give the documents and then the index folder: soju index MODEL CORPUS INDEX")
+    folder = Path(last)
+    if add:
+        made, added = add_to_index(folder, files, on_error=on_error)
+        console.print(f"{added:,} documents added")
+    else:
+        settings = index_settings(SearchSettings(), engine=engine)
+        made = build_index(model, files, folder, settings=settings, on_error=on_error, overwrite=overwrite)
+    empty, names = made.empty_documents
+    console.print(f"{folder}: {made.documents:,} documents, {made.chunks:,} passages")
+    if empty:
+        console.print(f"[yellow]{empty:,} documents hold no known term and cannot be found:[/] {', '.join(names)}")
+
+
+@app.command()
+def search(
+    index_folder: Annotated[Path, typer.Argument(metavar="INDEX", help="An index made with soju index.")],
+    query: Annotated[str, typer.Argument(help="Korean or English.")],
+    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Documents to show.")] = 10,
+    engine: Annotated[Engine, typer.Option(help="exact never misses; seismic is faster on large indexes.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="Where the model is, if not inside the index.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Search an index; show which terms matched, in both languages."""
+    from soju.recipes.splade.indexing import open_index, search_index
+    from soju.report.terminal import hits_table
+
+    opened, encoder = open_index(index_folder, model)
+    (found,) = search_index(opened, encoder, [query], k=k, engine=engine)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    elif found.hits:
+        console.print(hits_table(found))
+    else:
+        console.print("Nothing shares a term with this query.")
+
+
+@app.command("expand-text")
+def expand_text(
+    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    text: Annotated[str, typer.Argument(help="Korean or English.")],
+    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Terms to show.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the terms a text lights up, with weight and language."""
+    from soju.recipes.splade.indexing import expand, open_model
+    from soju.report.terminal import expansion_table
+
+    encoder, _ = open_model(model)
+    (expansion,) = expand(encoder, [text], k=k)
+    if as_json:
+        typer.echo(expansion.model_dump_json(indent=2))
+    else:
+        console.print(expansion_table(expansion))
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
+    """Write the report of a run again."""
+    from soju.report.run_report import write_report
+
+    console.print(str(write_report(run_folder)))
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, model or index folder.")]) -> None:
+    """Check every file against the manifests written with it."""
+    from soju.core.files import MANIFEST, verify_manifest
+
+    manifests = sorted(folder.rglob(MANIFEST))
+    if not manifests:
+        raise UserError(
+            f"{folder}: no {MANIFEST} in it, so there is nothing to check; give a run, model or index folder"
+        )
+    for manifest in manifests:
+        verify_manifest(manifest.parent)
+        console.print(f"[green]intact[/]  {manifest.parent}")
+
+
+@app.command()
+def demo(
+    recipe: Annotated[Literal["splade"], typer.Argument(help="The recipe to show.")] = "splade",
+    out: Annotated[Path | None, typer.Option(help="Run folder; a new one below runs/ when not given.")] = None,
+) -> None:
+    """Run a recipe on our own samples, offline, and search what it made."""
+    from soju.recipes.splade.demo import QUERY, run_demo
+    from soju.report.terminal import hits_table
+
+    console.print("Distilling a Korean–English searcher from our own samples ...")
+    finished = run_demo(out or _free_folder(Path("runs") / f"demo-{recipe}"))
+    _print_scores(finished.report.parent)
+    (found,) = finished.search([QUERY])
+    console.print(hits_table(found))
+    console.print(f"Report  {finished.report}")
+    if sys.stdin.isatty():
+        console.print("Ask in Korean or English; an empty line ends.")
+        while query := console.input("[bold]? [/]").strip():
+            console.print(hits_table(finished.search([query])[0]))
+
 
 def main() -> None:
-    """Run one verb."""
+    """Run one verb; exit with 2 for a user's mistake, 1 for ours."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        if os.environ.get("SOJU_DEBUG"):
+            raise
+        errors.print(str(error), markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("Interrupted.")
+        sys.exit(130)
+    except Exception as error:  # the last line of defence: one sentence instead of a traceback
+        if os.environ.get("SOJU_DEBUG"):
+            raise
+        errors.print(
+            f"soju failed: {type(error).__name__}: {error}. Run again with --debug and report it.", markup=False
+        )
+        sys.exit(1)
+
+
+def _read_config(name: str, overrides: list[str] | None) -> tuple[StaticConfig, str]:
+    from soju.core.config import apply_overrides, parse_yaml, to_yaml, validate
+    from soju.presets import preset_names, preset_text
+    from soju.recipes.splade.config import StaticConfig
+
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        from soju.core.config import read_yaml
+
+        values: dict[str, Any] = read_yaml(path)
+        text = path.read_text(encoding="utf-8-sig")
+    elif name in preset_names():
+        text = preset_text(name)
+        values = parse_yaml(text, place=name)
+    else:
+        raise UserError(f'"{name}" is neither a YAML file nor a preset; presets: {", ".join(preset_names())}')
+    settings = validate(apply_overrides(values, overrides or []), StaticConfig, place=name)
+    return settings, to_yaml(settings) if overrides else text
+
+
+def _print_scores(folder: Path) -> None:
+    from soju.report.run_contents import read_run
+    from soju.report.terminal import scores_table
+
+    contents = read_run(folder)
+    console.print(scores_table(contents.scores, contents.comparisons))
+
+
+def _free_folder(folder: Path) -> Path:
+    candidate, number = folder, 2
+    while candidate.exists():
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return candidate

@@ -5,14 +5,16 @@ Shape letters: V = terms of both languages; a table is ``(V, V)``, row = source 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
+from soju.alignment.bitext import Ids
 
-def dictionary_table(entries: Iterable[tuple[Sequence[int], Sequence[int], float]], *, size: int) -> csr_array:
+
+def dictionary_table(entries: Iterable[tuple[Ids, Ids, float]], *, size: int) -> csr_array:
     """Turn dictionary entries into a table.
 
     Args:
@@ -27,8 +29,8 @@ def dictionary_table(entries: Iterable[tuple[Sequence[int], Sequence[int], float
     targets: list[int] = []
     weights: list[float] = []
     for heads, translations, similarity in entries:
-        for head in heads:
-            for translation in translations:
+        for head in heads.tolist():
+            for translation in translations.tolist():
                 sources.append(head)
                 targets.append(translation)
                 weights.append(similarity**2 / (len(heads) * len(translations)))
@@ -91,7 +93,8 @@ def prune_by_mass(table: csr_array, *, mass: float, min_weight: float = 0.0, max
     before_row = np.concatenate(([0.0], cumulative_K))[starts_K]
     kept_before_K = cumulative_K - data_K - before_row
     totals_K = np.concatenate(([0.0], cumulative_K))[table.indptr[rows_K + 1]] - before_row
-    keep_K = (kept_before_K < mass * totals_K * (1 - 1e-9)) & (data_K >= min_weight)
+    within_K = kept_before_K < mass * totals_K * (1 - 1e-9) if mass < 1 else data_K > 0
+    keep_K = within_K & (data_K >= min_weight)
     if max_terms is not None:
         keep_K &= np.arange(len(data_K)) - starts_K < max_terms
     kept = order[keep_K]

@@ -6,7 +6,7 @@ Shape letters: V = pieces in the vocabulary; terms are pieces too.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 import Stemmer
@@ -62,7 +62,13 @@ class PieceReadings:
 
 
 def canonical_terms(
-    vocabulary: Mapping[str, int], readings: PieceReadings, latin_counts: Mapping[str, int]
+    vocabulary: Mapping[str, int],
+    readings: PieceReadings,
+    latin_counts: Mapping[str, int],
+    *,
+    sub_word_weight: float = 0.5,
+    function_words: Set[str] = frozenset(),
+    function_word_weight: float = 0.4,
 ) -> csr_array:
     """Build the matrix that turns piece counts into term counts.
 
@@ -70,6 +76,9 @@ def canonical_terms(
         vocabulary: Piece to id.
         readings: What the Korean pieces stood for.
         latin_counts: How often each English word was seen; the commonest word of a stem names its term.
+        sub_word_weight: What a piece of an unknown English word counts for; such a word has two or three pieces.
+        function_words: English words like "the" and "how".
+        function_word_weight: What these count for. They carry little, but in questions not nothing.
 
     Returns:
         ``(V, V)`` float32: row p holds the terms one occurrence of piece p counts for. Particles, endings, the
@@ -82,12 +91,20 @@ def canonical_terms(
             found = shares.get(index)
             rows[index] = {index: 1.0} if found is None else {t: s for t, s in found.items() if s >= MIN_SHARE}
         elif piece not in (UNKNOWN, BOUNDARY):
-            rows[index] = {index: 1.0}
+            rows[index] = {index: sub_word_weight if _is_latin_sub_word(piece) else 1.0}
     rows.update(_stem_classes(vocabulary, latin_counts))
+    for word in function_words:
+        piece_id = vocabulary.get(BOUNDARY + word + BOUNDARY)
+        if piece_id is not None:
+            rows[piece_id] = dict.fromkeys(rows[piece_id], function_word_weight)
     entries = [(piece, term, weight) for piece, terms in rows.items() for term, weight in sorted(terms.items())]
     pieces, terms, weights = zip(*entries, strict=True)
     size = len(vocabulary)
     return coo_array((np.array(weights, np.float32), (pieces, terms)), shape=(size, size)).tocsr()
+
+
+def _is_latin_sub_word(piece: str) -> bool:
+    return piece.strip(BOUNDARY).replace("'", "").isalnum()
 
 
 def _stem_classes(vocabulary: Mapping[str, int], counts: Mapping[str, int]) -> dict[int, dict[int, float]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,15 +25,16 @@ from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import Split
 from tokenizers.trainers import UnigramTrainer
 
-from soju.core.language import is_hangul
+from soju.core.language import is_syllable
 from soju.models.morphemes import Stretch
 
 UNKNOWN = "<unk>"
 BOUNDARY = "▁"
 """Stands before and after every Latin word or number."""
 
-_LATIN_WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)*")
-_BOUNDARIES = Regex(r"(?<![a-z0-9'])(?=[a-z0-9])|(?<=[a-z0-9])(?![a-z0-9'])")
+_LATIN_WORD = re.compile(r"[a-z0-9]+(?:'[a-z][a-z0-9]*)*")
+_BOUNDARIES = Regex(r"(?<![a-z0-9])(?:(?<![a-z0-9]')(?=[a-z])|(?=[0-9]))|(?<=[a-z0-9])(?![a-z0-9]|'[a-z])")
+"""Where `_LATIN_WORD` starts or ends: an apostrophe is inside a word only between its letters."""
 _PRE_TOKENS = Regex(r"▁[^▁]+▁|[가-힣]+|[^\s▁가-힣]")
 _SUB_WORD_PENALTY = 6.0
 """Nats a sub-word pays, so that a known word is never cut."""
@@ -44,7 +46,7 @@ def latin_words(text: str) -> list[str]:
     >>> latin_words("Don't use API를 v2")
     ["don't", 'use', 'api', 'v2']
     """
-    return _LATIN_WORD.findall(text.lower())
+    return _LATIN_WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ class LexiconCounts:
         """Count one analysed Korean text."""
         for stretch in stretches:
             surface = text[stretch.start : stretch.end]
-            if all(map(is_hangul, surface)):
+            if all(map(is_syllable, surface)):
                 self.stretches[surface] += 1
                 if always:
                     self.always.add(surface)
@@ -110,7 +112,7 @@ def build_tokenizer(counts: LexiconCounts, *, min_count: int = 2, sub_words: int
         scores.setdefault(piece, score - _SUB_WORD_PENALTY)
     rounded = [(piece, round(score, 2)) for piece, score in scores.items()]  # saves a third of the file
     tokenizer = Tokenizer(Unigram(rounded, unk_id=0, byte_fallback=False))
-    tokenizer.normalizer = Normalizers([NFKC(), Lowercase(), Replace(_BOUNDARIES, BOUNDARY)])
+    tokenizer.normalizer = Normalizers([NFKC(), Lowercase(), Replace(BOUNDARY, " "), Replace(_BOUNDARIES, BOUNDARY)])
     tokenizer.pre_tokenizer = Split(_PRE_TOKENS, "removed", invert=True)
     return tokenizer
 
@@ -131,4 +133,8 @@ def _latin_sub_words(words: Mapping[str, int], *, size: int) -> dict[str, float]
     model = Tokenizer(Unigram())
     model.train_from_iterator((BOUNDARY + word + BOUNDARY for word in words), trainer)
     scores: dict[str, float] = dict(json.loads(model.to_str())["model"]["vocab"])
-    return {piece: score for piece, score in scores.items() if re.fullmatch(r"▁?[a-z0-9']*▁?", piece)}
+    # Characters that the trainer adds only to cover the alphabet get scores in the order of a randomly seeded hash map,
+    # 0.0001 apart: give them one.
+    lowest = min((score for piece, score in scores.items() if len(piece) > 1), default=min(scores.values()))
+    kept = {piece: max(score, lowest) for piece, score in scores.items() if re.fullmatch(r"▁?[a-z0-9']*▁?", piece)}
+    return dict(sorted(kept.items(), key=lambda item: (-round(item[1], 2), item[0])))

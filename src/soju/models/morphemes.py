@@ -41,7 +41,8 @@ def _stretches(tokens: Sequence[Any]) -> list[Stretch]:
         if found and start < found[-1].end:
             last = found.pop()
             start, end, words = last.start, max(last.end, end), last.words + words
-        found.append(Stretch(start, end, words))
+        if start < end:  # an elided copula has no text: 사과다 = 사과 + (이) + 다
+            found.append(Stretch(start, end, words))
     return found
 
 

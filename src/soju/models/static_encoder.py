@@ -136,20 +136,22 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         UserError: If there is none or it is not JSON.
     """
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{folder}: no config.json, so this is not a model folder; give the folder of a model"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / 'config.json'}: not JSON ({error}); restore the file or train again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'}: not a JSON object; restore the file or train again")
     return config
 
 
 def _pack(name: str, matrix: csr_array) -> dict[str, NDArray[Any]]:
-    ids = np.uint16 if matrix.shape[1] <= np.iinfo(np.uint16).max + 1 else np.int32
+    ids = np.uint16 if matrix.shape[1] <= np.iinfo(np.uint16).max else np.int32  # a row may have V entries
     return {
-        f"{name}.row_lengths": np.diff(matrix.indptr).astype(np.uint16),
+        f"{name}.row_lengths": np.diff(matrix.indptr).astype(ids),
         f"{name}.terms": matrix.indices.astype(ids),
         f"{name}.weights": matrix.data.astype(np.float16),
     }

@@ -33,7 +33,7 @@ class DataSettings(Settings):
     select: SelectSettings | None = None
     """Read only some sources of ``pairs``, which must then be a single file."""
     term_sources: tuple[str, ...] | None = None
-    """Keep only head words all of whose sources (``src`` of the row) are named here; every head word when not given."""
+    """Leave out head words with a source (``src`` of the row) that is not named here; rows that name none are kept."""
     held_out_terms: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of the head words kept out of training to measure unseen-term activation on, chosen by hash."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -93,6 +93,10 @@ class TokenizerSettings(Settings):
     """Korean stretches and English words seen less often are left to sub-words, unless the term list has them."""
     sub_words: int = Field(default=4000, ge=100)
     """Sub-words for English words outside the lexicon."""
+    sub_word_weight: float = Field(default=0.5, gt=0, le=1)
+    """What a sub-word counts for, a whole word being 1."""
+    function_word_weight: float = Field(default=0.4, ge=0, le=1)
+    """What an English function word ("the", "how") counts for."""
 
 
 class AlignmentSettings(Settings):
@@ -102,6 +106,8 @@ class AlignmentSettings(Settings):
     """Rounds of expectation maximisation of IBM Model 1."""
     prior: float = Field(default=0.01, ge=0, le=10)
     """Dirichlet prior over the targets of a word; 0 is maximum likelihood."""
+    hmm_iterations: int = Field(default=0, ge=0, le=20)
+    """Rounds of a hidden Markov model with agreement of both directions after IBM Model 1."""
     min_probability: float = Field(default=0.02, ge=0, lt=1)
     """Translations below this averaged probability are dropped before weighting."""
 

@@ -16,7 +16,9 @@ from tokenizers import Tokenizer
 
 from soju.alignment.bitext import Bitext, make_bitext
 from soju.alignment.expansion import dictionary_table, expansion_weights, mix, prune_by_mass
-from soju.alignment.ibm1 import train_ibm1
+from soju.alignment.hmm import train_hmm
+from soju.alignment.ibm1 import TranslationTable, train_ibm1
+from soju.alignment.symmetrise import average
 from soju.core.language import language_of
 from soju.core.progress import track
 from soju.core.records import PairRow, TermRow
@@ -25,6 +27,7 @@ from soju.models.lexicon_tokenizer import LexiconCounts, build_tokenizer
 from soju.models.morphemes import Stretch, analyse
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.config import AlignmentSettings, ExpansionSettings, StaticConfig
+from soju.search.lexical import ENGLISH_STOP_WORDS
 
 Ids = NDArray[np.int32]
 
@@ -76,7 +79,14 @@ def train_static(
         readings = PieceReadings(tokenizer.get_vocab())
         for encoding, stretches in zip(tokenizer.encode_batch(korean, add_special_tokens=False), analysed, strict=True):
             readings.add(encoding.ids, encoding.offsets, stretches)
-        canonical = canonical_terms(tokenizer.get_vocab(), readings, counts.latin)
+        canonical = canonical_terms(
+            tokenizer.get_vocab(),
+            readings,
+            counts.latin,
+            sub_word_weight=config.tokenizer.sub_word_weight,
+            function_words=ENGLISH_STOP_WORDS,
+            function_word_weight=config.tokenizer.function_word_weight,
+        )
 
     # 3. Align both directions over pairs and terms, and average what they say.
     with _timed(log, "alignment"):
@@ -177,35 +187,24 @@ def _is_korean(terms: Ids, tokenizer: Tokenizer) -> bool:
 
 
 def _align_both(bitext: Bitext, settings: AlignmentSettings, log: TrainingLog) -> tuple[csr_array, csr_array]:
-    """Train both directions, one thread each; returns ``t(en | ko)`` and ``t(ko | en)``, `NULL` left out."""
+    """Train both directions, one thread each; returns the averaged table from Korean and from English."""
 
-    def train(direction: str, side: Bitext) -> csr_array:
+    def train(direction: str, side: Bitext) -> TranslationTable:
         def remember(_: int, log_likelihood: float) -> None:
             log.log_likelihood[direction].append(log_likelihood)
 
-        table = train_ibm1(side, iterations=settings.iterations, prior=settings.prior, on_iteration=remember)
-        return _without_null(table.to_csr())
+        return train_ibm1(side, iterations=settings.iterations, prior=settings.prior, on_iteration=remember)
 
     with ThreadPoolExecutor(2) as threads:
-        forward = threads.submit(train, "ko-en", bitext)
-        backward = threads.submit(train, "en-ko", bitext.reversed())
-        return (
-            _average(forward.result(), backward.result(), settings.min_probability),
-            _average(backward.result(), forward.result(), settings.min_probability),
-        )
-
-
-def _average(table: csr_array, reverse: csr_array, min_probability: float) -> csr_array:
-    mean = csr_array((table + reverse.T) * 0.5)
-    mean.data[mean.data < min_probability] = 0
+        ahead = threads.submit(train, "ko-en", bitext)
+        back = threads.submit(train, "en-ko", bitext.reversed())
+        forward, backward = ahead.result(), back.result()
+    if settings.hmm_iterations:
+        forward, backward = train_hmm(bitext, forward, backward, iterations=settings.hmm_iterations)
+    mean = average(forward.to_csr(), backward.to_csr())
+    mean.data[mean.data < settings.min_probability] = 0
     mean.eliminate_zeros()
-    return mean
-
-
-def _without_null(table: csr_array) -> csr_array:
-    start = table.indptr[1]
-    indptr = np.maximum(table.indptr - start, 0)
-    return csr_array((table.data[start:], table.indices[start:], indptr), shape=table.shape)
+    return mean, mean.T.tocsr()
 
 
 def _translations(

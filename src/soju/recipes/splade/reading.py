@@ -1,0 +1,123 @@
+"""Read what a run learns from and what it is measured on; refuse what would make its scores lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from soju.core.errors import UserError
+from soju.core.records import PairRow, PassageRow, TermRow
+from soju.data.checks import normalise_for_overlap, refuse_overlap
+from soju.data.log import ReadLog
+from soju.data.readers import read_rows
+from soju.data.source_filter import SourceFilter
+from soju.data.split import held_out
+from soju.data.statistics import RowStatistics, counted
+from soju.recipes.splade.config import DataSettings, StaticConfig, TestSet
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Rows to learn from."""
+
+    pairs: list[PairRow]
+    terms: list[TermRow]
+    unseen_terms: list[TermRow]
+    """Head words kept out of `terms`."""
+    statistics: dict[str, Any]
+    """For ``data.json``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationTexts:
+    """One test set as read: queries and documents of each direction, document i answers query i."""
+
+    name: str
+    directions: dict[str, tuple[list[str], list[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """Everything a run reads."""
+
+    training: TrainingData
+    evaluation: list[EvaluationTexts]
+
+
+def read_run_data(config: StaticConfig) -> RunData:
+    """Read training and evaluation data.
+
+    Raises:
+        DataError: If rows are broken, all problems of all files listed at once.
+        UserError: If evaluation texts stand in the training data, or nothing is left to train on.
+    """
+    log = ReadLog()
+    training = _read_training(config.data, seed=config.seed, log=log)
+    evaluation = [_read_test_set(test_set, config.data, log=log) for test_set in config.evaluation.sets]
+    unseen = list(_read(config.evaluation.terms, "terms", config.data, log))
+    log.raise_if_broken(config.data.on_error)
+    training.unseen_terms.extend(unseen)
+    training.statistics["reading"] = log.to_json()
+    if not training.pairs:
+        raise UserError("data: no sentence pair is left to train on; check data.pairs, data.passages and data.select")
+    for texts in evaluation:
+        refuse_overlap(_training_texts(training.pairs), _texts(texts), evaluation=texts.name)
+    refuse_overlap(
+        (row.ko for row in training.terms), [row.ko for row in training.unseen_terms], evaluation="evaluation.terms"
+    )
+    return RunData(training, evaluation)
+
+
+def _read_training(settings: DataSettings, *, seed: int, log: ReadLog) -> TrainingData:
+    counts = {name: RowStatistics() for name in ("pairs", "passages", "terms")}
+    select = None if settings.select is None else SourceFilter(settings.select.file, settings.select.keep)
+    pairs = list(counted(_read(settings.pairs, "pairs", settings, log, select=select), counts["pairs"]))
+    for passage in counted(_read(settings.passages, "passages", settings, log), counts["passages"]):
+        pairs += [PairRow(passage.ko, passage.en), PairRow(passage.query_ko, passage.query_en)]
+    terms: list[TermRow] = []
+    unseen: list[TermRow] = []
+    for row in counted(_wanted(_read(settings.terms, "terms", settings, log), settings), counts["terms"]):
+        key = normalise_for_overlap(row.ko)
+        (unseen if held_out(key, seed=seed, share=settings.held_out_terms) else terms).append(row)
+    statistics = {name: count.to_json() for name, count in counts.items() if count.rows}
+    return TrainingData(pairs, terms, unseen, statistics)
+
+
+def _wanted(rows: Iterable[TermRow], settings: DataSettings) -> Iterator[TermRow]:
+    if settings.term_sources is None:
+        yield from rows
+        return
+    wanted = set(settings.term_sources)
+    yield from (row for row in rows if wanted.issuperset(row.sources))
+
+
+def _read_test_set(test_set: TestSet, settings: DataSettings, *, log: ReadLog) -> EvaluationTexts:
+    if test_set.pairs:
+        pairs = list(_read(test_set.pairs, "pairs", settings, log))
+        ko, en = [pair.ko for pair in pairs], [pair.en for pair in pairs]
+        return EvaluationTexts(test_set.name, {"ko-en": (ko, en), "en-ko": (en, ko)})
+    rows: list[PassageRow] = list(_read(test_set.passages, "passages", settings, log))
+    queries = {"ko": [row.query_ko for row in rows], "en": [row.query_en for row in rows]}
+    passages = {"ko": [row.ko for row in rows], "en": [row.en for row in rows]}
+    directions = ("ko-en", "en-ko", "ko-ko", "en-en")
+    return EvaluationTexts(test_set.name, {d: (queries[d[:2]], passages[d[3:]]) for d in directions})
+
+
+def _read(
+    sources: Sequence[str], kind: Any, settings: DataSettings, log: ReadLog, *, select: SourceFilter | None = None
+) -> Iterator[Any]:
+    if not sources:
+        return iter(())
+    return read_rows(sources, kind, log=log, root=settings.root, select=select, max_line_bytes=settings.max_line_bytes)
+
+
+def _training_texts(pairs: Iterable[PairRow]) -> Iterator[str]:
+    for pair in pairs:
+        yield pair.ko
+        yield pair.en
+
+
+def _texts(texts: EvaluationTexts) -> list[str]:
+    unique = {text: None for queries, documents in texts.directions.values() for text in (*queries, *documents)}
+    return list(unique)

@@ -1,0 +1,193 @@
+"""Distil sentence pairs and a term list into a static cross-lingual sparse encoder, and prove what it is worth."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from soju.core.files import write_json, write_manifest, write_text
+from soju.core.records import Document
+from soju.core.run_directory import RunDirectory
+from soju.core.score import Score
+from soju.export.query_tokens import write_token_table
+from soju.export.term_table import write_term_table
+from soju.models.static_encoder import StaticEncoder
+from soju.recipes.splade.config import StaticConfig
+from soju.recipes.splade.indexing import expand, index_settings, search_index
+from soju.recipes.splade.reading import EvaluationTexts, RunData, read_run_data
+from soju.recipes.splade.scoring import SUBJECT, Measured, score_cost, score_retrieval, score_unseen_terms
+from soju.recipes.splade.static_training import TrainingLog, train_static
+from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
+from soju.report.run_report import write_report
+from soju.search.index import SparseIndex
+
+STEPS = {
+    "analyse": "Korean sentences were split into morphemes.",
+    "tokenizer": "The morphemes became the pieces of a tokenizer that needs no analyser.",
+    "alignment": "IBM Model 1 aligned the words of both languages in both directions.",
+    "expansion": "Alignment and term list became weights and were pruned.",
+}
+
+
+def run(config: StaticConfig, run_dir: RunDirectory, *, workers: int = 2) -> Path:
+    """Train, score, export and report.
+
+    Args:
+        config: What to do.
+        run_dir: Where everything goes.
+        workers: Threads.
+
+    Returns:
+        The HTML report.
+
+    Raises:
+        UserError: If the data cannot be trusted; nothing is trained then.
+    """
+    # 1. Read the data; refuse broken rows and evaluation texts that were trained on.
+    data = read_run_data(config)
+    write_json(run_dir.path / "data.json", data.training.statistics)
+
+    # 2. Distil the pairs and the terms into the encoder.
+    log = TrainingLog()
+    trained = train_static(data.training.pairs, data.training.terms, config, log=log, workers=workers)
+
+    # 3. Save it, and from here on use what was saved.
+    trained.save(run_dir.final, about={"name": config.name, "seed": config.seed, "counts": log.counts})
+    encoder = StaticEncoder.load(run_dir.final)
+
+    # 4. Score it against BM25, dictionary look-up and their fusion, and measure what it costs.
+    measured = score(encoder, data, config, run_dir.final, workers=workers)
+    measured.figures.insert(0, likelihood_figure(log))
+    run_dir.write_scores(measured.scores)
+    write_json(run_dir.path / "comparisons.json", [comparison.to_json() for comparison in measured.comparisons])
+    write_json(run_dir.path / "figures.json", measured.figures)
+
+    # 5. Show what texts expand to and what a search finds.
+    expansions = expand(encoder, config.evaluation.probes)
+    write_json(run_dir.path / "expansions.json", [expansion.model_dump(mode="json") for expansion in expansions])
+    write_json(run_dir.path / "searches.json", example_searches(encoder, data.evaluation, config, run_dir))
+
+    # 6. Export for programs that do not know soju; the manifest comes last.
+    write_exports(encoder, run_dir.final)
+    write_text(run_dir.final / "README.md", model_card(config, data, measured.scores))
+    write_manifest(run_dir.final)
+
+    # 7. Report.
+    write_json(run_dir.path / "story.json", story(config, log, measured))
+    return write_report(run_dir.path)
+
+
+def score(encoder: StaticEncoder, data: RunData, config: StaticConfig, folder: Path, *, workers: int = 2) -> Measured:
+    """Measure retrieval on every test set, cost on the first, and unseen terms where some were kept out."""
+    measured = score_retrieval(encoder, data.training.terms, data.evaluation, config, workers=workers)
+    if data.evaluation:
+        measured.scores += score_cost(encoder, folder, data.evaluation[0], config)
+    if data.training.unseen_terms:
+        measured.scores += score_unseen_terms(encoder, data.training.unseen_terms)
+    return measured
+
+
+def example_searches(
+    encoder: StaticEncoder, test_sets: list[EvaluationTexts], config: StaticConfig, run_dir: RunDirectory
+) -> list[dict[str, Any]]:
+    """Index the documents of the first test set in the run folder and answer the example queries."""
+    if not test_sets:
+        return []
+    documents = dict.fromkeys(text for _, texts in test_sets[0].directions.values() for text in texts)
+    index = SparseIndex.build(
+        run_dir.path / "index",
+        (Document(f"{test_sets[0].name}-{number:04d}", text) for number, text in enumerate(documents, start=1)),
+        encoder.encode_documents,
+        encoder.terms,
+        index_settings(config.search),
+        prior_share_V=encoder.document_share_V,
+    )
+    return [search.model_dump(mode="json") for search in search_index(index, encoder, config.evaluation.examples, k=3)]
+
+
+def write_exports(encoder: StaticEncoder, folder: Path) -> None:
+    """Write the table of translations and the per-token query weights beside the model."""
+    write_term_table(folder / "exports" / "translations.tsv", encoder.translations_VV, encoder.terms)
+    write_token_table(folder / "exports" / "query_tokens.jsonl", encoder.query_VV, encoder.terms)
+
+
+def likelihood_figure(log: TrainingLog) -> dict[str, Any]:
+    """Describe the curve of the alignment's likelihood."""
+    return {
+        "id": "likelihood",
+        "title": "Alignment: log-likelihood per target word",
+        "caption": "IBM Model 1, before each round of expectation maximisation.",
+        "kind": "line",
+        "x_label": "round",
+        "y_label": "nats per word",
+        "series": [
+            {"name": direction, "x": list(range(1, len(values) + 1)), "y": values}
+            for direction, values in log.log_likelihood.items()
+        ],
+    }
+
+
+def story(config: StaticConfig, log: TrainingLog, measured: Measured) -> dict[str, Any]:
+    """Tell the run in plain words."""
+    best = {s.test_set: s for s in measured.scores if s.subject == SUBJECT and s.name == "recall@10"}
+    sentences = [
+        f"{log.counts['pairs']:,} sentence pairs and {log.counts['terms']:,} head words became "
+        f"{log.counts['translation_weights']:,} translation weights over {log.counts['pieces']:,} pieces."
+    ]
+    sentences += [
+        f"On {name}, {score.value:.1%} of the queries find their document among the first ten."
+        for name, score in best.items()
+    ]
+    return {
+        "title": config.name,
+        "summary": sentences,
+        "steps": [
+            {"title": name, "text": text, "seconds": round(log.seconds[name], 2)} for name, text in STEPS.items()
+        ],
+    }
+
+
+def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
+    """Write the model's README."""
+    reading = data.training.statistics["reading"]["sources"]
+    name = config.name
+    card = ModelCard(
+        name=name,
+        summary=(
+            "A static cross-lingual sparse encoder for Korean and English: a tokenizer and a table of translations. "
+            "Korean queries find English documents in an inverted index and the other way round, without a network."
+        ),
+        licence="other",
+        licence_name="as the training data",
+        tags=("sparse-retrieval", "cross-lingual", "korean"),
+        examples=(
+            Example(title="Search your own text", language="bash", code=_usage()),
+            Example(title="Encode in Python", code=_python_usage()),
+        ),
+        scores=tuple(score for score in scores if score.unit == "fraction"),
+        data=tuple(
+            DataSource(name=source, rows=counts["kept"], licence="see the owner of the file")
+            for source, counts in reading.items()
+        ),
+        command=f"soju train {shlex.quote(name)}",
+        seed=config.seed,
+        limits=(
+            "It knows words, not sentences: word order and negation do not count.",
+            "Names and words outside its vocabulary are matched by their spelling only, not across languages.",
+        ),
+    )
+    return render_model_card(card)
+
+
+def _usage() -> str:
+    return 'soju index MODEL corpus.jsonl INDEX\nsoju search INDEX "질의"'
+
+
+def _python_usage() -> str:
+    return (
+        "from pathlib import Path\n"
+        "from soju.models.static_encoder import StaticEncoder\n\n"
+        'encoder = StaticEncoder.load(Path("MODEL"))\n'
+        'vectors = encoder.encode_queries(["인공지능"])  # scipy csr, (1, terms)'
+    )
