@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -18,6 +18,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
+
+_SHOWN = 120
+"""Characters of a wrong value that an error shows."""
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
 
@@ -40,15 +43,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, *, place: str) -> dict[str, Any]:
     """Parse one YAML mapping; `place` is named in errors. See `read_yaml`."""
     try:
-        value = _UniqueKeyLoader(text).get_single_data()
+        value = _load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise ConfigError(f"{place}{where}: {problem}; check the indentation and the quotes there") from None
+    except ValueError as error:  # looks like a date or a number and is none: 2026-13-01
+        raise ConfigError(f"{place}: {error}; quote the value") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{place}: a mapping of settings was expected; start from `soju presets NAME`")
     return value
+
+
+def _load(text: str) -> Any:
+    try:
+        return _UniqueKeyLoader(text).get_single_data()
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -58,6 +70,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults`; construct_mapping merges
+            continue
         key = str(loader.construct_object(key_node, deep=True))
         if key in seen:
             raise yaml.MarkedYAMLError(problem=f'"{key}" is given twice', problem_mark=key_node.start_mark)
@@ -80,11 +94,11 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     result = _copy(values)
     for override in overrides:
         key, separator, text = override.partition("=")
-        if not separator or not key:
+        if not separator or not all(key.split(".")):
             raise ConfigError(f'override "{override}": expected key=value, for example data.seed=7')
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = _load(text)
+        except (yaml.YAMLError, ValueError):
             raise ConfigError(f'override "{override}": the value is not valid YAML; quote it') from None
         *parents, last = key.split(".")
         target = result
@@ -123,7 +137,9 @@ def _explain(place: str, item: Any, model: type[BaseModel]) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{place}: {where}: {message}" if where else f"{place}: {message}"
-    return f"{place}: {where}: got {item['input']!r}; {message[0].lower()}{message[1:]}"
+    got = repr(item["input"])
+    got = got if len(got) <= _SHOWN else got[:_SHOWN] + "..."
+    return f"{place}: {where}: got {got}; {message[0].lower()}{message[1:]}"
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
@@ -131,11 +147,15 @@ def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
         field = model.model_fields.get(str(part))
         if field is None:
             continue
-        for candidate in (field.annotation, *get_args(field.annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                model = candidate
-                break
+        model = next(_models_in(field.annotation), model)
     return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def _copy(value: Any) -> Any:
@@ -147,5 +167,18 @@ def _copy(value: Any) -> Any:
 
 
 def to_yaml(config: Settings) -> str:
-    """Write every setting, defaults included, as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    """Write every setting, defaults included, as YAML that reads back as the same settings."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """`yaml.SafeDumper` that escapes Unicode line breaks, which YAML would read as other white space."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = '"' if _LINE_BREAKS.intersection(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_LINE_BREAKS = frozenset("\x85\u2028\u2029")
+_Dumper.add_representer(str, _represent_text)

@@ -79,22 +79,25 @@ def verify_manifest(folder: Path) -> None:
     """
     manifest = folder / MANIFEST
     try:
-        entries = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        entries = {
+            name: (int(entry["bytes"]), str(entry["sha256"]))
+            for name, entry in json.loads(manifest.read_text(encoding="utf-8"))["files"].items()
+        }
     except FileNotFoundError:
         raise IntegrityError(f"{manifest}: missing, so the folder was not written completely; build it again") from None
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{manifest}: unreadable ({error}); build the folder again") from None
-    faults = [fault for name, entry in entries.items() if (fault := _fault(folder / name, entry))]
+    faults = [fault for name, entry in entries.items() if (fault := _fault(folder / name, *entry))]
     if faults:
         raise IntegrityError("\n".join(faults))
 
 
-def _fault(path: Path, entry: dict[str, Any]) -> str | None:
+def _fault(path: Path, expected_bytes: int, expected_sha256: str) -> str | None:
     if not path.is_file():
         return f"{path}: missing since the manifest was written; restore it or build the folder again"
     size = path.stat().st_size
-    if size != entry["bytes"]:
-        return f"{path}: {size:,} bytes instead of {entry['bytes']:,}; restore it or build the folder again"
-    if sha256(path) != entry["sha256"]:
+    if size != expected_bytes:
+        return f"{path}: {size:,} bytes instead of {expected_bytes:,}; restore it or build the folder again"
+    if sha256(path) != expected_sha256:
         return f"{path}: its content changed since the manifest was written; restore it or build the folder again"
     return None

@@ -15,6 +15,11 @@ def is_hangul(character: str) -> bool:
     return any(low <= code <= high for low, high in _HANGUL_RANGES)
 
 
+def is_syllable(character: str) -> bool:
+    """Tell whether one character is a composed Hangul syllable: what NFC and NFKC leave of ordinary Korean text."""
+    return "가" <= character <= "힣"
+
+
 def is_latin(character: str) -> bool:
     """Tell whether one character is a letter of the Latin script, accented ones included."""
     return character.isalpha() and ord(character) < 0x0250

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ _PACKAGES = (
     "kiwipiepy_model",
     "pyseismic-lsr",
 )
+_FOLDERS = re.compile(r"""(?:(?<=[\s=,\["'])|^)(?:~|[A-Za-z]:)?[/\\](?:[^/\\,\]"']*[/\\])*""")
+"""The folders of an absolute path, alone, after ``key=`` or in a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,10 @@ class RunDirectory:
         """
         if (path / "config.yaml").exists():
             raise UserError(f"{path}: holds a run already; choose another with --out, or remove it first")
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{path}: a file is in the way; choose another folder with --out") from None
         write_text(path / "resolved.yaml", to_yaml(config))
         write_json(path / "environment.json", describe_environment(seed=seed))
         write_text(path / "config.yaml", config_text)
@@ -79,11 +85,16 @@ class RunDirectory:
             values = json.loads((self.path / "scores.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{self.path}: no scores.json; is this the folder of a finished run?") from None
+        except ValueError as error:
+            raise UserError(f"{self.path / 'scores.json'}: unreadable ({error}); run the evaluation again") from None
         return [Score.from_json(value) for value in values]
 
 
 def describe_environment(*, seed: int) -> dict[str, Any]:
-    """Return versions, machine, commit and seed, without any path or name of the machine."""
+    """Return versions, machine, commit and seed, without any path or name of the machine.
+
+    Of absolute paths among the arguments only the last part is kept.
+    """
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -98,7 +109,7 @@ def describe_environment(*, seed: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_count": os.cpu_count(),
-        "arguments": sys.argv[1:],
+        "arguments": [_FOLDERS.sub("", argument) for argument in sys.argv[1:]],
         "packages": versions,
     }
 
@@ -106,7 +117,8 @@ def describe_environment(*, seed: int) -> dict[str, Any]:
 def _commit() -> str | None:
     try:
         result = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            # The second revision fails when another project's repository merely holds our environment.
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD", f"HEAD:./{Path(__file__).name}"],
             capture_output=True,
             text=True,
             timeout=5,
@@ -114,4 +126,4 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip()
+    return result.stdout.split()[0]

@@ -25,6 +25,7 @@ from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import Split
 from tokenizers.trainers import UnigramTrainer
 
+from soju.core.errors import UserError
 from soju.core.language import is_syllable
 from soju.models.morphemes import Stretch
 
@@ -92,12 +93,16 @@ def build_tokenizer(counts: LexiconCounts, *, min_count: int = 2, sub_words: int
         A `tokenizers.Tokenizer` (unigram) that any program reads from ``tokenizer.json``.
 
     Raises:
-        ValueError: If nothing was counted in one of the languages.
+        UserError: If nothing was counted in one of the languages, or nothing often enough.
     """
     if not counts.stretches or not counts.latin:
-        raise ValueError("both Korean and English text are needed to build the tokenizer")
-    scores: dict[str, float] = {UNKNOWN: 0.0}
+        raise UserError("both Korean and English text are needed to build the tokenizer")
     korean = _kept(counts.stretches, counts.always, min_count)
+    latin = _kept(counts.latin, counts.always, min_count)
+    if not korean or not latin:
+        what = "English" if korean else "Korean"
+        raise UserError(f"no {what} word occurs {min_count} times; lower tokenizer.min_count or give more text")
+    scores: dict[str, float] = {UNKNOWN: 0.0}
     total = math.log(sum(korean.values()))
     scores.update((piece, math.log(count) - total) for piece, count in korean.items())
     rare = -math.log(1000) - total
@@ -105,7 +110,6 @@ def build_tokenizer(counts: LexiconCounts, *, min_count: int = 2, sub_words: int
     lemmas = sorted(_kept(counts.words, counts.always, min_count))
     for piece in (*lemmas, *syllables):
         scores.setdefault(piece, rare)
-    latin = _kept(counts.latin, counts.always, min_count)
     total = math.log(sum(latin.values()))
     scores.update((BOUNDARY + word + BOUNDARY, math.log(count) - total) for word, count in latin.items())
     for piece, score in _latin_sub_words(latin, size=sub_words).items():
