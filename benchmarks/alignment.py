@@ -273,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--repeats", type=int, default=3, help="full trainings; the nltk comparison takes two more")
-    parser.add_argument("--pairs", type=int, default=40_000, help="of the peers' comparison; all take half an hour")
+    parser.add_argument("--pairs", type=int, default=10_000, help="sentence pairs of the eflomal comparison")
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="sentence pairs of the scaling curve")
     arguments = parser.parse_args()
     corpus, whole = read_corpus(arguments.data, arguments.pairs), read_corpus(arguments.data, None)
