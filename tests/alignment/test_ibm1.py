@@ -122,10 +122,11 @@ def test_rows_sum_to_one_and_targets_ascend():
     assert table.has_canonical_format
 
 
-def test_an_unused_source_word_has_an_empty_row():
+@pytest.mark.parametrize("prior", [0.0, 0.01])
+def test_an_unused_source_word_has_an_empty_row(prior):
     bitext, *_ = bitext_of(HOUSE)
     bitext = type(bitext)(**{name: getattr(bitext, name) for name in bitext.__slots__} | {"source_size": 9})
-    table = train_ibm1(bitext, iterations=2).to_csr()
+    table = train_ibm1(bitext, iterations=2, prior=prior).to_csr()
     assert table.shape == (9, bitext.target_size)
     assert table[[5, 6, 7, 8]].nnz == 0
 

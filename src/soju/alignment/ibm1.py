@@ -240,7 +240,7 @@ def normalise_row(counts: Floats, prior: float) -> None:
     total = 0.0
     for k in range(len(counts)):
         total += counts[k]
-    if prior > 0:
+    if prior > 0 and len(counts) > 0:
         log_total = _digamma(total + prior * len(counts))
         for k in range(len(counts)):
             counts[k] = math.exp(_digamma(counts[k] + prior) - log_total)
