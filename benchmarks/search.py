@@ -132,6 +132,10 @@ def latencies(engine: Any, queries: list[Query]) -> tuple[list[float], list[set[
 
 def peak_mib() -> float:
     """Return the peak resident memory of this process."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss of a child starts at its parent's size
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -227,27 +231,23 @@ def _summary(runs: list[list[float]]) -> dict[str, float]:
 def claims(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the lines that `make bench` reads."""
     name = f"search.{result['documents']}"
-    speed = result["exact"]["p50_ms"] / result["seismic"]["p50_ms"]
-    recall = result["recall@10"]
+    recall, seismic, exact = result["recall@10"], result["seismic"]["p50_ms"], result["exact"]["p50_ms"]
+    faster = "p50 latency, ms (ours Seismic, peer exact; ratio = times faster)"
+    measured = [
+        (faster, seismic, exact, exact / seismic, GOAL_RATIO),
+        ("recall@10 of Seismic against exact", recall, 1.0, recall, GOAL_RECALL),
+    ]
     return [
         {
             "benchmark": name,
-            "metric": "p50 latency, ms (ours Seismic, peer exact; ratio = times faster)",
-            "ours": round(result["seismic"]["p50_ms"], 3),
-            "peer": round(result["exact"]["p50_ms"], 3),
-            "ratio": round(speed, 2),
-            "goal": f">= {GOAL_RATIO:g}",
-            "holds": speed >= GOAL_RATIO,
-        },
-        {
-            "benchmark": name,
-            "metric": "recall@10 of Seismic against exact",
-            "ours": round(recall, 4),
-            "peer": 1.0,
-            "ratio": round(recall, 4),
-            "goal": f">= {GOAL_RECALL:g}",
-            "holds": recall >= GOAL_RECALL,
-        },
+            "metric": metric,
+            "ours": round(ours, 4),
+            "peer": round(peer, 4),
+            "ratio": round(ratio, 3),
+            "goal": f">= {goal:g}",
+            "holds": ratio >= goal,
+        }
+        for metric, ours, peer, ratio, goal in measured
     ]
 
 
@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, nargs="+", default=[100_000, 1_000_000], help="multiples of 5000")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=11)  # Seismic was tuned on 7
     parser.add_argument("--probe", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.probe:
@@ -282,13 +282,8 @@ def main() -> None:
     for size in arguments.documents:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "index"
-            result = measure(
-                size,
-                query_count=arguments.queries,
-                repetitions=arguments.repetitions,
-                seed=arguments.seed,
-                folder=folder,
-            )
+            counts = {"query_count": arguments.queries, "repetitions": arguments.repetitions}
+            result = measure(size, **counts, seed=arguments.seed, folder=folder)
             print(json.dumps(result), flush=True)
             results.append(result)
     report = {
