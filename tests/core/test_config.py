@@ -44,7 +44,7 @@ class Example(Settings):
     note: str = ""
     data: Data = Data()
     stages: tuple[Stage, ...] | None = None
-    by_name: dict[str, Stage] = {}
+    by_name: dict[str, Stage] = Field(default_factory=dict)
     shape: Circle | Square = Circle()
 
 

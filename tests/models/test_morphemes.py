@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from soju.models.morphemes import analyse
@@ -49,7 +51,7 @@ def test_foreign_words_and_symbols_have_no_words():
 )
 def test_stretches_in_order_restore_the_text_but_its_spaces(text):
     (stretches,) = analyse([text], workers=1)
-    assert all(a.end <= b.start for a, b in zip(stretches, stretches[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(stretches))
     assert all(stretch.start < stretch.end for stretch in stretches)
     covered = {position for stretch in stretches for position in range(stretch.start, stretch.end)}
     left = "".join(character for position, character in enumerate(text) if position not in covered)

@@ -97,7 +97,9 @@ def canonical_terms(
         piece_id = vocabulary.get(BOUNDARY + word + BOUNDARY)
         if piece_id is not None:
             rows[piece_id] = dict.fromkeys(rows[piece_id], function_word_weight)
-    entries = [(piece, term, weight) for piece, terms in rows.items() for term, weight in sorted(terms.items())]
+    entries = [
+        (piece, term, weight) for piece, terms in rows.items() for term, weight in sorted(terms.items()) if weight
+    ]
     pieces, terms, weights = zip(*entries, strict=True)
     size = len(vocabulary)
     return coo_array((np.array(weights, np.float32), (pieces, terms)), shape=(size, size)).tocsr()

@@ -58,7 +58,8 @@ class StaticEncoder:
     @cached_property
     def query_VV(self) -> csr_array:
         """The matrix a query's piece counts are multiplied with."""
-        return (self.canonical_VV @ (eye_array(len(self.terms), format="csr") + self.translations_VV)).tocsr()
+        identity_VV = eye_array(len(self.terms), dtype=np.float32, format="csr")
+        return (self.canonical_VV @ (identity_VV + self.translations_VV)).tocsr()
 
     def encode_documents(self, texts: Sequence[str]) -> csr_array:
         """Count the terms of each text; returns ``(B, V)`` float32, unitless counts for BM25 weighting."""
