@@ -128,7 +128,7 @@ def evaluate(
 def index(
     model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
     corpus: Annotated[list[str], typer.Argument(help="CORPUS... INDEX: .jsonl, .tsv or .txt files, then the folder.")],
-    engine: Annotated[Engine, typer.Option(help="Seismic is built from 20,000 passages on with auto.")] = "auto",
+    engine: Annotated[Engine, typer.Option(help="auto builds Seismic from 100,000 passages on.")] = "auto",
     add: Annotated[bool, typer.Option("--add", help="Add to the index instead of making a new one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
     on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
@@ -285,7 +285,7 @@ def _print_scores(folder: Path) -> None:
     from soju.report.terminal import scores_table
 
     contents = read_run(folder)
-    console.print(scores_table(contents.scores, contents.comparisons))
+    console.print(scores_table(contents.scores, contents.comparisons), soft_wrap=False)
 
 
 def _free_folder(folder: Path) -> Path:

@@ -63,6 +63,8 @@ class ReadLog:
     """Counts by file, sample or hub data set, in the order they were opened."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Problems by reason. A row with two problems counts twice here and once in `SourceCounts.refused`."""
+    selected: Counter[str] = field(default_factory=Counter)
+    """Lines a `SourceFilter` let through, by source; refused rows are among them."""
     problems: list[Problem] = field(default_factory=list)
     """The first `MAX_PROBLEMS` problems, of files and of rows."""
     file_problems: list[Problem] = field(default_factory=list)

@@ -57,7 +57,10 @@ class LineSelector:
         name = (line or b"").split(b"\t", 1)[0].decode("utf-8", "replace").removeprefix("\ufeff").strip()
         if len(self._seen) < _MAX_KNOWN:
             self._seen.add(name)
-        return name in self._keep
+        if name not in self._keep:
+            return False
+        self._log.selected[name] += 1
+        return True
 
     def finish(self, data_file: str) -> None:
         """Check at the end of the data file that the companion ends too and that every wanted source occurred."""

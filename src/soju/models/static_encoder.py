@@ -50,10 +50,15 @@ class StaticEncoder:
             raise ValueError(f"the tokenizer has {size:,} pieces, but the matrices are {shapes}")
 
     @cached_property
+    def pieces(self) -> tuple[str, ...]:
+        """Every piece as the tokenizer spells it, by id."""
+        vocabulary = self.tokenizer.get_vocab()
+        return tuple(sorted(vocabulary, key=vocabulary.__getitem__))
+
+    @cached_property
     def terms(self) -> tuple[str, ...]:
         """Readable name of every term; sub-words show ``…`` where they are cut from their word."""
-        vocabulary = self.tokenizer.get_vocab()
-        return tuple(_readable(piece) for piece in sorted(vocabulary, key=vocabulary.__getitem__))
+        return tuple(_readable(piece) for piece in self.pieces)
 
     @cached_property
     def query_VV(self) -> csr_array:

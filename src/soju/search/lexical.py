@@ -92,7 +92,9 @@ class KoreanEnglishAnalyzer:
         korean = [index for index, text in enumerate(texts) if any(map(is_hangul, text))]
         words = [[] if any(map(is_hangul, text)) else _stems(text, stemmer) for text in texts]
         if korean:
-            for index, tokens in zip(korean, shared_kiwi(self.workers).tokenize([texts[i] for i in korean]), strict=True):
+            for index, tokens in zip(
+                korean, shared_kiwi(self.workers).tokenize([texts[i] for i in korean]), strict=True
+            ):
                 words[index] = _morphemes(tokens, stemmer)
         return words
 

@@ -142,6 +142,30 @@ class SearchSettings(Settings):
     """Weight of the training text in document frequencies, in documents."""
 
 
+class Credit(Settings):
+    """What the model card says of one source of training data."""
+
+    source: str
+    """Name of the source as the companion file or the rows give it, or of the file."""
+    licence: str
+    """Its licence, as its owner names it."""
+    attribution: str = ""
+    """The words its licence asks for."""
+
+
+class CardSettings(Settings):
+    """What the model card says and nothing can compute."""
+
+    licence: str = "other"
+    """Licence of the weights by the hub's identifier."""
+    licence_name: str | None = "as the training data"
+    """Name of a licence the hub does not know."""
+    command: str | None = None
+    """Preset or file that trains the model; its name when not given."""
+    credits: tuple[Credit, ...] = ()
+    """One for each source; sources without one are listed as unknown."""
+
+
 class StaticConfig(Settings):
     """Recipe ``splade``, mode ``static``: a sparse encoder from word alignment, no network."""
 
@@ -157,3 +181,4 @@ class StaticConfig(Settings):
     expansion: ExpansionSettings = ExpansionSettings()
     search: SearchSettings = SearchSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    card: CardSettings = CardSettings()

@@ -17,7 +17,7 @@ from soju.report.run_contents import RunContents, Search, read_run
 from soju.search.index import SparseIndex
 
 PRESET = "splade-static-samples"
-QUERY = "잠을 푹 자려면 어떻게 해야 하나요?"
+QUERY = "심장 혈관이 막혔을 때 가슴 통증"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Demo:
     encoder: StaticEncoder
 
     def search(self, queries: Sequence[str], *, k: int = 3) -> list[Search]:
-        """Search the held-out passages, Korean and English ones together."""
+        """Search the held-out English passages."""
         return search_index(self.index, self.encoder, queries, k=k)
 
 

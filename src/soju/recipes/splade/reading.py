@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ class TrainingData:
     terms: list[TermRow]
     unseen_terms: list[TermRow]
     """Head words kept out of `terms`."""
+    source_rows: dict[str, int]
+    """Rows read for training by source, or by file where rows name none; a head word counts for each of its sources."""
     statistics: dict[str, Any]
     """For ``data.json``."""
 
@@ -80,8 +83,12 @@ def _read_training(settings: DataSettings, *, seed: int, log: ReadLog) -> Traini
     for row in counted(_wanted(_read(settings.terms, "terms", settings, log), settings), counts["terms"]):
         key = normalise_for_overlap(row.ko)
         (unseen if held_out(key, seed=seed, share=settings.held_out_terms) else terms).append(row)
+    by_source = Counter(log.selected)
+    named = {*settings.pairs} if select else set()
+    by_source.update({name: rows.kept for name, rows in log.sources.items() if name not in named})
+    by_source.update(source for row in terms for source in row.sources)
     statistics = {name: count.to_json() for name, count in counts.items() if count.rows}
-    return TrainingData(pairs, terms, unseen, statistics)
+    return TrainingData(pairs, terms, unseen, dict(by_source), statistics)
 
 
 def _wanted(rows: Iterable[TermRow], settings: DataSettings) -> Iterator[TermRow]:

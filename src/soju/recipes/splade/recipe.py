@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from soju.core.files import write_json, write_manifest, write_text
 from soju.core.records import Document
@@ -13,14 +14,23 @@ from soju.core.score import Score
 from soju.export.query_tokens import write_token_table
 from soju.export.term_table import write_term_table
 from soju.models.static_encoder import StaticEncoder
-from soju.recipes.splade.config import StaticConfig
+from soju.recipes.splade.config import Credit, StaticConfig
 from soju.recipes.splade.indexing import expand, index_settings, search_index
 from soju.recipes.splade.reading import EvaluationTexts, RunData, read_run_data
-from soju.recipes.splade.scoring import SUBJECT, Measured, score_cost, score_retrieval, score_unseen_terms
+from soju.recipes.splade.scoring import METRICS, SUBJECT, Measured, score_cost, score_retrieval, score_unseen_terms
 from soju.recipes.splade.static_training import TrainingLog, train_static
 from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
 from soju.report.run_report import write_report
 from soju.search.index import SparseIndex
+from soju.search.weighting import idf
+
+_USAGE = 'soju index {model} corpus.jsonl INDEX\nsoju search INDEX "질의"'
+_PYTHON_USAGE = """from pathlib import Path
+
+from soju.models.static_encoder import StaticEncoder
+
+encoder = StaticEncoder.load(Path("MODEL"))
+vectors = encoder.encode_queries(["인공지능"])  # scipy csr, (1, terms)"""
 
 STEPS = {
     "analyse": "Korean sentences were split into morphemes.",
@@ -69,7 +79,7 @@ def run(config: StaticConfig, run_dir: RunDirectory, *, workers: int = 2) -> Pat
     write_json(run_dir.path / "searches.json", example_searches(encoder, data.evaluation, config, run_dir))
 
     # 6. Export for programs that do not know soju; the manifest comes last.
-    write_exports(encoder, run_dir.final)
+    write_exports(encoder, run_dir.path / "exports", config)
     write_text(run_dir.final / "README.md", model_card(config, data, measured.scores))
     write_manifest(run_dir.final)
 
@@ -91,10 +101,10 @@ def score(encoder: StaticEncoder, data: RunData, config: StaticConfig, folder: P
 def example_searches(
     encoder: StaticEncoder, test_sets: list[EvaluationTexts], config: StaticConfig, run_dir: RunDirectory
 ) -> list[dict[str, Any]]:
-    """Index the documents of the first test set in the run folder and answer the example queries."""
+    """Index the English documents of the first test set in the run folder and answer the example queries."""
     if not test_sets:
         return []
-    documents = dict.fromkeys(text for _, texts in test_sets[0].directions.values() for text in texts)
+    _, documents = test_sets[0].directions["ko-en"]
     index = SparseIndex.build(
         run_dir.path / "index",
         (Document(f"{test_sets[0].name}-{number:04d}", text) for number, text in enumerate(documents, start=1)),
@@ -106,10 +116,16 @@ def example_searches(
     return [search.model_dump(mode="json") for search in search_index(index, encoder, config.evaluation.examples, k=3)]
 
 
-def write_exports(encoder: StaticEncoder, folder: Path) -> None:
-    """Write the table of translations and the per-token query weights beside the model."""
-    write_term_table(folder / "exports" / "translations.tsv", encoder.translations_VV, encoder.terms)
-    write_token_table(folder / "exports" / "query_tokens.jsonl", encoder.query_VV, encoder.terms)
+def write_exports(encoder: StaticEncoder, folder: Path, config: StaticConfig) -> None:
+    """Write the table of translations and the query weights of every piece, idf of the training text included."""
+    write_term_table(folder / "translations.tsv", encoder.translations_VV, encoder.terms)
+    idf_V = idf(
+        np.zeros(len(encoder.terms), np.int64),
+        0,
+        prior_documents=config.search.prior_documents or 1.0,
+        prior_share_V=encoder.document_share_V,
+    )
+    write_token_table(folder / "query_tokens.jsonl", encoder.query_VV, encoder.pieces, encoder.terms, idf_V=idf_V)
 
 
 def likelihood_figure(log: TrainingLog) -> dict[str, Any]:
@@ -150,27 +166,29 @@ def story(config: StaticConfig, log: TrainingLog, measured: Measured) -> dict[st
 
 def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
     """Write the model's README."""
-    reading = data.training.statistics["reading"]["sources"]
-    name = config.name
+    credits = {credit.source: credit for credit in config.card.credits}
+    unknown = Credit(source="", licence="see its owner")
+    sources = [
+        DataSource(name=name, rows=rows, licence=credit.licence, attribution=credit.attribution)
+        for name, rows in data.training.source_rows.items()
+        for credit in [credits.get(name, unknown)]
+    ]
     card = ModelCard(
-        name=name,
+        name=config.name,
         summary=(
             "A static cross-lingual sparse encoder for Korean and English: a tokenizer and a table of translations. "
             "Korean queries find English documents in an inverted index and the other way round, without a network."
         ),
-        licence="other",
-        licence_name="as the training data",
+        licence=config.card.licence,
+        licence_name=config.card.licence_name,
         tags=("sparse-retrieval", "cross-lingual", "korean"),
         examples=(
-            Example(title="Search your own text", language="bash", code=_usage()),
-            Example(title="Encode in Python", code=_python_usage()),
+            Example(title="Search your own text", language="bash", code=_USAGE.format(model=config.name)),
+            Example(title="Encode in Python", code=_PYTHON_USAGE),
         ),
-        scores=tuple(score for score in scores if score.unit == "fraction"),
-        data=tuple(
-            DataSource(name=source, rows=counts["kept"], licence="see the owner of the file")
-            for source, counts in reading.items()
-        ),
-        command=f"soju train {shlex.quote(name)}",
+        scores=tuple(score for score in scores if score.name in METRICS),
+        data=tuple(sources),
+        command=f"soju train {config.card.command or config.name}",
         seed=config.seed,
         limits=(
             "It knows words, not sentences: word order and negation do not count.",
@@ -178,16 +196,3 @@ def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
         ),
     )
     return render_model_card(card)
-
-
-def _usage() -> str:
-    return 'soju index MODEL corpus.jsonl INDEX\nsoju search INDEX "질의"'
-
-
-def _python_usage() -> str:
-    return (
-        "from pathlib import Path\n"
-        "from soju.models.static_encoder import StaticEncoder\n\n"
-        'encoder = StaticEncoder.load(Path("MODEL"))\n'
-        'vectors = encoder.encode_queries(["인공지능"])  # scipy csr, (1, terms)'
-    )

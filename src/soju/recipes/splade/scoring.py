@@ -153,7 +153,7 @@ def score_cost(encoder: StaticEncoder, folder: Path, texts: EvaluationTexts, con
         Costs of the model and of an index of the documents; latency includes encoding the query.
     """
     direction, (queries, documents) = next(iter(texts.directions.items()))
-    setting = _setting(RetrievalSet.from_pairs(f"{texts.name}/{direction}", queries, documents))
+    setting = _setting(RetrievalSet.from_pairs(f"cost on {texts.name} {direction}", queries, documents))
     query_vectors, document_vectors = encoder.encode_queries(queries), encoder.encode_documents(documents)
     scores = active_terms(query_vectors, setting, side="query")[:1]
     scores += active_terms(document_vectors, setting, side="document")[:1]
