@@ -1,8 +1,8 @@
 """The expanded encoder in a stock form: piece vectors, term vectors and a bias in a BERT without layers.
 
 ``SpladePooling`` computes ``max_i log1p(relu(logit_iv))`` over the pieces i of a text. With
-``logit_iv = u_i · c_v - b_v`` and ``u_i · c_v ≈ expm1(W_iv) + b_v`` where ``W_iv > 0``, and below ``b_v`` elsewhere, that
-is ``max_i W_iv``. Such codes exist although W has full rank: the ReLU cuts the cross-talk.
+``logit_iv = u_i · c_v - b_v`` and ``u_i · c_v ≈ expm1(W_iv) + b_v`` where ``W_iv > 0``, and below ``b_v``
+elsewhere, that is ``max_i W_iv``. Such codes exist although W has full rank: the ReLU cuts the cross-talk.
 
 What differs from the exact encoder: the maximum over the pieces of a text instead of the sum, texts are cut at a
 maximum length, and the codes are an approximation; `soju.export.fidelity` measures all three together.
@@ -14,7 +14,7 @@ K = terms of a piece.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,9 +42,25 @@ SLACK = 2
 PEAK = 1.0
 """The largest weight after scaling; above it ``expm1`` would stretch the range the codes must hold."""
 
-_BIASES = (0.25, 0.5, 1.0, 2.0)
-_RIDGES = (0.01, 0.1, 0.3, 1.0)
 _SVD_BIASES = (0.0, 0.05, 0.1, 0.2, 0.4)
+
+
+@dataclass(frozen=True)
+class CodeSettings:
+    """What `factorise_codes` weighs against cross-talk."""
+
+    bias: float
+    """Relative to the largest logit of a term, > 0. Cross-talk below it vanishes."""
+    ridge: float
+    """> 0. A larger one gives smaller norms, hence less cross-talk, and smaller weights."""
+    max_terms: int | None = None
+    """Keep this many terms of a piece, the heaviest. None keeps all."""
+
+
+_CODE_SETTINGS = tuple(
+    CodeSettings(bias, ridge, max_terms)
+    for bias, ridge, max_terms in product((0.5, 1.0, 2.0, 4.0), (0.01, 0.3), (None, 16, 8))
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,7 @@ class LowRankFactors:
     bias_V: Floats
     scale: float
     """The weights are divided by this, the same for all, so that rankings and cosines do not change."""
-    settings: dict[str, float | int | str]
+    settings: dict[str, float | int | str | None]
     """How the factors were made."""
 
     def weights(self, pieces_N: NDArray[np.integer[Any]]) -> Floats:
@@ -69,8 +85,7 @@ def factorise_codes(
     weights_VV: csr_array,
     *,
     hidden_size: int = 512,
-    bias: float | None = None,
-    ridge: float | None = None,
+    settings: CodeSettings | None = None,
     piece_counts_V: NDArray[Any] | None = None,
     sample: int = 256,
     seed: int = 0,
@@ -84,39 +99,38 @@ def factorise_codes(
     Args:
         weights_VV: Terms of each piece, ``(V, V)``, finite, >= 0.
         hidden_size: D.
-        bias: Relative to the largest logit of a term, > 0. None picks bias and ridge by mean cosine over `sample`
-            pieces.
-        ridge: > 0.
+        settings: None picks those with the best mean cosine over `sample` pieces.
         piece_counts_V: How often each piece occurs, for the choice of the sample, ``(V,)``. None draws evenly.
         sample: Pieces the choice is made on.
         seed: Seed of the codes and of the sample.
 
+    Returns:
+        The factors; those of a piece without terms are 0.
+
     Raises:
-        UserError: If the weights are unusable or only one of bias and ridge is given.
+        UserError: If the weights or the settings are unusable.
     """
     targets, scale = _targets(weights_VV, hidden_size)
-    if (bias is None) != (ridge is None):
-        raise UserError("bias and ridge belong together; give both or neither")
     generator = np.random.default_rng(seed)
     codes_VC = generator.standard_normal((targets.shape[0], hidden_size - SLACK), dtype=np.float32)
     codes_VC /= np.linalg.norm(codes_VC, axis=1, keepdims=True)
     peaks_V = np.asarray(targets.max(axis=0).todense()).ravel().astype(np.float32)
-    relative = targets.copy()
-    relative.data = relative.data / peaks_V[relative.indices]
 
-    def solve(pieces_N: NDArray[np.int64], bias: float, ridge: float) -> LowRankFactors:
-        pieces_VC = _ridge(relative, pieces_N, codes_VC, bias=bias, ridge=ridge)
-        bias_V = np.where(peaks_V > 0, peaks_V, np.float32(1)) * np.float32(bias)
-        settings: dict[str, float | int | str] = {
-            "factorisation": "codes", "hidden_size": hidden_size, "bias": bias, "ridge": ridge, "seed": seed,
-        }  # fmt: skip
-        return LowRankFactors(pieces_VC, codes_VC * peaks_V[:, None], bias_V, scale, settings)
+    def solve(pieces_N: NDArray[np.int64], chosen: CodeSettings) -> LowRankFactors:
+        kept = targets if chosen.max_terms is None else _heaviest(targets, chosen.max_terms)
+        relative = kept.copy()
+        relative.data = relative.data / peaks_V[relative.indices]
+        pieces_VC = _ridge(relative, pieces_N, codes_VC, bias=chosen.bias, ridge=chosen.ridge)
+        bias_V = np.where(peaks_V > 0, peaks_V, np.float32(1)) * np.float32(chosen.bias)
+        made = {"factorisation": "codes", "hidden_size": hidden_size, "seed": seed, **asdict(chosen)}
+        return LowRankFactors(pieces_VC, codes_VC * peaks_V[:, None], bias_V, scale, made)
 
-    if bias is None or ridge is None:
+    if settings is None:
         pieces_N = _sample(weights_VV, piece_counts_V, sample, generator)
-        grid = product(_BIASES, _RIDGES)
-        bias, ridge = max(grid, key=lambda pair: _row_cosine(solve(pieces_N, *pair), weights_VV, pieces_N))
-    return solve(np.flatnonzero(np.diff(targets.indptr)), bias, ridge)
+        settings = max(_CODE_SETTINGS, key=lambda tried: _row_cosine(solve(pieces_N, tried), weights_VV, pieces_N))
+    if settings.bias <= 0 or settings.ridge <= 0 or (settings.max_terms is not None and settings.max_terms < 1):
+        raise UserError(f"{settings}: bias, ridge and max_terms must be above 0")
+    return solve(np.flatnonzero(np.diff(targets.indptr)), settings)
 
 
 def factorise_svd(
@@ -141,6 +155,9 @@ def factorise_svd(
         sample: Pieces the choice is made on.
         seed: Seed of the iteration and of the sample.
 
+    Returns:
+        The factors.
+
     Raises:
         UserError: If the weights are unusable or D is too large.
     """
@@ -149,13 +166,14 @@ def factorise_svd(
     if rank >= targets.shape[0]:
         raise UserError(f"hidden_size {hidden_size} is too large for {targets.shape[0]:,} pieces; make it smaller")
     generator = np.random.default_rng(seed)
-    left_VC, values_C, right_CV = svds(targets.astype(np.float64), k=rank, rng=generator)
+    found: tuple[Any, Any, Any] = svds(targets.astype(np.float64), k=rank, rng=generator)
+    left_VC, values_C, right_CV = found
     root_C = np.sqrt(values_C)
     pieces_VC = (left_VC * root_C).astype(np.float32)
     terms_VC = (right_CV.T * root_C).astype(np.float32)
 
     def with_bias(bias: float) -> LowRankFactors:
-        settings: dict[str, float | int | str] = {
+        settings: dict[str, float | int | str | None] = {
             "factorisation": "svd", "hidden_size": hidden_size, "bias": bias, "seed": seed,
         }  # fmt: skip
         return LowRankFactors(pieces_VC, terms_VC, np.full(len(terms_VC), bias, np.float32), scale, settings)
@@ -271,12 +289,22 @@ def _targets(weights_VV: csr_array, hidden_size: int) -> tuple[csr_array, float]
         raise UserError(f"hidden_size is {hidden_size}; it must be above {SLACK}")
     if not weights_VV.nnz or not (np.isfinite(weights_VV.data) & (weights_VV.data >= 0)).all():
         raise UserError("there is no weight, or one is negative or not finite; a ReLU cannot give it")
-    targets = csr_array(weights_VV, dtype=np.float32, copy=True)
+    targets = csr_array(weights_VV.astype(np.float32))
     targets.sum_duplicates()
     targets.eliminate_zeros()
     scale = float(targets.data.max()) / PEAK
     targets.data = np.expm1(targets.data / np.float32(scale))
     return targets, scale
+
+
+def _heaviest(targets: csr_array, most: int) -> csr_array:
+    order = np.lexsort((-targets.data, np.repeat(np.arange(targets.shape[0]), np.diff(targets.indptr))))
+    place = np.empty(targets.nnz, np.int64)
+    place[order] = np.arange(targets.nnz)
+    kept = targets.copy()
+    kept.data[place - np.repeat(targets.indptr[:-1], np.diff(targets.indptr)) >= most] = 0
+    kept.eliminate_zeros()
+    return kept
 
 
 def _ridge(relative: csr_array, pieces_N: NDArray[np.int64], codes_VC: Floats, *, bias: float, ridge: float) -> Floats:

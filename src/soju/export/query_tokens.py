@@ -49,6 +49,12 @@ def escape_token(name: str) -> str:
 def unescape_token(token: str) -> str:
     """Return the name `escape_token` was given.
 
+    Args:
+        token: Result of `escape_token`.
+
+    Returns:
+        The name.
+
     Raises:
         UserError: If `token` is not a result of `escape_token`.
     """
@@ -79,6 +85,9 @@ def query_tokens(
         terms: Name of every term, ``V``.
         idf_V: Multiplied in, ``(V,)``, in nats, finite, >= 0. None when the index applies its own or needs none.
         max_weight: Largest weight to write, in (0, 64].
+
+    Yields:
+        One object a query, ready for `write_query_tokens`.
 
     Raises:
         UserError: If sizes differ, a weight is negative or not finite, or two terms share a name.
@@ -140,7 +149,16 @@ def write_token_table(
 def search_body(
     tokens: Mapping[str, float], *, field: str, size: int = 10, engine: Engine = "opensearch"
 ) -> dict[str, Any]:
-    """Return the body of a ``_search`` request for the ``query_tokens`` of one query.
+    """Render the body of a ``_search`` request for one query.
+
+    Args:
+        tokens: Its ``query_tokens``.
+        field: The field that holds the documents' tokens.
+        size: Number of hits wanted.
+        engine: OpenSearch gets a ``neural_sparse`` query, Elasticsearch a ``sparse_vector`` query without pruning.
+
+    Returns:
+        What to send as JSON.
 
     Raises:
         UserError: If there is no token, a weight is not in (0, 64], or a name is not safe.
@@ -173,7 +191,7 @@ def _weighted(
         raise UserError("two terms have the same name, so their weights would be mixed; make the names different")
     if not 0 < max_weight <= MAX_WEIGHT:
         raise UserError(f"max_weight is {max_weight:g}; it must lie in (0, {MAX_WEIGHT:g}]")
-    weighted = csr_array(vectors, dtype=np.float64, copy=True)
+    weighted = csr_array(vectors.astype(np.float64))
     weighted.sum_duplicates()
     if idf_V is not None:
         weighted.data *= idf_V[weighted.indices]

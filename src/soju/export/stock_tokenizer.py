@@ -24,6 +24,9 @@ def stock_tokenizer(tokenizer: Tokenizer, *, max_length: int = 512, start_token:
         start_token: Put the unknown piece before every text, so that an empty text is not an empty sequence, which
             stock models cannot pool. For models that give the unknown piece no weight.
 
+    Returns:
+        A tokenizer to save beside a model.
+
     Raises:
         UserError: If the tokenizer has no unknown token or `max_length` is below 2.
     """

@@ -30,10 +30,10 @@ def write_term_table(
     *,
     language: Callable[[str], str] = language_of,
 ) -> int:
-    """Write every non-zero weight as one line ``source, source_language, target, target_language, weight``.
+    r"""Write every non-zero weight as one line ``source, source_language, target, target_language, weight``.
 
-    Lines are sorted by source (code point order), then by falling weight, then by target. A backslash, tab, line feed or
-    carriage return in a name becomes two characters: ``\\\\``, ``\\t``, ``\\n``, ``\\r``. Weights are the shortest
+    Lines are sorted by source (code point order), then by falling weight, then by target. A backslash, tab, line
+    feed or carriage return in a name becomes two characters: ``\\``, ``\t``, ``\n``, ``\r``. Weights are the shortest
     decimals that read back as the same float32.
 
     Args:
@@ -105,10 +105,8 @@ def read_term_table(path: Path, terms: Sequence[str]) -> csr_array:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     with path.open(encoding="utf-8", newline="\n") as file:
         header = file.readline().rstrip("\n")
-        if header != "\t".join(HEADER):
-            raise UserError(
-                f"{path}:1: the header is {header!r}, expected {'	'.join(HEADER)!r}; write the table again"
-            )
+        if header != (expected := "\t".join(HEADER)):
+            raise UserError(f"{path}:1: the header is {header!r}, expected {expected!r}; write the table again")
         for number, line in enumerate(file, start=2):
             yield number, line.rstrip("\n")
 

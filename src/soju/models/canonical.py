@@ -6,7 +6,7 @@ Shape letters: V = pieces in the vocabulary; terms are pieces too.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import Stemmer
@@ -31,16 +31,17 @@ class PieceReadings:
         self._readings: Counter[tuple[int, int]] = Counter()
         self._occurrences: Counter[int] = Counter()
 
-    def add(self, pieces: Sequence[int], spans: Sequence[Span], stretches: Iterable[Stretch]) -> None:
-        """Count one text: its piece ids, their character spans, and the analyser's stretches of the same text."""
-        at: dict[int, Stretch] = {}
-        for stretch in stretches:
-            for position in range(stretch.start, stretch.end):
-                at[position] = stretch
+    def add(self, pieces: Sequence[int], spans: Sequence[Span], stretches: Sequence[Stretch]) -> None:
+        """Count one text: its piece ids, their character spans, and the analyser's stretches of it; both in order."""
+        stretches = [stretch for stretch in stretches if stretch.words]
+        first = 0
         for piece, (start, end) in zip(pieces, spans, strict=True):
             self._occurrences[piece] += 1
-            met = {at[position].start: at[position] for position in range(start, end) if position in at}
-            for stretch in met.values():
+            while first < len(stretches) and stretches[first].end <= start:
+                first += 1
+            for stretch in stretches[first:]:
+                if stretch.start >= end:
+                    break
                 self._count(piece, start, end, stretch)
 
     def _count(self, piece: int, start: int, end: int, stretch: Stretch) -> None:
@@ -129,7 +130,8 @@ def strongest_terms(canonical_VV: csr_array, *, at_least: float = 0.3) -> NDArra
 
     Args:
         canonical_VV: Result of `canonical_terms`.
-        at_least: Expected terms per occurrence below which a piece counts for nothing.
+        at_least: Expected terms per occurrence below which a piece counts for nothing; so do pieces whose
+            `sub_word_weight` or `function_word_weight` is below it.
     """
     strongest_V = np.zeros(canonical_VV.shape[0], np.int32)
     totals_V = np.asarray(canonical_VV.sum(axis=1)).ravel()

@@ -47,7 +47,7 @@ def latin_words(text: str) -> list[str]:
     >>> latin_words("Don't use API를 v2")
     ["don't", 'use', 'api', 'v2']
     """
-    return _LATIN_WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    return _LATIN_WORD.findall(unicodedata.normalize("NFKC", text).replace("’", "'").lower())
 
 
 @dataclass(slots=True)
@@ -116,7 +116,9 @@ def build_tokenizer(counts: LexiconCounts, *, min_count: int = 2, sub_words: int
         scores.setdefault(piece, score - _SUB_WORD_PENALTY)
     rounded = [(piece, round(score, 2)) for piece, score in scores.items()]  # saves a third of the file
     tokenizer = Tokenizer(Unigram(rounded, unk_id=0, byte_fallback=False))
-    tokenizer.normalizer = Normalizers([NFKC(), Lowercase(), Replace(BOUNDARY, " "), Replace(_BOUNDARIES, BOUNDARY)])
+    tokenizer.normalizer = Normalizers(
+        [NFKC(), Replace("’", "'"), Lowercase(), Replace(BOUNDARY, " "), Replace(_BOUNDARIES, BOUNDARY)]
+    )
     tokenizer.pre_tokenizer = Split(_PRE_TOKENS, "removed", invert=True)
     return tokenizer
 

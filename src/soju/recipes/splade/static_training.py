@@ -26,7 +26,7 @@ from soju.models.canonical import PieceReadings, canonical_terms, strongest_term
 from soju.models.lexicon_tokenizer import LexiconCounts, build_tokenizer
 from soju.models.morphemes import Stretch, analyse
 from soju.models.static_encoder import StaticEncoder
-from soju.recipes.splade.config import AlignmentSettings, ExpansionSettings, StaticConfig
+from soju.recipes.splade.config import AlignmentSettings, ExpansionSettings, StaticConfig, TokenizerSettings
 from soju.search.lexical import ENGLISH_STOP_WORDS
 
 Ids = NDArray[np.int32]
@@ -51,6 +51,7 @@ def train_static(
     *,
     log: TrainingLog | None = None,
     workers: int = 2,
+    analysed: Sequence[list[Stretch]] | None = None,
 ) -> StaticEncoder:
     """Train the encoder.
 
@@ -60,6 +61,7 @@ def train_static(
         config: Settings; the data section is not looked at.
         log: Filled with times, likelihoods and counts.
         workers: Threads.
+        analysed: What the analyser sees in `texts_to_analyse`, when that is known already.
 
     Returns:
         The encoder. The same rows in the same order give the same encoder.
@@ -68,13 +70,13 @@ def train_static(
 
     # 1. Let the analyser read Korean text once; its knowledge goes into the tokenizer.
     with _timed(log, "analyse"):
-        sample = _evenly(len(pairs), config.tokenizer.analysed_pairs)
-        korean = [pairs[index].ko for index in sample] + [row.ko for row in terms]
-        analysed = list(track(analyse(korean, workers=workers), "analyse", total=len(korean)))
+        korean, heads_from = texts_to_analyse(pairs, terms, config.tokenizer)
+        if analysed is None:
+            analysed = list(track(analyse(korean, workers=workers), "analyse", total=len(korean)))
 
     # 2. A tokenizer whose pieces are words, and the matrix from pieces to terms.
     with _timed(log, "tokenizer"):
-        counts = _count(korean, analysed, pairs, terms, heads_from=len(sample))
+        counts = _count(korean, analysed, pairs, terms, heads_from=heads_from)
         tokenizer = build_tokenizer(counts, min_count=config.tokenizer.min_count, sub_words=config.tokenizer.sub_words)
         readings = PieceReadings(tokenizer.get_vocab())
         for encoding, stretches in zip(tokenizer.encode_batch(korean, add_special_tokens=False), analysed, strict=True):
@@ -121,6 +123,17 @@ def train_static(
         translation_weights=translations.nnz,
     )
     return StaticEncoder(tokenizer, canonical, translations, shares)
+
+
+def texts_to_analyse(
+    pairs: Sequence[PairRow], terms: Sequence[TermRow], settings: TokenizerSettings
+) -> tuple[list[str], int]:
+    """Return the Korean texts the analyser reads, sentences first, and how many sentences there are."""
+    sample = _evenly(len(pairs), settings.analysed_pairs)
+    heads = [
+        text for row in terms for text in (row.ko, *(term.text for term in row.terms)) if language_of(text) == "ko"
+    ]
+    return [*(pairs[index].ko for index in sample), *heads], len(sample)
 
 
 @contextmanager

@@ -1,0 +1,104 @@
+"""Which choices of the static encoder matter? Trains one variant a line and compares its Recall@10 with the default's.
+
+Training draws nothing at random, so the uncertainty is that of the queries: differences carry a 95 % interval of the
+paired bootstrap. Writes a Markdown table for docs/experiments.md.
+
+Run: python benchmarks/static_ablations.py [--data ../shared/data] [--only NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from soju.core.config import apply_overrides, parse_yaml, validate
+from soju.evaluation.retrieval import RetrievalSet, evaluate
+from soju.evaluation.significance import Measurement, compare
+from soju.models.morphemes import analyse
+from soju.presets import preset_text
+from soju.recipes.splade.config import StaticConfig
+from soju.recipes.splade.reading import RunData, read_run_data
+from soju.recipes.splade.scoring import search_all
+from soju.recipes.splade.static_training import texts_to_analyse, train_static
+
+PRESET = "splade-static"
+VARIANTS: dict[str, list[str]] = {
+    "default": [],
+    "analysed pairs 20k": ["tokenizer.analysed_pairs=20000"],
+    "analysed pairs 80k": ["tokenizer.analysed_pairs=80000"],
+    "10 iterations": ["alignment.iterations=10"],
+    "maximum likelihood (prior 0)": ["alignment.prior=0"],
+    "HMM with agreement, 3 rounds": ["alignment.hmm_iterations=3"],
+    "HMM, 3 rounds, probabilities from 0.005": ["alignment.hmm_iterations=3", "alignment.min_probability=0.005"],
+    "no term list in the mix": ["expansion.dictionary_share=0"],
+    "probabilities as weights (power 1, confidence 1)": ["expansion.power=1", "expansion.confidence=1"],
+    "power 1": ["expansion.power=1"],
+    "no Korean synonyms": ["expansion.synonym_weight=0"],
+    "sub-words count 1": ["tokenizer.sub_word_weight=1"],
+    "function words count 1": ["tokenizer.function_word_weight=1"],
+    "function words count 0": ["tokenizer.function_word_weight=0"],
+    "idf of the index alone": ["search.prior_documents=0"],
+    "weights above 0.1": ["expansion.min_weight=0.1"],
+    "min count 3": ["tokenizer.min_count=3"],
+}
+Cells = dict[str, Measurement]
+
+
+def config_of(data: str, overrides: list[str]) -> StaticConfig:
+    """Return the preset with overrides."""
+    values = apply_overrides(parse_yaml(preset_text(PRESET), place=PRESET), [f"data.root={data}", *overrides])
+    return validate(values, StaticConfig, place=PRESET)
+
+
+def measure(config: StaticConfig, data: RunData, name: str, seen: dict[str, list]) -> tuple[Cells, str]:
+    """Train one variant; return Recall@10 with per-query values for each direction, and a remark."""
+    korean, _ = texts_to_analyse(data.training.pairs, data.training.terms, config.tokenizer)
+    start = time.perf_counter()
+    analysed = [seen[text] for text in korean]
+    encoder = train_static(data.training.pairs, data.training.terms, config, analysed=analysed)
+    remark = f"{encoder.translations_VV.nnz:,} weights, {time.perf_counter() - start:.0f} s without analysis"
+    cells: Cells = {}
+    for texts in data.evaluation:
+        for direction, (queries, documents) in texts.directions.items():
+            test_set = RetrievalSet.from_pairs(f"{texts.name}/{direction}", queries, documents)
+            run = test_set.run_of(search_all(encoder, queries, documents, config))
+            cells[test_set.name] = evaluate(run, test_set, subject=name, metrics=["recall@10"]).measurements[0]
+    return cells, remark
+
+
+def main() -> None:
+    """Print one row a variant, as it is measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="../shared/data")
+    parser.add_argument("--only", nargs="*", default=None, help="names of variants; the default always runs")
+    arguments = parser.parse_args()
+    default = config_of(arguments.data, [])
+    data = read_run_data(default)
+    everything = default.tokenizer.model_copy(update={"analysed_pairs": None})
+    korean, _ = texts_to_analyse(data.training.pairs, data.training.terms, everything)
+    unique = list(dict.fromkeys(korean))
+    seen = dict(zip(unique, analyse(unique), strict=True))
+    reference: Cells = {}
+    for name, overrides in VARIANTS.items():
+        if name != "default" and arguments.only is not None and name not in arguments.only:
+            continue
+        cells, remark = measure(config_of(arguments.data, overrides), data, name, seen)
+        if not reference:
+            reference = cells
+            print("| variant | " + " | ".join(cells) + " | |")
+            print("| --- |" + " ---: |" * len(cells) + " --- |")
+        row = []
+        for test_set, cell in cells.items():
+            text = f"{cell.score.value:.4f}"
+            if name != "default":
+                comparison = compare(cell, reference[test_set], samples=2000, seed=default.seed)
+                interval = comparison.interval
+                text += f" ({comparison.difference:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}])"
+            row.append(text)
+        print(f"| {name} | " + " | ".join(row) + f" | {remark} |", flush=True)
+    for cell in reference.values():
+        print(cell.score.signature)
+
+
+if __name__ == "__main__":
+    main()
