@@ -29,7 +29,7 @@ import re
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,11 +261,11 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu and cpu[1], "cores": os.cpu_count(), "load_average": os.getloadavg()[0], "versions": versions}
 
 
-def claim(metric: str, ours: float, peer: float, ratio: float, goal: float, *, at_most: bool = False) -> str:
-    """Format one result; it holds when the ratio is at least the goal (at most, where said)."""
+def claim(metric: str, ours: float, peer: float, ratio: float, goal: float, *, at_most: bool = False) -> dict[str, Any]:
+    """Return one result; it holds when the ratio is at least the goal (at most, where said)."""
     values = {"ours": round(ours, 5), "peer": round(peer, 5), "ratio": round(ratio, 3), "goal": goal}
     holds = bool(ratio <= goal if at_most else ratio >= goal)
-    return json.dumps({"benchmark": "alignment", "metric": metric, **values, "holds": holds})
+    return {"benchmark": "alignment", "metric": metric, **values, "holds": holds}
 
 
 def main() -> None:
@@ -289,20 +289,27 @@ def main() -> None:
         for name, value in result["eflomal"][part].items():
             print(f"{part:28}{name:36}{value}", flush=True)
     result["scaling"] = scaling(whole.bitext, arguments.sizes)
-    write_json(RESULTS / "alignment.json", result)
     draw(result["scaling"], RESULTS / "alignment_scaling.png")
-    full, scores = result["eflomal"]["wall and processor seconds"], result["eflomal"]["recovery"]
+    result["claims"] = list(claims(result))
+    write_json(RESULTS / "alignment.json", result)
+    for item in result["claims"]:
+        print(json.dumps(item))
+
+
+def claims(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what the figures say about each goal."""
     ours, peer = (result["nltk"][f"{name}_seconds_per_million"] for name in ("ours", "nltk"))
-    print(claim("Model 1, processor seconds per round and million token pairs, vs nltk", ours, peer, peer / ours, 5.0))
+    yield claim("Model 1, processor seconds per round and million token pairs, vs nltk", ours, peer, peer / ours, 5.0)
+    full, scores = result["eflomal"]["wall and processor seconds"], result["eflomal"]["recovery"]
     ours, peer = full["ours"][1], full["eflomal"][1]
-    print(claim("both directions, one thread, processor seconds, vs eflomal", ours, peer, peer / ours, 0.5))
+    yield claim("both directions, one thread, processor seconds, vs eflomal", ours, peer, peer / ours, 0.5)
     for metric in ("p@1", "p@5"):
         ours = scores["ours hmm"][metric]
         peer = max(value[metric] for name, value in scores.items() if name.startswith("eflomal"))
-        print(claim(f"dictionary recovery {metric}, vs eflomal's best", ours, peer, ours / peer, 1.0))
+        yield claim(f"dictionary recovery {metric}, vs eflomal's best", ours, peer, ours / peer, 1.0)
     logs = np.log([[row["token_pairs"], row["processor_seconds"]] for row in result["scaling"]])
     slope = float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
-    print(claim("exponent of processor seconds in token pairs, vs linear", slope, 1.0, slope, 1.1, at_most=True))
+    yield claim("exponent of processor seconds in token pairs, vs linear", slope, 1.0, slope, 1.1, at_most=True)
 
 
 if __name__ == "__main__":

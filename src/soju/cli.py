@@ -31,6 +31,7 @@ Config = Annotated[str, typer.Argument(help="A YAML file or the name of a preset
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key=value.", show_default=False)]
 Engine = Literal["auto", "exact", "seismic"]
 OnError = Literal["stop", "skip"]
+ExportFormat = Literal["tsv", "query-tokens", "stock-static", "low-rank"]
 
 
 @app.callback()
@@ -167,7 +168,7 @@ def search(
     from soju.report.terminal import hits_table
 
     opened, encoder = open_index(index_folder, model)
-    (found,) = search_index(opened, encoder, [query], k=k, engine=engine)
+    (found,) = search_index(opened, encoder, [_readable(query)], k=k, engine=engine)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     elif found.hits:
@@ -188,11 +189,49 @@ def expand_text(
     from soju.report.terminal import expansion_table
 
     encoder, _ = open_model(model)
-    (expansion,) = expand(encoder, [text], k=k)
+    (expansion,) = expand(encoder, [_readable(text)], k=k)
     if as_json:
         typer.echo(expansion.model_dump_json(indent=2))
     else:
         console.print(expansion_table(expansion))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    target: Annotated[Path, typer.Argument(help="File or folder to write.")],
+    to: Annotated[ExportFormat, typer.Option(help="Format.")],
+    hidden_size: Annotated[int, typer.Option(min=16, help="Width of the low-rank form.")] = 512,
+) -> None:
+    """Write a model for programs that do not know soju."""
+    from soju.recipes.splade.exporting import FORMATS
+    from soju.recipes.splade.exporting import export as write
+    from soju.recipes.splade.indexing import open_model
+
+    encoder, _ = open_model(model)
+    write(encoder, target, to, hidden_size=hidden_size)
+    console.print(f"{target}: {FORMATS[to]}")
+
+
+@app.command()
+def compare(
+    subject: Annotated[Path, typer.Argument(metavar="RUN", help="The run in question.")],
+    baseline: Annotated[Path, typer.Argument(metavar="BASELINE", help="The run it is compared with.")],
+    samples: Annotated[int, typer.Option(min=100, help="Resamples of the paired bootstrap.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Their seed.")] = 0,
+) -> None:
+    """Compare two runs query by query, with intervals."""
+    from rich.table import Table
+
+    from soju.recipes.splade.comparing import compare_runs
+
+    table = Table(title=f"{subject} minus {baseline}", title_justify="left")
+    for column in ("test set", "metric", "difference", "95 % interval", "p"):
+        table.add_column(column, justify="left" if column in ("test set", "metric") else "right")
+    for item in compare_runs(subject, baseline, samples=samples, seed=seed):
+        interval = f"[{item.interval.low:+.4f}, {item.interval.high:+.4f}]"
+        table.add_row(item.test_set, item.metric, f"{item.difference:+.4f}", interval, f"{item.p_value:.4f}")
+    console.print(table)
 
 
 @app.command()
@@ -278,6 +317,12 @@ def _read_config(name: str, overrides: list[str] | None) -> tuple[StaticConfig, 
         raise UserError(f'"{name}" is neither a YAML file nor a preset; presets: {", ".join(preset_names())}')
     settings = validate(apply_overrides(values, overrides or []), StaticConfig, place=name)
     return settings, to_yaml(settings) if overrides else text
+
+
+def _readable(text: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError("the text on the command line is not valid UTF-8; set the terminal to UTF-8 and type it again")
+    return text
 
 
 def _print_scores(folder: Path) -> None:

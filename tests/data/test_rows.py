@@ -36,7 +36,7 @@ def test_terms_come_out_best_first_and_a_bare_string_counts_one():
         "terms": [{"term": "housework", "sim": 0.8}, {"term": "우산", "sim": 0.9}, "lyrics"],
         "src": ["x"],
     }
-    expected = TermRow("가사", (Term("lyrics", 1.0), Term("우산", 0.9), Term("housework", 0.8)))
+    expected = TermRow("가사", (Term("lyrics", 1.0), Term("우산", 0.9), Term("housework", 0.8)), ("x",))
     assert parsed(parse_terms, row) == (expected, [])
 
 
@@ -143,3 +143,9 @@ def test_an_english_query_in_korean_is_refused():
 
 def test_hangul_is_what_core_calls_hangul():
     assert all(is_hangul(chr(code)) == bool(HANGUL.match(chr(code))) for code in range(min(sys.maxunicode, 0x1FFFF)))
+
+
+def test_a_query_pair_may_be_latin_on_both_sides_but_not_swapped(read):
+    rows, log = read('{"ko": "wwe", "en": "wwe"}\n{"ko": "first man", "en": "퍼스트맨"}', "query_pairs", "data.jsonl")
+    assert rows == [PairRow("wwe", "wwe")]
+    assert [problem.reason for problem in log.problems] == ["swapped-languages"]

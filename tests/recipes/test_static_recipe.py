@@ -46,9 +46,7 @@ def finished(tmp_path_factory):
 
 def score(folder: Path, test_set: str, subject: str, name: str) -> float:
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    (found,) = [
-        s["value"] for s in scores if (s["test_set"], s["subject"], s["name"]) == (test_set, subject, name)
-    ]
+    (found,) = [s["value"] for s in scores if (s["test_set"], s["subject"], s["name"]) == (test_set, subject, name)]
     return found
 
 
@@ -113,9 +111,9 @@ def test_the_same_rows_give_the_same_model(finished, tmp_path):
 
 def test_a_korean_word_lights_its_english_terms_and_an_english_word_its_korean_ones(finished):
     encoder = StaticEncoder.load(finished / "final")
-    heart, vaccine = expand(encoder, ["심장", "vaccine"])
+    heart, mountain = expand(encoder, ["심장", "mountain"])
     assert {term.term for term in heart.terms} >= {"심장", "heart"}
-    assert {term.term for term in vaccine.terms} >= {"vaccine", "백신"}
+    assert {term.term for term in mountain.terms} >= {"mountain", "산"}
 
 
 def test_documents_added_later_are_found_and_the_index_carries_its_model(finished, tmp_path):
@@ -148,7 +146,7 @@ def test_evaluation_texts_in_the_training_data_are_refused():
 def test_broken_rows_stop_the_run_before_anything_is_trained(tmp_path):
     broken = tmp_path / "terms.jsonl"
     broken.write_text('{"ko": "", "terms": ["x"]}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r'terms\.jsonl:1: ko: .*empty'):
+    with pytest.raises(DataError, match=r"terms\.jsonl:1: ko: .*empty"):
         read_run_data(sample_config(f"data.terms=[{broken}]"))
 
 

@@ -23,6 +23,7 @@ ENDINGS: dict[str, Format] = {
 FORMATS: dict[Kind, tuple[Format, ...]] = {
     "terms": ("jsonl",),
     "pairs": ("jsonl", "tsv"),
+    "query_pairs": ("jsonl", "tsv"),
     "triplets": ("jsonl", "tsv"),
     "documents": ("jsonl", "tsv", "txt"),
     "passages": ("jsonl", "tsv"),

@@ -33,7 +33,7 @@ def read_rows(
 @overload
 def read_rows(
     sources: Sequence[str],
-    kind: Literal["pairs"],
+    kind: Literal["pairs", "query_pairs"],
     *,
     log: ReadLog,
     root: Path | None = ...,

@@ -13,7 +13,7 @@ from soju.core.records import Document, PairRow, PassageRow, Term, TermRow, Trip
 from soju.data.fields import HANGUL, choice_of, clean_text, describe, id_of, show, similarity_of, text_field
 from soju.data.log import SKIP, Place
 
-Kind = Literal["terms", "pairs", "triplets", "documents", "passages"]
+Kind = Literal["terms", "pairs", "query_pairs", "triplets", "documents", "passages"]
 Row = TermRow | PairRow | TripletRow | Document | PassageRow
 RawRow = Mapping[str, Any]
 
@@ -22,6 +22,7 @@ DIFFICULTIES = ("easy", "medium", "hard")
 
 COLUMNS: dict[Kind, tuple[str, ...]] = {
     "pairs": ("ko", "en"),
+    "query_pairs": ("ko", "en"),
     "triplets": ("query", "positive", "negative", "pair_type", "difficulty"),
     "documents": ("id", "text"),
     "passages": ("id", "domain", "ko", "en", "query_ko", "query_en"),
@@ -115,6 +116,24 @@ def parse_pair(row: RawRow, place: Place) -> PairRow | None:
     return PairRow(ko, en)
 
 
+def parse_query_pair(row: RawRow, place: Place) -> PairRow | None:
+    """Read ``{"ko": ..., "en": ...}`` to search with: people also ask in Latin letters, the same on both sides.
+
+    Args:
+        row: The JSON object, or the columns of a TSV line by name.
+        place: Gets the problems.
+
+    Returns:
+        The row, or ``None`` when it was refused.
+    """
+    ko = text_field(row, "ko", place)
+    en = text_field(row, "en", place)
+    if ko is not None and en is not None and HANGUL.search(ko) is None and mostly_hangul(en):
+        what = "the languages look swapped: ko holds no Hangul and en does"
+        place.refuse("ko", what, f"exchange the two columns, {SKIP}", "swapped-languages")
+    return None if ko is None or en is None or place.problems else PairRow(ko, en)
+
+
 def parse_triplet(row: RawRow, place: Place) -> TripletRow | None:
     """Read query, positive, negative, pair_type (`PAIR_TYPES`) and difficulty (`DIFFICULTIES`), all strings.
 
@@ -197,6 +216,7 @@ def parse_passage(row: RawRow, place: Place) -> PassageRow | None:
 PARSERS: dict[Kind, Callable[[RawRow, Place], Row | None]] = {
     "terms": parse_terms,
     "pairs": parse_pair,
+    "query_pairs": parse_query_pair,
     "triplets": parse_triplet,
     "documents": parse_document,
     "passages": parse_passage,

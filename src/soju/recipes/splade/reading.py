@@ -101,7 +101,7 @@ def _wanted(rows: Iterable[TermRow], settings: DataSettings) -> Iterator[TermRow
 
 def _read_test_set(test_set: TestSet, settings: DataSettings, *, log: ReadLog) -> EvaluationTexts:
     if test_set.pairs:
-        pairs = list(_read(test_set.pairs, "pairs", settings, log))
+        pairs = list(_read(test_set.pairs, "query_pairs", settings, log))
         ko, en = [pair.ko for pair in pairs], [pair.en for pair in pairs]
         return EvaluationTexts(test_set.name, {"ko-en": (ko, en), "en-ko": (en, ko)})
     rows: list[PassageRow] = list(_read(test_set.passages, "passages", settings, log))

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from soju.core.files import write_json, write_manifest, write_text
 from soju.core.records import Document
 from soju.core.run_directory import RunDirectory
 from soju.core.score import Score
-from soju.export.query_tokens import write_token_table
-from soju.export.term_table import write_term_table
 from soju.models.static_encoder import StaticEncoder
+from soju.recipes.splade.comparing import write_query_scores
 from soju.recipes.splade.config import Credit, StaticConfig
+from soju.recipes.splade.exporting import export
 from soju.recipes.splade.indexing import expand, index_settings, search_index
 from soju.recipes.splade.reading import EvaluationTexts, RunData, read_run_data
 from soju.recipes.splade.scoring import METRICS, SUBJECT, Measured, score_cost, score_retrieval, score_unseen_terms
@@ -22,7 +20,6 @@ from soju.recipes.splade.static_training import TrainingLog, train_static
 from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
 from soju.report.run_report import write_report
 from soju.search.index import SparseIndex
-from soju.search.weighting import idf
 
 _USAGE = 'soju index {model} corpus.jsonl INDEX\nsoju search INDEX "질의"'
 _PYTHON_USAGE = """from pathlib import Path
@@ -70,6 +67,7 @@ def run(config: StaticConfig, run_dir: RunDirectory, *, workers: int = 2) -> Pat
     measured = score(encoder, data, config, run_dir.final, workers=workers)
     measured.figures.insert(0, likelihood_figure(log))
     run_dir.write_scores(measured.scores)
+    write_query_scores(run_dir.path, measured.per_query)
     write_json(run_dir.path / "comparisons.json", [comparison.to_json() for comparison in measured.comparisons])
     write_json(run_dir.path / "figures.json", measured.figures)
 
@@ -79,7 +77,9 @@ def run(config: StaticConfig, run_dir: RunDirectory, *, workers: int = 2) -> Pat
     write_json(run_dir.path / "searches.json", example_searches(encoder, data.evaluation, config, run_dir))
 
     # 6. Export for programs that do not know soju; the manifest comes last.
-    write_exports(encoder, run_dir.path / "exports", config)
+    export(encoder, run_dir.path / "exports" / "translations.tsv", "tsv")
+    prior = config.search.prior_documents
+    export(encoder, run_dir.path / "exports" / "query_tokens.jsonl", "query-tokens", prior_documents=prior)
     write_text(run_dir.final / "README.md", model_card(config, data, measured.scores))
     write_manifest(run_dir.final)
 
@@ -114,18 +114,6 @@ def example_searches(
         prior_share_V=encoder.document_share_V,
     )
     return [search.model_dump(mode="json") for search in search_index(index, encoder, config.evaluation.examples, k=3)]
-
-
-def write_exports(encoder: StaticEncoder, folder: Path, config: StaticConfig) -> None:
-    """Write the table of translations and the query weights of every piece, idf of the training text included."""
-    write_term_table(folder / "translations.tsv", encoder.translations_VV, encoder.terms)
-    idf_V = idf(
-        np.zeros(len(encoder.terms), np.int64),
-        0,
-        prior_documents=config.search.prior_documents or 1.0,
-        prior_share_V=encoder.document_share_V,
-    )
-    write_token_table(folder / "query_tokens.jsonl", encoder.query_VV, encoder.pieces, encoder.terms, idf_V=idf_V)
 
 
 def likelihood_figure(log: TrainingLog) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from soju.core.score import Score
 from soju.evaluation.efficiency import active_terms, bytes_on_disk, flops, latency, posting_skew, throughput
 from soju.evaluation.retrieval import RetrievalResult, RetrievalSet, evaluate
 from soju.evaluation.setting import Setting
-from soju.evaluation.significance import Comparison, compare
+from soju.evaluation.significance import Comparison, Measurement, compare
 from soju.evaluation.terms import KOREAN_FUNCTION_WORDS, evaluate_terms
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.config import StaticConfig
@@ -47,6 +47,8 @@ class Measured:
     scores: list[Score] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
+    per_query: list[Measurement] = field(default_factory=list)
+    """Our own scores with the value of every query."""
 
 
 class CachedAnalyzer:
@@ -111,6 +113,7 @@ def score_retrieval(
                 seed=config.seed,
             )
             measured.scores += results[subject].scores
+        measured.per_query += results[SUBJECT].measurements
         for subject in list(results)[1:]:
             for metric in ("recall@10", "ndcg@10"):
                 ours, theirs = results[SUBJECT].measurement(metric), results[subject].measurement(metric)

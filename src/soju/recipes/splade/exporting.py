@@ -1,0 +1,62 @@
+"""Write a static model in the formats of other programs. What ``soju export`` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soju.core.errors import UserError
+from soju.export.query_tokens import write_token_table
+from soju.export.term_table import write_term_table
+from soju.models.static_encoder import StaticEncoder
+from soju.search.weighting import idf
+
+Format = Literal["tsv", "query-tokens", "stock-static", "low-rank"]
+FORMATS: dict[Format, str] = {
+    "tsv": "a file of source, target and weight",
+    "query-tokens": "a JSONL file of the weighted terms of every piece, for OpenSearch and its kin",
+    "stock-static": "a SparseEncoder folder of the unexpanded side, exact",
+    "low-rank": "a SparseEncoder folder of the expanded side, approximate",
+}
+
+
+def export(
+    encoder: StaticEncoder, target: Path, form: Format, *, prior_documents: float = 10_000, hidden_size: int = 512
+) -> None:
+    """Write one format.
+
+    Args:
+        encoder: The model.
+        target: File or folder, must not exist.
+        form: One of `FORMATS`.
+        prior_documents: Weight of the training text in the idf that query weights carry outside an index of ours.
+        hidden_size: Width of the low-rank form.
+
+    Raises:
+        UserError: If the target exists.
+    """
+    if target.exists():
+        raise UserError(f"{target}: exists already; give another name or remove it first")
+    if form == "tsv":
+        write_term_table(target, encoder.translations_VV, encoder.terms)
+    elif form == "query-tokens":
+        idf_V = training_idf(encoder, prior_documents)
+        write_token_table(target, encoder.query_VV, encoder.pieces, encoder.terms, idf_V=idf_V)
+    elif form == "stock-static":
+        from soju.export.stock_static import own_term_weights, save_stock_static
+
+        weights_V = own_term_weights(encoder.canonical_VV, training_idf(encoder, prior_documents))
+        save_stock_static(target, encoder.tokenizer, weights_V)
+    else:
+        from soju.export.low_rank import factorise_codes, save_low_rank
+
+        save_low_rank(target, factorise_codes(encoder.query_VV, hidden_size=hidden_size), encoder.tokenizer)
+
+
+def training_idf(encoder: StaticEncoder, prior_documents: float) -> NDArray[np.float32]:
+    """Return the idf of the training text alone, ``(V,)``: what stands in for an index that does not exist yet."""
+    none_V = np.zeros(len(encoder.terms), np.int64)
+    return idf(none_V, 0, prior_documents=prior_documents or 1.0, prior_share_V=encoder.document_share_V)

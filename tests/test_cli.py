@@ -1,0 +1,147 @@
+"""What a person at the terminal meets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fixtures.broken_rows import write_broken_terms
+
+SAMPLES = "splade-static-samples"
+
+
+def soju(*arguments: str, cwd: Path, text: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "soju", *arguments],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "160", "PYTHONUTF8": "1", **environment},
+        capture_output=True,
+        text=text,
+        encoding="utf-8" if text else None,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_help_names_every_verb_and_loads_no_torch(tmp_path):
+    code = "import sys, soju.cli; assert not {'torch', 'transformers', 'numba'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    shown = soju("--help", cwd=tmp_path).stdout
+    for verb in (
+        "demo",
+        "presets",
+        "check",
+        "train",
+        "evaluate",
+        "compare",
+        "index",
+        "search",
+        "expand-text",
+        "export",
+    ):
+        assert verb in shown
+
+
+@pytest.mark.parametrize("verb", ["train", "index", "search", "expand-text", "check", "verify", "export", "evaluate"])
+def test_every_verb_explains_itself(tmp_path, verb):
+    result = soju(verb, "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "Usage" in result.stdout
+
+
+def test_presets_are_listed_and_printed(tmp_path):
+    assert SAMPLES in soju("presets", cwd=tmp_path).stdout
+    assert "recipe: splade" in soju("presets", SAMPLES, cwd=tmp_path).stdout
+
+
+def test_check_accepts_our_samples(tmp_path):
+    result = soju("check", SAMPLES, cwd=tmp_path)
+    assert result.returncode == 0
+    assert "No problem found" in result.stdout
+
+
+def test_one_run_lists_every_broken_row_with_place_and_remedy_and_exits_with_2(tmp_path):
+    reasons = write_broken_terms(tmp_path / "broken.jsonl")
+    result = soju("check", SAMPLES, "data.terms=[broken.jsonl]", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(set(reasons.values())) >= 15
+    assert len(reasons) >= 20
+    listed = [line for line in result.stderr.splitlines() if line.startswith("broken.jsonl:")]
+    assert len(listed) >= 20
+    assert all("; " in line for line in listed)
+    for line in sorted(reasons)[:15]:
+        assert any(entry.startswith(f"broken.jsonl:{line}:") for entry in listed), line
+
+
+def test_broken_rows_are_skipped_and_counted_when_told_to(tmp_path):
+    write_broken_terms(tmp_path / "broken.jsonl")
+    override = "data.terms=[samples:terms.train, broken.jsonl]"
+    assert soju("check", SAMPLES, override, "data.on_error=skip", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere"], '"nowhere" is neither a YAML file nor a preset'),
+        (["train", SAMPLES, "data.rot=1"], "data.rot: unknown setting"),
+        (["train", SAMPLES, "seed"], "expected key=value"),
+        (["search", "nowhere", "물"], "nowhere"),
+        (["expand-text", "nowhere", "물"], "not a model folder"),
+        (["verify", "nowhere"], "nothing to check"),
+        (["report", "nowhere"], "nowhere"),
+        (["index", "nowhere", "corpus.jsonl"], "soju index MODEL CORPUS INDEX"),
+        (["compare", "a", "b"], "query_scores.json"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_code_2(tmp_path, arguments, message):
+    result = soju(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_index_and_search_with_the_packaged_model(tmp_path):
+    rows = [
+        {"id": "heart", "text": "The heart pumps blood through the vessels."},
+        {"id": "net", "text": "A network connects computers."},
+        {"id": "tea", "text": "녹차는 따뜻한 물에 우린다."},
+    ]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "corpus.jsonl").write_text(text, encoding="utf-8")
+    made = soju("index", "ko-en-static", "corpus.jsonl", "my-index", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "3 documents" in made.stdout
+    for query, expected in (("컴퓨터 네트워크", "net"), ("warm water", "tea")):
+        found = soju("search", "my-index", query, "--json", cwd=tmp_path)
+        assert json.loads(found.stdout)["hits"][0]["document_id"] == expected
+    again = soju("index", "ko-en-static", "corpus.jsonl", "my-index", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "my-index" in again.stderr
+    assert soju("verify", "my-index", cwd=tmp_path).returncode == 0
+    (tmp_path / "my-index" / "terms.json").write_text("[]", encoding="utf-8")
+    assert soju("verify", "my-index", cwd=tmp_path).returncode == 2
+
+
+def test_a_broken_corpus_leaves_no_index(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"id": "1", "text": "tea"}\n{"id": "1", "text": "x"}\n', encoding="utf-8")
+    result = soju("index", "ko-en-static", "corpus.jsonl", "my-index", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "corpus.jsonl:2" in result.stderr
+    assert not (tmp_path / "my-index").exists()
+
+
+def test_a_query_that_is_not_utf8_is_refused(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "soju", "expand-text", "ko-en-static", b"\xb0\xa1"],
+        capture_output=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert b"UTF-8" in result.stderr
