@@ -1,11 +1,12 @@
 """The expanded encoder in a stock form: piece vectors, term vectors and a bias in a BERT without layers.
 
-``SpladePooling`` computes ``max_i log1p(relu(logit_iv))`` over the pieces i of a text. With
+``SpladePooling`` computes ``sum_i log1p(relu(logit_iv))`` over the pieces i of a text. With
 ``logit_iv = u_i · c_v - b_v`` and ``u_i · c_v ≈ expm1(W_iv) + b_v`` where ``W_iv > 0``, and below ``b_v``
-elsewhere, that is ``max_i W_iv``. Such codes exist although W has full rank: the ReLU cuts the cross-talk.
+elsewhere, that is ``sum_i W_iv``, the exact encoder's product. Such codes exist although W has full rank: the ReLU cuts
+the cross-talk. With ``pooling="max"``, the stock default, it is ``max_i W_iv`` instead.
 
-What differs from the exact encoder: the maximum over the pieces of a text instead of the sum, texts are cut at a
-maximum length, and the codes are an approximation; `soju.export.fidelity` measures all three together.
+What differs from the exact encoder: texts are cut at a maximum length, and the codes are an approximation;
+`soju.export.fidelity` measures it.
 
 Shape letters: V = pieces (terms are pieces too), D = hidden size, C = D - 2 code dimensions, N = some pieces,
 K = terms of a piece.
@@ -24,7 +25,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from scipy.sparse.linalg import svds
 from sentence_transformers import SparseEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sparse_encoder.modules import SpladePooling
@@ -126,7 +126,7 @@ def factorise_codes(
         return LowRankFactors(pieces_VC, codes_VC * peaks_V[:, None], bias_V, scale, made)
 
     if settings is None:
-        pieces_N = _sample(weights_VV, piece_counts_V, sample, generator)
+        pieces_N = _sample(targets, piece_counts_V, sample, generator)
         settings = max(_CODE_SETTINGS, key=lambda tried: _row_cosine(solve(pieces_N, tried), weights_VV, pieces_N))
     if settings.bias <= 0 or settings.ridge <= 0 or (settings.max_terms is not None and settings.max_terms < 1):
         raise UserError(f"{settings}: bias, ridge and max_terms must be above 0")
@@ -145,7 +145,7 @@ def factorise_svd(
     """Truncated singular value decomposition of ``expm1(weights)``, and a bias that cuts what it leaves elsewhere.
 
     The best rank-C matrix in squares, but W is near the identity: its singular values hardly fall, so this is a
-    baseline to compare `factorise_codes` with.
+    baseline to compare `factorise_codes` with. Randomised subspace iteration: Lanczos methods hardly converge here.
 
     Args:
         weights_VV: Terms of each piece, ``(V, V)``, finite, >= 0.
@@ -160,14 +160,16 @@ def factorise_svd(
 
     Raises:
         UserError: If the weights are unusable or D is too large.
+
+    References:
+        Halko et al. 2011, "Finding structure with randomness", arXiv:0909.4061.
     """
     targets, scale = _targets(weights_VV, hidden_size)
     rank = hidden_size - SLACK
     if rank >= targets.shape[0]:
         raise UserError(f"hidden_size {hidden_size} is too large for {targets.shape[0]:,} pieces; make it smaller")
     generator = np.random.default_rng(seed)
-    found: tuple[Any, Any, Any] = svds(targets.astype(np.float64), k=rank, rng=generator)
-    left_VC, values_C, right_CV = found
+    left_VC, values_C, right_CV = _truncated_svd(targets, rank, generator)
     root_C = np.sqrt(values_C)
     pieces_VC = (left_VC * root_C).astype(np.float32)
     terms_VC = (right_CV.T * root_C).astype(np.float32)
@@ -179,7 +181,7 @@ def factorise_svd(
         return LowRankFactors(pieces_VC, terms_VC, np.full(len(terms_VC), bias, np.float32), scale, settings)
 
     if bias is None:
-        pieces_N = _sample(weights_VV, piece_counts_V, sample, generator)
+        pieces_N = _sample(targets, piece_counts_V, sample, generator)
         bias = max(_SVD_BIASES, key=lambda value: _row_cosine(with_bias(value), weights_VV, pieces_N))
     return with_bias(bias)
 
@@ -190,6 +192,7 @@ def save_low_rank(
     tokenizer: Tokenizer,
     *,
     max_length: int = 512,
+    pooling: Literal["sum", "max"] = "sum",
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
 ) -> None:
     """Save as stock ``Transformer(fill-mask)`` + ``SpladePooling``; ``SparseEncoder(folder)`` loads it without soju.
@@ -201,6 +204,8 @@ def save_low_rank(
         factors: From `factorise_codes` or `factorise_svd`.
         tokenizer: Its piece ids are the rows of the factors.
         max_length: Pieces after which a text is cut, the start piece included.
+        pooling: How the pieces of a text share a term. ``sum`` is what the exact encoder does; ``max`` counts a term
+            once, however many pieces stand for it.
         dtype: Type of the stored weights. The model computes in float32 all the same.
 
     Raises:
@@ -221,11 +226,11 @@ def save_low_rank(
         transformer = Transformer(
             temporary, transformer_task="fill-mask", model_kwargs={"dtype": getattr(torch, dtype)}
         )
-        pooling = SpladePooling(pooling_strategy="max", embedding_dimension=size)
-        encoder = SparseEncoder(modules=[transformer, pooling], device="cpu")
+        pool = SpladePooling(pooling_strategy=pooling, embedding_dimension=size)
+        encoder = SparseEncoder(modules=[transformer, pool], device="cpu")
         encoder.save(str(folder), create_model_card=False)
     _compute_in_float32(folder)
-    write_json(folder / "export.json", {"scale": factors.scale, **factors.settings})
+    write_json(folder / "export.json", {"scale": factors.scale, "pooling": pooling, **factors.settings})
 
 
 def normalised_pieces(pieces_VC: Floats) -> tuple[Floats, float]:
@@ -297,6 +302,18 @@ def _targets(weights_VV: csr_array, hidden_size: int) -> tuple[csr_array, float]
     return targets, scale
 
 
+def _truncated_svd(
+    matrix_VV: csr_array, rank: int, generator: np.random.Generator, *, iterations: int = 8, oversampling: int = 16
+) -> tuple[Floats, Floats, Floats]:
+    width = min(rank + oversampling, matrix_VV.shape[0])
+    basis_VC = np.linalg.qr(matrix_VV @ generator.standard_normal((matrix_VV.shape[1], width), dtype=np.float32))[0]
+    for _ in range(iterations):
+        basis_VC = np.linalg.qr(matrix_VV.T @ basis_VC)[0]
+        basis_VC = np.linalg.qr(matrix_VV @ basis_VC)[0]
+    left_CC, values_C, right_CV = np.linalg.svd((matrix_VV.T @ basis_VC).T, full_matrices=False)
+    return (basis_VC @ left_CC)[:, :rank], values_C[:rank], right_CV[:rank]
+
+
 def _heaviest(targets: csr_array, most: int) -> csr_array:
     order = np.lexsort((-targets.data, np.repeat(np.arange(targets.shape[0]), np.diff(targets.indptr))))
     place = np.empty(targets.nnz, np.int64)
@@ -325,9 +342,9 @@ def _ridge(relative: csr_array, pieces_N: NDArray[np.int64], codes_VC: Floats, *
 
 
 def _sample(
-    weights_VV: csr_array, piece_counts_V: NDArray[Any] | None, sample: int, generator: np.random.Generator
+    targets: csr_array, piece_counts_V: NDArray[Any] | None, sample: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    chances_V = (np.diff(weights_VV.indptr) > 0).astype(np.float64)
+    chances_V = (np.diff(targets.indptr) > 0).astype(np.float64)
     if piece_counts_V is not None:
         chances_V *= piece_counts_V
     if not chances_V.any():
