@@ -205,7 +205,7 @@ def measure(documents: int, *, query_count: int, repetitions: int, seed: int, fo
         "postings_per_query": float(np.mean([frequency[terms].sum() for terms, _ in queries])),
         "repetitions": repetitions,
         "recall@10": recall,
-        "settings": settings.seismic.model_dump(),
+        "settings": settings.seismic.for_chunks(documents).model_dump(),
         "exact": {
             **_summary(runs["exact"]),
             "build_seconds": exact_build,

@@ -107,7 +107,8 @@ def test_additions_to_a_seismic_index_are_found(tmp_path):
     index.add([Document("new", " ".join(["heat"] * 50))], encode)
     hits = index.search(encode(["heat rice"]), 5, engine="seismic")[0]
     assert hits[0].document_id == "new"
-    assert summary([hits]) == summary(index.search(encode(["heat rice"]), 5, engine="exact"))
+    exact = index.search(encode(["heat rice"]), 5, engine="exact")[0]
+    assert [hit.score for hit in hits] == [hit.score for hit in exact]  # which of equal ones it finds is open
     index.add(random_documents(100, seed=5, first=1000), encode)
     assert [segment.seismic is not None for segment in index.segments] == [True]
 

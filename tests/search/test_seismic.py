@@ -53,6 +53,7 @@ def test_chunk_numbers_survive_rows_without_terms(tmp_path):
     engine = SeismicEngine.build(tmp_path, write(tmp_path, csr_array(vectors)), np.arange(9, dtype=np.int32), SETTINGS)
     assert engine.search(np.int32([3]), np.float32([1]), 5)[0].tolist() == [8, 5]
     assert engine.search(np.int32([]), np.float32([]), 5)[0].tolist() == []
+    assert engine.search(np.int32([0]), np.float32([1]), 5)[0].tolist() == []
 
 
 def test_k_beyond_the_documents_is_fine_when_chunks_share_documents(tmp_path):
@@ -75,6 +76,21 @@ def test_a_broken_engine_file_is_refused(tmp_path):
     (tmp_path / SEISMIC_FILE).write_bytes(b"not an index")
     with pytest.raises(IntegrityError, match="Seismic cannot read it"):
         SeismicEngine.open(tmp_path, np.int32([0]), SETTINGS, terms=2)
+
+
+def test_a_file_of_other_chunks_is_refused(tmp_path):
+    SeismicEngine.build(tmp_path, write(tmp_path, csr_array(np.eye(3))), np.arange(3, dtype=np.int32), SETTINGS)
+    with pytest.raises(IntegrityError, match="holds 3 chunks, not 4"):
+        SeismicEngine.open(tmp_path, np.arange(4, dtype=np.int32), SETTINGS, terms=3)
+
+
+def test_parameters_left_open_are_chosen_by_size_and_given_ones_kept():
+    small, large = SETTINGS.for_chunks(1000), SETTINGS.for_chunks(1_000_000)
+    assert small.centroid_fraction > large.centroid_fraction
+    assert small.query_cut < large.query_cut
+    assert small.rarity > large.rarity == 0
+    given = SeismicSettings(centroid_fraction=0.2, summary_energy=0.6, rarity=0, query_cut=5)
+    assert given.for_chunks(1000) == given.for_chunks(1_000_000) == given
 
 
 def test_building_prints_nothing(tmp_path, capfd):
