@@ -251,3 +251,17 @@ def test_any_text_comes_back_as_it_was(tmp_path):
     assert [(hit.document_id, hit.text) for hit in sorted(hits, key=lambda hit: hit.document_id)] == [
         (document.id, document.text) for document in documents
     ]
+
+
+def test_rank_names_the_documents_that_search_finds(tmp_path):
+    documents = [Document(str(number), text) for number, text in enumerate(["a b", "b c", "c c a", "d"])]
+    vectors = {"a": 0, "b": 1, "c": 2, "d": 3}
+
+    def encode(texts):
+        return csr_array([[text.split().count(name) for name in vectors] for text in texts], dtype=np.float32)
+
+    settings = IndexSettings(weighting=WeightingSettings(kind="bm25"))
+    index = SparseIndex.build(tmp_path / "index", documents, encode, list(vectors), settings)
+    queries = encode(["a c", "d", "b b a"])
+    found = index.search(queries, 3)
+    assert index.rank(queries, 3) == [[hit.document_id for hit in hits] for hits in found]

@@ -120,7 +120,7 @@ def posting_skew(documents_DV: sparse.csr_matrix | sparse.csr_array, setting: Se
     values = {"longest_1_percent": lengths_V[-longest:].sum() / total, "gini": gini}
     return [
         setting.score(
-            f"postings.{name}", value, unit="fraction", higher_is_better=False, documents=documents_DV.shape[0]
+            f"postings.{name}", value, unit="postings share", higher_is_better=False, documents=documents_DV.shape[0]
         )
         for name, value in values.items()
     ]

@@ -7,14 +7,14 @@ import math
 from soju.core.score import Interval
 
 _SECONDS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6}
-_COST_WORDS = ("bytes", "terms", "tokens", "parameters", "documents", "postings", "flops", "bits")
+_COST_WORDS = ("bytes", "terms", "tokens", "parameters", "documents", "postings", "flops", "products", "bits")
 _HEADINGS = {"fraction": "0–1", "percent": "%"}
 _SCALED = {"bytes", "parameters", *_SECONDS}
 
 
 def is_cost(unit: str) -> bool:
     """Tell whether a unit measures what a system costs (time, size, terms) rather than how good it is."""
-    return unit in _SECONDS or unit.startswith(_COST_WORDS) or unit.endswith(("per second", "/s"))
+    return unit in _SECONDS or unit.startswith(_COST_WORDS) or unit.endswith(("per second", "/s", "/second"))
 
 
 def unit_heading(unit: str) -> str:

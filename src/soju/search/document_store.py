@@ -56,6 +56,10 @@ class DocumentStore:
         """Return the id of a document by its number."""
         return self._text(2 * document)
 
+    def document_id_of(self, chunk: int) -> str:
+        """Return the id of the document a chunk belongs to."""
+        return self.document_id(int(self.documents[chunk]))
+
     def chunk(self, chunk: int) -> tuple[str, Chunk]:
         """Return the document id and the window of a chunk by its number."""
         document = int(self.documents[chunk])

@@ -5,12 +5,13 @@ Shape letters: V = terms, Q = queries, T = terms of one query.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from soju.core.config import validate
 from soju.core.errors import UserError
@@ -42,6 +43,11 @@ from soju.search.weighting import idf
 
 Engine = Literal["auto", "exact", "seismic"]
 _FORMAT = 1
+
+_Query = tuple[NDArray[np.int32], NDArray[np.float32]]
+"""Terms and weights, ``(T,)`` each."""
+_Found = tuple[float, int, int, NDArray[np.float32]]
+"""Negative score, segment, chunk, impacts of the query's terms in it."""
 
 
 class SparseIndex:
@@ -220,23 +226,31 @@ class SparseIndex:
         Raises:
             UserError: If the vectors do not fit the index, or ``seismic`` is asked for and was not built.
         """
-        if k < 1:
-            raise UserError(f"k: got {k}; ask for at least one document")
-        if engine == "seismic" and not any(segment.seismic for segment in self.segments):
-            raise UserError(
-                f'{self.folder}: has no Seismic file; build it with engine "seismic", or search with "exact"'
-            )
         rows = query_vectors.shape[0]
-        queries = check_vectors(query_vectors, rows=rows, terms=len(self.terms), place="query")
-        results = []
-        for query in range(rows):
-            low, high = queries.indptr[query], queries.indptr[query + 1]
-            terms_T = queries.indices[low:high].astype(np.int32)
-            weights_T = queries.data[low:high]
-            if self._idf_V is not None:
-                weights_T = weights_T * self._idf_V[terms_T]
-            results.append(self._search_one(terms_T, weights_T, k, engine, explain_hits))
-        return results
+        queries = self._checked(query_vectors, k, engine)
+        return [
+            [self._hit(item, query, explain_hits) for item in self._find(query, k, engine)]
+            for query in self._weighted(queries, rows)
+        ]
+
+    def rank(self, query_vectors: Any, k: int = 10, *, engine: Engine = "auto") -> list[list[str]]:
+        """Return the ids `search` would find, without reading a document: for evaluation.
+
+        Args:
+            query_vectors: See `search`, as the next two.
+            k: Most documents a query.
+            engine: Which engine.
+
+        Returns:
+            Q lists of document ids, best first.
+
+        Raises:
+            UserError: See `search`.
+        """
+        rows = query_vectors.shape[0]
+        queries = self._checked(query_vectors, k, engine)
+        found = (self._find(query, k, engine) for query in self._weighted(queries, rows))
+        return [[self.segments[number].store.document_id_of(chunk) for _, number, chunk, _ in items] for items in found]
 
     @property
     def documents(self) -> int:
@@ -255,10 +269,26 @@ class SparseIndex:
         names = [name for entry in entries for name in entry.first_empty_documents]
         return sum(entry.empty_documents for entry in entries), tuple(names)
 
-    def _search_one(
-        self, terms_T: NDArray[np.int32], weights_T: NDArray[np.float32], k: int, engine: Engine, explained: bool
-    ) -> list[Hit]:
-        found: list[tuple[float, int, int, NDArray[np.float32]]] = []
+    def _checked(self, query_vectors: Any, k: int, engine: Engine) -> csr_array:
+        if k < 1:
+            raise UserError(f"k: got {k}; ask for at least one document")
+        if engine == "seismic" and not any(segment.seismic for segment in self.segments):
+            raise UserError(
+                f'{self.folder}: has no Seismic file; build it with engine "seismic", or search with "exact"'
+            )
+        return check_vectors(query_vectors, rows=query_vectors.shape[0], terms=len(self.terms), place="query")
+
+    def _weighted(self, queries: csr_array, rows: int) -> Iterator[_Query]:
+        """Yield terms and weights of each query, the idf multiplied in."""
+        for row in range(rows):
+            low, high = queries.indptr[row], queries.indptr[row + 1]
+            terms_T = queries.indices[low:high].astype(np.int32)
+            weights_T = queries.data[low:high]
+            yield terms_T, weights_T if self._idf_V is None else weights_T * self._idf_V[terms_T]
+
+    def _find(self, query: _Query, k: int, engine: Engine) -> list[_Found]:
+        terms_T, weights_T = query
+        found: list[_Found] = []
         for number, segment in enumerate(self.segments):
             approximate = engine != "exact" and segment.seismic is not None
             searcher = segment.seismic if approximate and segment.seismic else segment.exact
@@ -267,13 +297,13 @@ class SparseIndex:
                 # Summed in the order and precision of the exact engine, so that engines agree to the last bit.
                 score = float(np.cumsum(weights_T * impacts_T, dtype=np.float32)[-1])
                 found.append((-score, number, int(chunk), impacts_T))
-        found.sort(key=lambda item: item[:3])
-        hits = []
-        for negative, number, chunk, impacts_T in found[:k]:
-            document_id, window = self.segments[number].store.chunk(chunk)
-            matched = explain(self.terms, terms_T, weights_T, impacts_T) if explained else ()
-            hits.append(Hit(document_id, -negative, window.text, window.start, window.end, matched))
-        return hits
+        return sorted(found, key=lambda item: item[:3])[:k]
+
+    def _hit(self, item: _Found, query: _Query, explained: bool) -> Hit:
+        negative, number, chunk, impacts_T = item
+        document_id, window = self.segments[number].store.chunk(chunk)
+        matched = explain(self.terms, *query, impacts_T) if explained else ()
+        return Hit(document_id, -negative, window.text, window.start, window.end, matched)
 
     def _live_idf(self) -> NDArray[np.float32] | None:
         weighting = self.description.settings.weighting

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,12 @@ def score_retrieval(
     for texts, direction in track(rounds, "evaluate"):
         queries, documents = texts.directions[direction]
         test_set = RetrievalSet.from_pairs(f"{texts.name}/{direction}", queries, documents)
-        rankings: dict[str, Rankings] = {SUBJECT: search_all(encoder, queries, documents, config)}
+        with _index_of(encoder, documents, config) as index:
+            rankings: dict[str, Rankings] = {SUBJECT: _search(index, encoder, queries)}
+            if texts is test_sets[0] and direction in ("ko-en", "en-ko"):
+                curves[test_set.name] = [
+                    _recall_at_10(_search(index, pruned(encoder, mass), queries)) for mass in MASSES
+                ]
         rankings["BM25"] = Bm25Searcher(documents, analyzer).search(queries, DEPTH)[0]
         if dictionary is not None:
             rankings["dictionary"] = DictionarySearcher(documents, dictionary).search(queries, DEPTH)[0]
@@ -118,10 +124,6 @@ def score_retrieval(
             for metric in ("recall@10", "ndcg@10"):
                 ours, theirs = results[SUBJECT].measurement(metric), results[subject].measurement(metric)
                 measured.comparisons.append(compare(ours, theirs, samples=settings.bootstrap_samples, seed=config.seed))
-        if direction in ("ko-en", "en-ko"):
-            curves[test_set.name] = [
-                _recall_at_10(search_all(pruned(encoder, mass), queries, documents, config)) for mass in MASSES
-            ]
     if curves:
         measured.figures.append(_pruning_figure(curves))
     return measured
@@ -131,10 +133,8 @@ def search_all(
     encoder: StaticEncoder, queries: Sequence[str], documents: Sequence[str], config: StaticConfig
 ) -> list[list[int]]:
     """Index the documents and return, for each query, document positions best first."""
-    with tempfile.TemporaryDirectory() as folder:
-        index = _build(encoder, documents, Path(folder) / "index", config)
-        hits = index.search(encoder.encode_queries(queries), DEPTH, engine="exact", explain_hits=False)
-        return [[int(hit.document_id) for hit in row] for row in hits]
+    with _index_of(encoder, documents, config) as index:
+        return _search(index, encoder, queries)
 
 
 def pruned(encoder: StaticEncoder, mass: float) -> StaticEncoder:
@@ -163,8 +163,7 @@ def score_cost(encoder: StaticEncoder, folder: Path, texts: EvaluationTexts, con
     scores.append(flops(query_vectors, document_vectors, setting))
     scores += posting_skew(document_vectors, setting)
     scores.append(_renamed(bytes_on_disk(folder, setting), "model bytes"))
-    with tempfile.TemporaryDirectory() as temporary:
-        index = _build(encoder, documents, Path(temporary) / "index", config)
+    with _index_of(encoder, documents, config) as index:
         scores.append(_renamed(bytes_on_disk(index.folder, setting), "index bytes"))
         search: Callable[[str], object] = lambda query: index.search(encoder.encode_queries([query]), 10)  # noqa: E731
         scores += latency(search, list(queries[: config.evaluation.latency_queries]), setting)
@@ -198,15 +197,23 @@ def _setting(test_set: RetrievalSet) -> Setting:
     return Setting(subject=SUBJECT, test_set=test_set.name, data_hash=test_set.hash)
 
 
-def _build(encoder: StaticEncoder, documents: Sequence[str], folder: Path, config: StaticConfig) -> SparseIndex:
-    return SparseIndex.build(
-        folder,
-        (Document(str(number), text) for number, text in enumerate(documents)),
-        encoder.encode_documents,
-        encoder.terms,
-        index_settings(config.search),
-        prior_share_V=encoder.document_share_V,
-    )
+@contextmanager
+def _index_of(encoder: StaticEncoder, documents: Sequence[str], config: StaticConfig) -> Iterator[SparseIndex]:
+    """Index documents under their positions for as long as the block runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield SparseIndex.build(
+            Path(folder) / "index",
+            (Document(str(number), text) for number, text in enumerate(documents)),
+            encoder.encode_documents,
+            encoder.terms,
+            index_settings(config.search),
+            prior_share_V=encoder.document_share_V,
+        )
+
+
+def _search(index: SparseIndex, encoder: StaticEncoder, queries: Sequence[str]) -> list[list[int]]:
+    ranked = index.rank(encoder.encode_queries(queries), DEPTH, engine="exact")
+    return [[int(document) for document in row] for row in ranked]
 
 
 def _ids(vectors: csr_array) -> set[int]:
