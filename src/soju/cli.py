@@ -15,7 +15,11 @@ from soju.core.errors import UserError
 from soju.core.progress import set_quiet
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from soju.core.score import Score
     from soju.recipes.splade.config import StaticConfig
+    from soju.report.run_contents import Comparison
 
 app = typer.Typer(
     name="soju",
@@ -114,13 +118,12 @@ def evaluate(
     from soju.recipes.splade.reading import read_run_data
     from soju.recipes.splade.recipe import score
     from soju.report.run_contents import Comparison
-    from soju.report.terminal import scores_table
 
     settings, _ = _read_config(config, overrides)
     encoder, _ = open_model(model)
     measured = score(encoder, read_run_data(settings), settings, model_folder(model))
     comparisons = [Comparison.model_validate(comparison.to_json()) for comparison in measured.comparisons]
-    console.print(scores_table(measured.scores, comparisons))
+    _print_tables(measured.scores, comparisons)
     if out is not None:
         write_json(out, [item.to_json() for item in measured.scores])
 
@@ -327,10 +330,17 @@ def _readable(text: str) -> str:
 
 def _print_scores(folder: Path) -> None:
     from soju.report.run_contents import read_run
-    from soju.report.terminal import scores_table
 
     contents = read_run(folder)
-    console.print(scores_table(contents.scores, contents.comparisons), soft_wrap=False)
+    _print_tables(contents.scores, contents.comparisons)
+
+
+def _print_tables(scores: Sequence[Score], comparisons: Sequence[Comparison]) -> None:
+    from soju.report.number_format import is_cost
+    from soju.report.terminal import costs_table, scores_table
+
+    console.print(scores_table([score for score in scores if not is_cost(score.unit)], comparisons))
+    console.print(costs_table(scores))
 
 
 def _free_folder(folder: Path) -> Path:

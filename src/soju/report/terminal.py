@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from soju.core.score import Score
-from soju.report.number_format import format_weight
+from soju.report.number_format import format_value, format_weight, is_cost, unit_heading
 from soju.report.run_contents import Comparison, Expansion, Search
 from soju.report.score_tables import Cell, ScoreTable, build_tables
 
@@ -25,6 +25,22 @@ _JOINERS = "\u200c\u200d"  # part of emoji and of some scripts
 def scores_table(scores: Sequence[Score], comparisons: Sequence[Comparison] = ()) -> Group:
     """Return one table a test set: systems down, metrics across, best value bold."""
     return Group(*(_score_table(table) for table in build_tables(scores, comparisons)))
+
+
+def costs_table(scores: Sequence[Score]) -> Table:
+    """Return what systems cost (time, size, terms), one line a figure; scores of quality are left out."""
+    table = Table(title="Cost", box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for column in ("system", "measured on", "figure"):
+        table.add_column(column)
+    table.add_column("value", justify="right")
+    for score in scores:
+        if is_cost(score.unit):
+            value = format_value(score.value, score.unit)
+            unit = unit_heading(score.unit)
+            table.add_row(
+                _text(score.subject), _text(score.test_set), _text(score.name), _text(f"{value} {unit}".strip())
+            )
+    return table
 
 
 def expansion_table(expansion: Expansion) -> Table:

@@ -104,7 +104,7 @@ def score_retrieval(
         rankings["BM25"] = Bm25Searcher(documents, analyzer).search(queries, DEPTH)[0]
         if dictionary is not None:
             rankings["dictionary"] = DictionarySearcher(documents, dictionary).search(queries, DEPTH)[0]
-        rankings["soju + BM25 (RRF)"] = [
+        rankings["soju + BM25"] = [
             [document for document, _ in reciprocal_rank_fusion([list(ours), list(theirs)], limit=DEPTH)]
             for ours, theirs in zip(rankings[SUBJECT], rankings["BM25"], strict=True)
         ]
