@@ -18,7 +18,7 @@ Format = Literal["tsv", "query-tokens", "stock-static", "low-rank"]
 FORMATS: dict[Format, str] = {
     "tsv": "a file of source, target and weight",
     "query-tokens": "a JSONL file of the weighted terms of every piece, for OpenSearch and its kin",
-    "stock-static": "a SparseEncoder folder of the unexpanded side, exact",
+    "stock-static": "a SparseEncoder folder of the unexpanded side: one weight a piece",
     "low-rank": "a SparseEncoder folder of the expanded side, approximate",
 }
 
@@ -53,7 +53,8 @@ def export(
     else:
         from soju.export.low_rank import factorise_codes, save_low_rank
 
-        save_low_rank(target, factorise_codes(encoder.query_VV, hidden_size=hidden_size), encoder.tokenizer)
+        factors = factorise_codes(encoder.query_VV, hidden_size=hidden_size, piece_counts_V=encoder.document_share_V)
+        save_low_rank(target, factors, encoder.tokenizer)
 
 
 def training_idf(encoder: StaticEncoder, prior_documents: float) -> NDArray[np.float32]:
