@@ -28,6 +28,12 @@ ConfigT = TypeVar("ConfigT", bound=Settings)
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping.
 
+    Args:
+        path: A UTF-8 file, with or without byte order mark.
+
+    Returns:
+        The mapping.
+
     Raises:
         ConfigError: If the file cannot be read, is not YAML, or is not a mapping.
     """
@@ -88,6 +94,13 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     >>> apply_overrides({"data": {"seed": 1}}, ["data.seed=2"])
     {'data': {'seed': 2}}
 
+    Args:
+        values: Settings as read; they stay as they are.
+        overrides: Texts like ``data.seed=2``.
+
+    Returns:
+        A changed copy.
+
     Raises:
         ConfigError: If an override is not ``key=value`` or goes through something that is not a mapping.
     """
@@ -113,6 +126,14 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
 
 def validate(values: Mapping[str, Any], model: type[ConfigT], *, place: str) -> ConfigT:
     """Turn plain values into a settings object.
+
+    Args:
+        values: Settings as read.
+        model: The class of the settings object.
+        place: What errors call the source of the values.
+
+    Returns:
+        The checked, frozen settings.
 
     Raises:
         ConfigError: With one line for each wrong setting: its place, what is wrong, the remedy.

@@ -74,6 +74,9 @@ def write_manifest(folder: Path) -> None:
 def verify_manifest(folder: Path) -> None:
     """Check every file of `folder` against its manifest.
 
+    Args:
+        folder: A folder that `write_manifest` finished.
+
     Raises:
         IntegrityError: If the manifest or a file is missing, or a file has other bytes. All faults are listed.
     """

@@ -47,6 +47,15 @@ class RunDirectory:
     def create(cls, path: Path, *, config_text: str, config: Settings, seed: int) -> RunDirectory:
         """Make the folder with ``config.yaml`` as given, ``resolved.yaml`` and ``environment.json``.
 
+        Args:
+            path: The run folder.
+            config_text: The configuration as the user gave it.
+            config: The same, resolved.
+            seed: Seed of the run.
+
+        Returns:
+            The run folder.
+
         Raises:
             UserError: If the folder already holds a run.
         """
@@ -77,6 +86,9 @@ class RunDirectory:
 
     def read_scores(self) -> list[Score]:
         """Read ``scores.json``.
+
+        Returns:
+            The scores in the order they were written.
 
         Raises:
             UserError: If the run has no scores.

@@ -132,6 +132,9 @@ def strongest_terms(canonical_VV: csr_array, *, at_least: float = 0.3) -> NDArra
         canonical_VV: Result of `canonical_terms`.
         at_least: Expected terms per occurrence below which a piece counts for nothing; so do pieces whose
             `sub_word_weight` or `function_word_weight` is below it.
+
+    Returns:
+        Term ids, ``(V,)``.
     """
     strongest_V = np.zeros(canonical_VV.shape[0], np.int32)
     totals_V = np.asarray(canonical_VV.sum(axis=1)).ravel()

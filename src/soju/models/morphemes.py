@@ -29,6 +29,9 @@ def analyse(texts: Iterable[str], *, workers: int = 2) -> Iterator[list[Stretch]
     Args:
         texts: NFC Korean text; offsets count its characters.
         workers: Threads of the analyser.
+
+    Yields:
+        The stretches of one text, in order.
     """
     for tokens in shared_kiwi(workers).tokenize(texts):
         yield _stretches(tokens)

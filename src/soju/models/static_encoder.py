@@ -116,6 +116,12 @@ class StaticEncoder:
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote.
 
+        Args:
+            folder: A model folder.
+
+        Returns:
+            The encoder.
+
         Raises:
             UserError: If the folder is not such a model, or was altered since it was written.
         """
@@ -137,6 +143,12 @@ class StaticEncoder:
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json`` of a model folder.
+
+    Args:
+        folder: A model folder.
+
+    Returns:
+        Its content.
 
     Raises:
         UserError: If there is none or it is not JSON.

@@ -17,6 +17,12 @@ def preset_names() -> list[str]:
 def preset_text(name: str) -> str:
     """Return a preset as it is written.
 
+    Args:
+        name: One of `preset_names`.
+
+    Returns:
+        YAML with its comments.
+
     Raises:
         UserError: If there is none of that name.
     """

@@ -33,6 +33,9 @@ def open_model(model: str) -> tuple[StaticEncoder, str]:
     Args:
         model: A model folder, a run folder (its ``final``), or `PACKAGED_MODEL`.
 
+    Returns:
+        The encoder, and the SHA-256 of its manifest.
+
     Raises:
         UserError: If there is no model.
     """
@@ -67,6 +70,17 @@ def build_index(
 ) -> SparseIndex:
     """Index the documents of files.
 
+    Args:
+        model: See `open_model`.
+        corpus: Files, globs or hub data sets of documents.
+        folder: Where the index goes, with a copy of the model inside.
+        settings: Those for a static model when not given.
+        on_error: Whether broken rows stop the building or are left out.
+        overwrite: Replace an index that is there.
+
+    Returns:
+        The opened index.
+
     Raises:
         DataError: If rows of the corpus are broken; no index is left behind.
         UserError: If the folder is taken.
@@ -92,6 +106,9 @@ def open_index(folder: Path, model: str | None = None) -> tuple[SparseIndex, Sta
     Args:
         folder: The index.
         model: Another place of the same model.
+
+    Returns:
+        Index and encoder.
 
     Raises:
         UserError: If there is no index or no model, or the model is another one.

@@ -51,6 +51,12 @@ class RunData:
 def read_run_data(config: StaticConfig) -> RunData:
     """Read training and evaluation data.
 
+    Args:
+        config: Settings of the run.
+
+    Returns:
+        All rows, checked.
+
     Raises:
         DataError: If rows are broken, all problems of all files listed at once.
         UserError: If evaluation texts stand in the training data, or nothing is left to train on.
