@@ -336,11 +336,17 @@ def _print_scores(folder: Path) -> None:
 
 
 def _print_tables(scores: Sequence[Score], comparisons: Sequence[Comparison]) -> None:
-    from soju.report.number_format import is_cost
-    from soju.report.terminal import costs_table, scores_table
+    from soju.report.terminal import figures_table, scores_table
 
-    console.print(scores_table([score for score in scores if not is_cost(score.unit)], comparisons))
-    console.print(costs_table(scores))
+    systems: dict[str, set[str]] = {}
+    for score in scores:
+        systems.setdefault(score.test_set, set()).add(score.subject)
+    compared = [score for score in scores if len(systems[score.test_set]) > 1]
+    alone = [score for score in scores if len(systems[score.test_set]) == 1]
+    if compared:
+        console.print(scores_table(compared, comparisons))
+    if alone:
+        console.print(figures_table(alone))
 
 
 def _free_folder(folder: Path) -> Path:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from soju.core.score import Score
 from soju.report.run_contents import Comparison, Expansion, Search
-from soju.report.terminal import expansion_table, hits_table, scores_table
+from soju.report.terminal import expansion_table, figures_table, hits_table, scores_table
 
 
 def show(renderable, width=100):
@@ -60,3 +60,10 @@ def test_text_cannot_steer_the_terminal():
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "[red]" in text
+
+
+def test_figures_of_a_single_system_are_a_list_that_is_never_cut():
+    figure = Score("active_terms.document.mean", "soju", "cost on parallel.dev ko-en", 13.1, "terms", False, "s")
+    text = show(figures_table([figure]), width=60)
+    assert "…" not in text
+    assert "13.1 terms" in text

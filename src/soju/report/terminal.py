@@ -27,19 +27,17 @@ def scores_table(scores: Sequence[Score], comparisons: Sequence[Comparison] = ()
     return Group(*(_score_table(table) for table in build_tables(scores, comparisons)))
 
 
-def costs_table(scores: Sequence[Score]) -> Table:
-    """Return what systems cost (time, size, terms), one line a figure; scores of quality are left out."""
-    table = Table(title="Cost", box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for column in ("system", "measured on", "figure"):
-        table.add_column(column)
+def figures_table(scores: Sequence[Score]) -> Table:
+    """Return one line a figure: what a system scored or cost where there is nothing to compare it with."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("measured on", "figure"):
+        table.add_column(column, overflow="fold")
     table.add_column("value", justify="right")
     for score in scores:
-        if is_cost(score.unit):
-            value = format_value(score.value, score.unit)
-            unit = unit_heading(score.unit)
-            table.add_row(
-                _text(score.subject), _text(score.test_set), _text(score.name), _text(f"{value} {unit}".strip())
-            )
+        value = format_value(score.value, score.unit)
+        unit = unit_heading(score.unit) if is_cost(score.unit) else ""
+        arrow = "↑" if score.higher_is_better else "↓"
+        table.add_row(_text(score.test_set), _text(f"{score.name} {arrow}"), _text(f"{value} {unit}".strip()))
     return table
 
 
