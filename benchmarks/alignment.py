@@ -289,6 +289,7 @@ def main() -> None:
         for name, value in result["eflomal"][part].items():
             print(f"{part:28}{name:36}{value}", flush=True)
     result["scaling"] = scaling(whole.bitext, arguments.sizes)
+    RESULTS.mkdir(exist_ok=True)
     draw(result["scaling"], RESULTS / "alignment_scaling.png")
     result["claims"] = list(claims(result))
     write_json(RESULTS / "alignment.json", result)

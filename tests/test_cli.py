@@ -82,7 +82,10 @@ def test_one_run_lists_every_broken_row_with_place_and_remedy_and_exits_with_2(t
 def test_broken_rows_are_skipped_and_counted_when_told_to(tmp_path):
     write_broken_terms(tmp_path / "broken.jsonl")
     override = "data.terms=[samples:terms.train, broken.jsonl]"
-    assert soju("check", SAMPLES, override, "data.on_error=skip", cwd=tmp_path).returncode == 0
+    result = soju("check", SAMPLES, override, "data.on_error=skip", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "broken rows were left out" in result.stdout
+    assert "No problem found" not in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def test_broken_rows_are_skipped_and_counted_when_told_to(tmp_path):
         (["expand-text", "nowhere", "물"], "not a model folder"),
         (["verify", "nowhere"], "nothing to check"),
         (["report", "nowhere"], "nowhere"),
-        (["index", "nowhere", "corpus.jsonl"], "soju index MODEL CORPUS INDEX"),
+        (["index", "nowhere", "corpus.jsonl"], "soju index MODEL CORPUS... INDEX"),
         (["compare", "a", "b"], "query_scores.json"),
     ],
 )
@@ -134,6 +137,42 @@ def test_a_broken_corpus_leaves_no_index(tmp_path):
     assert result.returncode == 2
     assert "corpus.jsonl:2" in result.stderr
     assert not (tmp_path / "my-index").exists()
+
+
+def test_an_index_grows_and_names_documents_that_cannot_be_found(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "tea", "text": "green tea"}\n{"id": "[/b]", "text": "?!"}\n', "utf-8")
+    (tmp_path / "b.jsonl").write_text('{"id": "rice", "text": "쌀로 밥을 짓는다"}\n', "utf-8")
+    made = soju("index", "ko-en-static", "a.jsonl", "my-index", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "1 documents hold no known term and cannot be found: [/b]" in made.stdout
+    assert soju("index", "ko-en-static", "b.jsonl", "my-index", "--add", cwd=tmp_path).returncode == 0
+    found = soju("search", "my-index", "rice", "--json", cwd=tmp_path)
+    assert json.loads(found.stdout)["hits"][0]["document_id"] == "rice"
+
+
+def test_a_forgotten_index_folder_does_not_cost_the_corpus(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"id": "1", "text": "tea"}\n', encoding="utf-8")
+    result = soju("index", "ko-en-static", "a.jsonl", "b.jsonl", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "the last argument is the index folder" in result.stderr
+
+
+def test_train_compare_and_export_from_the_command_line(tmp_path):
+    (tmp_path / "broken.jsonl").write_text('{"ko": "", "terms": []}\n', encoding="utf-8")
+    refused = soju("train", SAMPLES, "data.terms=[broken.jsonl]", "--out", "a", cwd=tmp_path)
+    assert (refused.returncode, (tmp_path / "a").exists()) == (2, False)
+    quick = ("evaluation.bootstrap_samples=100", "evaluation.latency_queries=2")
+    assert soju("train", SAMPLES, *quick, "--out", "a", cwd=tmp_path).returncode == 0
+    assert soju("train", SAMPLES, *quick, "expansion.power=2", "--out", "b", cwd=tmp_path).returncode == 0
+    compared = soju("compare", "a", "b", cwd=tmp_path)
+    assert "samples.heldout/ko-en" in compared.stdout
+    assert soju("verify", "a", cwd=tmp_path).returncode == 0
+    assert soju("report", "a", cwd=tmp_path).returncode == 0
+    assert soju("export", "a", "table.tsv", "--to", "tsv", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "table.tsv").read_text(encoding="utf-8").startswith("source\t")
+    again = soju("export", "a", "table.tsv", "--to", "tsv", cwd=tmp_path)
+    assert again.returncode == 2
 
 
 def test_a_query_that_is_not_utf8_is_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from soju.core.score import Score
+    from soju.data.log import ReadLog
     from soju.recipes.splade.config import StaticConfig
     from soju.report.run_contents import Comparison
 
@@ -82,8 +84,9 @@ def check(config: Config, overrides: Overrides = None) -> None:
             console.print(format_statistics(data.training.statistics[part], title=part))
     for texts in data.evaluation:
         sizes = ", ".join(f"{name} {len(queries):,} queries" for name, (queries, _) in texts.directions.items())
-        console.print(f"{texts.name}: {sizes}")
-    console.print("[green]No problem found.[/]")
+        _say(f"{texts.name}: {sizes}")
+    if not _tell_skipped(data.training.log):
+        _say("No problem found.", style="green")
 
 
 @app.command()
@@ -95,14 +98,17 @@ def train(
 ) -> None:
     """Train, score, export and report."""
     from soju.core.run_directory import RunDirectory
+    from soju.recipes.splade.reading import read_run_data
     from soju.recipes.splade.recipe import run
 
     settings, text = _read_config(config, overrides)
+    data = read_run_data(settings)
+    _tell_skipped(data.training.log)
     folder = out or Path("runs") / settings.name
     run_dir = RunDirectory.create(folder, config_text=text, config=settings, seed=settings.seed)
-    report_page = run(settings, run_dir, workers=workers)
+    report_page = run(settings, run_dir, data=data, workers=workers)
     _print_scores(folder)
-    console.print(f"Model   {run_dir.final}\nReport  {report_page}")
+    _say(f"Model   {run_dir.final}\nReport  {report_page}")
 
 
 @app.command()
@@ -114,13 +120,14 @@ def evaluate(
 ) -> None:
     """Score a model on the test sets of a configuration, against BM25 and dictionary look-up."""
     from soju.core.files import write_json
-    from soju.recipes.splade.indexing import model_folder, open_model
+    from soju.recipes.splade.indexing import model_folder, open_model, search_settings_of
     from soju.recipes.splade.reading import read_run_data
     from soju.recipes.splade.recipe import score
     from soju.report.run_contents import Comparison
 
     settings, _ = _read_config(config, overrides)
     encoder, _ = open_model(model)
+    settings = settings.model_copy(update={"search": search_settings_of(model_folder(model))})
     measured = score(encoder, read_run_data(settings), settings, model_folder(model))
     comparisons = [Comparison.model_validate(comparison.to_json()) for comparison in measured.comparisons]
     _print_tables(measured.scores, comparisons)
@@ -138,23 +145,24 @@ def index(
     on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
 ) -> None:
     """Index documents: soju index MODEL CORPUS... INDEX."""
-    from soju.recipes.splade.config import SearchSettings
-    from soju.recipes.splade.indexing import add_to_index, build_index, index_settings
+    from soju.recipes.splade.indexing import add_to_index, build_index
 
     *files, last = corpus
-    if not files:
-        raise UserError("give the documents and then the index folder: soju index MODEL CORPUS INDEX")
     folder = Path(last)
+    if not files or folder.is_file():
+        raise UserError(f"{last}: the last argument is the index folder: soju index MODEL CORPUS... INDEX")
+    if add and (overwrite or engine != "auto"):
+        raise UserError("--add keeps the index as it was made; leave out --overwrite and --engine")
     if add:
-        made, added = add_to_index(folder, files, on_error=on_error)
-        console.print(f"{added:,} documents added")
+        made, added, log = add_to_index(model, files, folder, on_error=on_error)
+        _say(f"{added:,} documents added")
     else:
-        settings = index_settings(SearchSettings(), engine=engine)
-        made = build_index(model, files, folder, settings=settings, on_error=on_error, overwrite=overwrite)
+        made, log = build_index(model, files, folder, engine=engine, on_error=on_error, overwrite=overwrite)
+    _tell_skipped(log)
     empty, names = made.empty_documents
-    console.print(f"{folder}: {made.documents:,} documents, {made.chunks:,} passages")
+    _say(f"{folder}: {made.documents:,} documents, {made.chunks:,} passages")
     if empty:
-        console.print(f"[yellow]{empty:,} documents hold no known term and cannot be found:[/] {', '.join(names)}")
+        _say(f"{empty:,} documents hold no known term and cannot be found: {', '.join(names)}", style="yellow")
 
 
 @app.command()
@@ -203,17 +211,18 @@ def expand_text(
 def export(
     model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
     target: Annotated[Path, typer.Argument(help="File or folder to write.")],
-    to: Annotated[ExportFormat, typer.Option(help="Format.")],
+    to: Annotated[ExportFormat, typer.Option(help="low-rank is approximate, the others are exact.")],
     hidden_size: Annotated[int, typer.Option(min=16, help="Width of the low-rank form.")] = 512,
 ) -> None:
     """Write a model for programs that do not know soju."""
     from soju.recipes.splade.exporting import FORMATS
     from soju.recipes.splade.exporting import export as write
-    from soju.recipes.splade.indexing import open_model
+    from soju.recipes.splade.indexing import model_folder, open_model, search_settings_of
 
     encoder, _ = open_model(model)
-    write(encoder, target, to, hidden_size=hidden_size)
-    console.print(f"{target}: {FORMATS[to]}")
+    prior = search_settings_of(model_folder(model)).prior_documents
+    write(encoder, target, to, prior_documents=prior, hidden_size=hidden_size)
+    _say(f"{target}: {FORMATS[to]}")
 
 
 @app.command()
@@ -242,7 +251,7 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Write the report of a run again."""
     from soju.report.run_report import write_report
 
-    console.print(str(write_report(run_folder)))
+    _say(str(write_report(run_folder)))
 
 
 @app.command()
@@ -257,7 +266,7 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, mo
         )
     for manifest in manifests:
         verify_manifest(manifest.parent)
-        console.print(f"[green]intact[/]  {manifest.parent}")
+        _say(f"intact  {manifest.parent}", style="green")
 
 
 @app.command()
@@ -274,11 +283,12 @@ def demo(
     _print_scores(finished.report.parent)
     (found,) = finished.search([QUERY])
     console.print(hits_table(found))
-    console.print(f"Report  {finished.report}")
+    _say(f"Report  {finished.report}")
     if sys.stdin.isatty():
         console.print("Ask in Korean or English; an empty line ends.")
-        while query := console.input("[bold]? [/]").strip():
-            console.print(hits_table(finished.search([query])[0]))
+        with suppress(EOFError):
+            while query := console.input("? ").strip():
+                console.print(hits_table(finished.search([query])[0]))
 
 
 def main() -> None:
@@ -290,9 +300,13 @@ def main() -> None:
             raise
         errors.print(str(error), markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("Interrupted.")
-        sys.exit(130)
+    except OSError as error:
+        if os.environ.get("SOJU_DEBUG"):
+            raise
+        errors.print(
+            f"{error.filename or 'soju'}: {error.strerror or error}; free space or choose another place", markup=False
+        )
+        sys.exit(2)
     except Exception as error:  # the last line of defence: one sentence instead of a traceback
         if os.environ.get("SOJU_DEBUG"):
             raise
@@ -303,12 +317,12 @@ def main() -> None:
 
 
 def _read_config(name: str, overrides: list[str] | None) -> tuple[StaticConfig, str]:
-    from soju.core.config import apply_overrides, parse_yaml, to_yaml, validate
+    from soju.core.config import apply_overrides, parse_yaml, validate
     from soju.presets import preset_names, preset_text
     from soju.recipes.splade.config import StaticConfig
 
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         from soju.core.config import read_yaml
 
         values: dict[str, Any] = read_yaml(path)
@@ -319,7 +333,20 @@ def _read_config(name: str, overrides: list[str] | None) -> tuple[StaticConfig, 
     else:
         raise UserError(f'"{name}" is neither a YAML file nor a preset; presets: {", ".join(preset_names())}')
     settings = validate(apply_overrides(values, overrides or []), StaticConfig, place=name)
-    return settings, to_yaml(settings) if overrides else text
+    return settings, text + "".join(f"# override: {override}\n" for override in overrides or [])
+
+
+def _say(text: str, *, style: str | None = None) -> None:
+    """Print one line as it is: no markup in names of files, no breaks in paths."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _tell_skipped(log: ReadLog) -> bool:
+    if not log.refused:
+        return False
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in log.reasons.most_common())
+    _say(f"{log.refused:,} broken rows were left out: {reasons}", style="yellow")
+    return True
 
 
 def _readable(text: str) -> str:

@@ -27,7 +27,7 @@ def test_a_run_folder_holds_the_config_as_given_and_as_resolved(tmp_path):
     assert (run.path / "config.yaml").read_text() == "name: demo  # mine\n"
     assert (run.path / "resolved.yaml").read_text() == "seed: 13\nname: demo\n"
     assert json.loads((run.path / "environment.json").read_text())["seed"] == 13
-    assert (run.final, run.plots) == (run.path / "final", run.path / "plots")
+    assert run.final == run.path / "final"
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path):

@@ -121,7 +121,7 @@ def test_documents_added_later_are_found_and_the_index_carries_its_model(finishe
     first.write_text('{"id": "tea", "text": "Green tea is brewed with warm water."}\n', encoding="utf-8")
     more.write_text('{"id": "heart", "text": "심장은 피를 온몸으로 보낸다."}\n', encoding="utf-8")
     build_index(str(finished), [str(first)], tmp_path / "index")
-    _, added = add_to_index(tmp_path / "index", [str(more)])
+    _, added, _ = add_to_index(str(finished), [str(more)], tmp_path / "index")
     index, encoder = open_index(tmp_path / "index")
     assert added == 1
     (found,) = search_index(index, encoder, ["heart"])
@@ -135,6 +135,45 @@ def test_an_index_refuses_another_model(finished, tmp_path):
     build_index(str(finished), [str(corpus)], tmp_path / "index")
     with pytest.raises(UserError, match="another model"):
         open_index(tmp_path / "index", "ko-en-static")
+
+
+def test_the_index_of_a_run_can_be_searched_as_it_lies(finished):
+    index, encoder = open_index(finished / "index")
+    (found,) = search_index(index, encoder, ["심장 혈관이 막혔을 때 가슴 통증"], k=1)
+    assert "heart" in {term.term for term in found.hits[0].matched}
+
+
+def test_an_index_weighs_documents_as_the_run_that_scored_the_model(tmp_path):
+    config = sample_config("search.k1=0.4", "search.prior_documents=7", "evaluation.sets=[]", "evaluation.terms=[]")
+    run(config, RunDirectory.create(tmp_path / "run", config_text="", config=config, seed=1), workers=1)
+    corpus = tmp_path / "a.txt"
+    corpus.write_text("tea\n", encoding="utf-8")
+    index, _ = build_index(str(tmp_path / "run"), [str(corpus)], tmp_path / "index")
+    weighting = index.description.settings.weighting
+    assert (weighting.kind, weighting.k1, weighting.prior_documents) == ("bm25", 0.4, 7)
+
+
+def test_source_rows_count_what_was_trained_on_and_nothing_else(tmp_path):
+    rows = [
+        {"ko": "물", "terms": ["water"], "src": ["free"]},
+        {"ko": "불", "terms": ["fire"], "src": ["free", "other"]},
+        {"ko": "산", "terms": ["mountain"]},
+    ]
+    terms = tmp_path / "terms.jsonl"
+    terms.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = sample_config(f"data.terms=[{terms}]", "data.term_sources=[free]", "evaluation.terms=[]")
+    data = read_run_data(config)
+    assert [row.ko for row in data.training.terms] == ["물", "산"]
+    assert data.training.source_rows == {"samples:passages.train": 374, "free": 1, str(terms): 1}
+
+
+def test_the_packaged_models_card_knows_the_licence_of_every_source():
+    import soju
+
+    folder = Path(soju.__file__).parent / "packaged" / "ko-en-static"
+    verify_manifest(folder)
+    assert "see its owner" not in (folder / "README.md").read_text(encoding="utf-8")
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 3_000_000
 
 
 def test_evaluation_texts_in_the_training_data_are_refused():

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from soju.core.errors import UserError
+
 Ids = NDArray[np.int32]
 Offsets = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -72,7 +74,8 @@ def make_bitext(
         The pairs that have tokens on both sides, in the given order.
 
     Raises:
-        ValueError: If there is no pair with tokens on both sides, or an id is out of range.
+        UserError: If there is no pair with tokens on both sides.
+        ValueError: If an id is out of range.
     """
     sources: list[Ids] = []
     targets: list[Ids] = []
@@ -83,7 +86,7 @@ def make_bitext(
             targets.append(np.asarray(target[:max_tokens], np.int32))
             weights.append(weight)
     if not sources:
-        raise ValueError("no pair has a token on both sides; there is nothing to align")
+        raise UserError("no pair has a known word on both sides, so there is nothing to align; check the training data")
     source_N, source_offsets = _pack(sources)
     target_M, target_offsets = _pack(targets)
     for name, ids, size in (("source", source_N, source_size), ("target", target_M, target_size)):

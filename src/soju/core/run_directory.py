@@ -75,11 +75,6 @@ class RunDirectory:
         """Folder of the finished model."""
         return self.path / "final"
 
-    @property
-    def plots(self) -> Path:
-        """Folder of the plots."""
-        return self.path / "plots"
-
     def write_scores(self, scores: list[Score]) -> None:
         """Write ``scores.json``."""
         write_json(self.path / "scores.json", [score.to_json() for score in scores])

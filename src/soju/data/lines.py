@@ -64,7 +64,9 @@ def read_lines(
 def _explain_os_error(error: OSError | ValueError) -> FileBrokenError:
     if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
         return FileBrokenError(
-            "no such file", "check the path; relative paths start at the configuration file", "missing-file"
+            "no such file",
+            "check the path; relative paths start at data.root, or at the working folder",
+            "missing-file",
         )
     if isinstance(error, IsADirectoryError):
         return FileBrokenError(

@@ -23,7 +23,7 @@ class DataSettings(Settings):
     """What to learn from. Sources are files, globs, ``samples:NAME`` or ``hub:OWNER/NAME:SPLIT``."""
 
     root: Path | None = None
-    """Folder that relative files are looked up in; the working folder when it is not given."""
+    """Folder that relative files are looked up in; the working folder when it is not given. ``~`` is not expanded."""
     pairs: tuple[str, ...] = ()
     """Sentence pairs, Korean and English."""
     passages: tuple[str, ...] = ()
@@ -83,6 +83,13 @@ class EvaluationSettings(Settings):
     probes: tuple[str, ...] = ("머신러닝", "데이터베이스", "추천시스템", "음성인식", "artificial intelligence")
     """Texts whose expansion the report shows."""
 
+    @model_validator(mode="after")
+    def _names_differ(self) -> EvaluationSettings:
+        names = [test_set.name for test_set in self.sets]
+        if len(set(names)) < len(names):
+            raise ValueError("two sets have the same name; scores would be mixed up")
+        return self
+
 
 class TokenizerSettings(Settings):
     """The shared Korean–English tokenizer."""
@@ -94,9 +101,9 @@ class TokenizerSettings(Settings):
     sub_words: int = Field(default=4000, ge=100)
     """Sub-words for English words outside the lexicon."""
     sub_word_weight: float = Field(default=0.5, gt=0, le=1)
-    """What a sub-word counts for, a whole word being 1."""
+    """What a sub-word counts for, a whole word being 1; below 0.3 it is not aligned either."""
     function_word_weight: float = Field(default=0.4, ge=0, le=1)
-    """What an English function word ("the", "how") counts for."""
+    """What an English function word ("the", "how") counts for; below 0.3 it is not aligned either."""
 
 
 class AlignmentSettings(Settings):
@@ -171,7 +178,7 @@ class StaticConfig(Settings):
 
     recipe: Literal["splade"]
     mode: Literal["static"]
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the run and of the model."""
     seed: int = Field(default=13, ge=0)
     """Seed of the held-out split and of every resampling; the training itself draws nothing."""

@@ -53,11 +53,10 @@ def export(
     else:
         from soju.export.low_rank import factorise_codes, save_low_rank
 
-        factors = factorise_codes(encoder.query_VV, hidden_size=hidden_size, piece_counts_V=encoder.document_share_V)
-        save_low_rank(target, factors, encoder.tokenizer)
+        save_low_rank(target, factorise_codes(encoder.query_VV, hidden_size=hidden_size), encoder.tokenizer)
 
 
 def training_idf(encoder: StaticEncoder, prior_documents: float) -> NDArray[np.float32]:
-    """Return the idf of the training text alone, ``(V,)``: what stands in for an index that does not exist yet."""
+    """Return the idf of the training text alone, ``(V,)``, of at least one document: there is no index to count yet."""
     none_V = np.zeros(len(encoder.terms), np.int64)
-    return idf(none_V, 0, prior_documents=prior_documents or 1.0, prior_share_V=encoder.document_share_V)
+    return idf(none_V, 0, prior_documents=max(prior_documents, 1.0), prior_share_V=encoder.document_share_V)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from scipy.sparse import csr_array
@@ -14,7 +15,7 @@ from soju.core.language import language_of
 from soju.core.records import Document
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.models.static_encoder import StaticEncoder
+from soju.models.static_encoder import StaticEncoder, read_model_config
 from soju.recipes.splade.config import SearchSettings
 from soju.report.run_contents import Expansion, ExpansionTerm, Hit, MatchedTerm, Search
 from soju.search.index import Engine, SparseIndex
@@ -59,45 +60,82 @@ def index_settings(search: SearchSettings, *, engine: Engine = "auto") -> IndexS
     return IndexSettings(weighting=weighting, engine=engine)
 
 
-def build_index(
-    model: str,
-    corpus: Sequence[str],
+def search_settings_of(folder: Path) -> SearchSettings:
+    """Return the document weighting a model was trained and scored with."""
+    return SearchSettings(**read_model_config(folder).get("about", {}).get("search", {}))
+
+
+def index_documents(
     folder: Path,
+    documents: Iterable[Document],
+    model: Path,
     *,
     settings: IndexSettings | None = None,
-    on_error: OnError = "stop",
     overwrite: bool = False,
 ) -> SparseIndex:
-    """Index the documents of files.
+    """Index documents and put a copy of the model inside, so that the index can be searched alone.
 
     Args:
-        model: See `open_model`.
-        corpus: Files, globs or hub data sets of documents.
-        folder: Where the index goes, with a copy of the model inside.
-        settings: Those for a static model when not given.
-        on_error: Whether broken rows stop the building or are left out.
+        folder: Where the index goes.
+        documents: Rows, read once.
+        model: The model's folder.
+        settings: Those the model was scored with when not given.
         overwrite: Replace an index that is there.
 
     Returns:
         The opened index.
 
     Raises:
+        UserError: If the folder is taken or a document is unusable; nothing is left behind then.
+    """
+    encoder = StaticEncoder.load(model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        copy = Path(shutil.copytree(model, Path(temporary) / MODEL))
+        index = SparseIndex.build(
+            folder,
+            documents,
+            encoder.encode_documents,
+            encoder.terms,
+            settings or index_settings(search_settings_of(model)),
+            fingerprint=sha256(model / MANIFEST),
+            prior_share_V=encoder.document_share_V,
+            overwrite=overwrite,
+        )
+        copy.rename(folder / MODEL)
+    return index
+
+
+def build_index(
+    model: str,
+    corpus: Sequence[str],
+    folder: Path,
+    *,
+    engine: Engine = "auto",
+    on_error: OnError = "stop",
+    overwrite: bool = False,
+) -> tuple[SparseIndex, ReadLog]:
+    """Index the documents of files.
+
+    Args:
+        model: See `open_model`.
+        corpus: Files, globs or hub data sets of documents.
+        folder: Where the index goes, with a copy of the model inside.
+        engine: Which engine to build.
+        on_error: Whether broken rows stop the building or are left out.
+        overwrite: Replace an index that is there.
+
+    Returns:
+        The opened index, and what was read and refused.
+
+    Raises:
         DataError: If rows of the corpus are broken; no index is left behind.
         UserError: If the folder is taken.
     """
-    encoder, fingerprint = open_model(model)
-    index = SparseIndex.build(
-        folder,
-        _read_documents(corpus, on_error),
-        encoder.encode_documents,
-        encoder.terms,
-        settings or index_settings(SearchSettings()),
-        fingerprint=fingerprint,
-        prior_share_V=encoder.document_share_V,
-        overwrite=overwrite,
-    )
-    shutil.copytree(model_folder(model), folder / MODEL, ignore=shutil.ignore_patterns("exports"))
-    return index
+    log, source = ReadLog(), model_folder(model)
+    settings = index_settings(search_settings_of(source), engine=engine)
+    rows = _read_documents(corpus, on_error, log)
+    return index_documents(folder, rows, source, settings=settings, overwrite=overwrite), log
 
 
 def open_index(folder: Path, model: str | None = None) -> tuple[SparseIndex, StaticEncoder]:
@@ -113,19 +151,22 @@ def open_index(folder: Path, model: str | None = None) -> tuple[SparseIndex, Sta
     Raises:
         UserError: If there is no index or no model, or the model is another one.
     """
+    source = model_folder(model) if model else folder / MODEL
     index = SparseIndex.open(folder)
-    source = Path(model) if model else folder / MODEL
-    encoder = StaticEncoder.load(model_folder(str(source)))
-    if encoder.terms != tuple(index.terms):
+    encoder = StaticEncoder.load(source)
+    if index.description.fingerprint != sha256(source / MANIFEST):
         raise UserError(f"{folder}: was made with another model than {source}; index the corpus again with this one")
     return index, encoder
 
 
-def add_to_index(folder: Path, corpus: Sequence[str], *, on_error: OnError = "stop") -> tuple[SparseIndex, int]:
-    """Add the documents of files to an index with the model inside it; returns the index and how many were added."""
-    index, encoder = open_index(folder)
-    added = index.add(_read_documents(corpus, on_error), encoder.encode_documents)
-    return index, added
+def add_to_index(
+    model: str, corpus: Sequence[str], folder: Path, *, on_error: OnError = "stop"
+) -> tuple[SparseIndex, int, ReadLog]:
+    """Add the documents of files to an index of the same model; returns it, how many were added, and the log."""
+    log = ReadLog()
+    index, encoder = open_index(folder, model)
+    added = index.add(_read_documents(corpus, on_error, log), encoder.encode_documents)
+    return index, added, log
 
 
 def search_index(
@@ -176,8 +217,7 @@ def _heaviest(vectors: csr_array, row: int, terms: Sequence[str], k: int) -> tup
     )
 
 
-def _read_documents(corpus: Sequence[str], on_error: OnError) -> Iterable[Document]:
-    log = ReadLog()
+def _read_documents(corpus: Sequence[str], on_error: OnError, log: ReadLog) -> Iterator[Document]:
     yield from read_rows(corpus, "documents", log=log)
     if not log.kept and not log.reasons:
         raise UserError(f"{', '.join(corpus)}: no document; give a .jsonl, .tsv or .txt file with at least one")

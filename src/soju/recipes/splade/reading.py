@@ -28,6 +28,8 @@ class TrainingData:
     """Head words kept out of `terms`."""
     source_rows: dict[str, int]
     """Rows read for training by source, or by file where rows name none; a head word counts for each of its sources."""
+    log: ReadLog
+    """What was read and refused, evaluation data included."""
     statistics: dict[str, Any]
     """For ``data.json``."""
 
@@ -68,6 +70,9 @@ def read_run_data(config: StaticConfig) -> RunData:
     log.raise_if_broken(config.data.on_error)
     training.unseen_terms.extend(unseen)
     training.statistics["reading"] = log.to_json()
+    for texts in evaluation:
+        if any(len(queries) < 2 for queries, _ in texts.directions.values()):
+            raise UserError(f"evaluation set {texts.name}: fewer than two rows; give more, or leave the set out")
     if not training.pairs:
         raise UserError("data: no sentence pair is left to train on; check data.pairs, data.passages and data.select")
     for texts in evaluation:
@@ -81,20 +86,27 @@ def read_run_data(config: StaticConfig) -> RunData:
 def _read_training(settings: DataSettings, *, seed: int, log: ReadLog) -> TrainingData:
     counts = {name: RowStatistics() for name in ("pairs", "passages", "terms")}
     select = None if settings.select is None else SourceFilter(settings.select.file, settings.select.keep)
-    pairs = list(counted(_read(settings.pairs, "pairs", settings, log, select=select), counts["pairs"]))
-    for passage in counted(_read(settings.passages, "passages", settings, log), counts["passages"]):
-        pairs += [PairRow(passage.ko, passage.en), PairRow(passage.query_ko, passage.query_en)]
+    by_source: Counter[str] = Counter()
+    pairs: list[PairRow] = []
+    for source in settings.pairs:
+        rows = list(counted(_read([source], "pairs", settings, log, select=select), counts["pairs"]))
+        by_source.update(log.selected if select else {source: len(rows)})
+        pairs += rows
+    for source in settings.passages:
+        for passage in counted(_read([source], "passages", settings, log), counts["passages"]):
+            pairs += [PairRow(passage.ko, passage.en), PairRow(passage.query_ko, passage.query_en)]
+            by_source[source] += 1
     terms: list[TermRow] = []
     unseen: list[TermRow] = []
-    for row in counted(_wanted(_read(settings.terms, "terms", settings, log), settings), counts["terms"]):
-        key = normalise_for_overlap(row.ko)
-        (unseen if held_out(key, seed=seed, share=settings.held_out_terms) else terms).append(row)
-    by_source = Counter(log.selected)
-    named = {*settings.pairs} if select else set()
-    by_source.update({name: rows.kept for name, rows in log.sources.items() if name not in named})
-    by_source.update(source for row in terms for source in row.sources)
+    for source in settings.terms:
+        for row in counted(_wanted(_read([source], "terms", settings, log), settings), counts["terms"]):
+            if held_out(normalise_for_overlap(row.ko), seed=seed, share=settings.held_out_terms):
+                unseen.append(row)
+            else:
+                terms.append(row)
+                by_source.update(row.sources or [source])
     statistics = {name: count.to_json() for name, count in counts.items() if count.rows}
-    return TrainingData(pairs, terms, unseen, dict(by_source), statistics)
+    return TrainingData(pairs, terms, unseen, dict(by_source), log, statistics)
 
 
 def _wanted(rows: Iterable[TermRow], settings: DataSettings) -> Iterator[TermRow]:

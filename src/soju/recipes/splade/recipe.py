@@ -13,13 +13,12 @@ from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.comparing import write_query_scores
 from soju.recipes.splade.config import Credit, StaticConfig
 from soju.recipes.splade.exporting import export
-from soju.recipes.splade.indexing import expand, index_settings, search_index
+from soju.recipes.splade.indexing import PACKAGED_MODEL, expand, index_documents, search_index
 from soju.recipes.splade.reading import EvaluationTexts, RunData, read_run_data
 from soju.recipes.splade.scoring import METRICS, SUBJECT, Measured, score_cost, score_retrieval, score_unseen_terms
 from soju.recipes.splade.static_training import TrainingLog, train_static
 from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
 from soju.report.run_report import write_report
-from soju.search.index import SparseIndex
 
 _USAGE = 'soju index {model} corpus.jsonl INDEX\nsoju search INDEX "질의"'
 _PYTHON_USAGE = """from pathlib import Path
@@ -32,18 +31,19 @@ vectors = encoder.encode_queries(["인공지능"])  # scipy csr, (1, terms)"""
 STEPS = {
     "analyse": "Korean sentences were split into morphemes.",
     "tokenizer": "The morphemes became the pieces of a tokenizer that needs no analyser.",
-    "alignment": "IBM Model 1 aligned the words of both languages in both directions.",
+    "alignment": "The words of both languages were aligned in both directions.",
     "expansion": "Alignment and term list became weights and were pruned.",
 }
 
 
-def run(config: StaticConfig, run_dir: RunDirectory, *, workers: int = 2) -> Path:
+def run(config: StaticConfig, run_dir: RunDirectory, *, data: RunData | None = None, workers: int = 2) -> Path:
     """Train, score, export and report.
 
     Args:
         config: What to do.
         run_dir: Where everything goes.
-        workers: Threads.
+        data: What `read_run_data` read, when that was done before the folder was made.
+        workers: Threads of the morphological analyser.
 
     Returns:
         The HTML report.
@@ -52,7 +52,7 @@ def run(config: StaticConfig, run_dir: RunDirectory, *, workers: int = 2) -> Pat
         UserError: If the data cannot be trusted; nothing is trained then.
     """
     # 1. Read the data; refuse broken rows and evaluation texts that were trained on.
-    data = read_run_data(config)
+    data = data or read_run_data(config)
     write_json(run_dir.path / "data.json", data.training.statistics)
 
     # 2. Distil the pairs and the terms into the encoder.
@@ -60,7 +60,13 @@ def run(config: StaticConfig, run_dir: RunDirectory, *, workers: int = 2) -> Pat
     trained = train_static(data.training.pairs, data.training.terms, config, log=log, workers=workers)
 
     # 3. Save it, and from here on use what was saved.
-    trained.save(run_dir.final, about={"name": config.name, "seed": config.seed, "counts": log.counts})
+    about = {
+        "name": config.name,
+        "seed": config.seed,
+        "counts": log.counts,
+        "search": config.search.model_dump(mode="json"),
+    }
+    trained.save(run_dir.final, about=about)
     encoder = StaticEncoder.load(run_dir.final)
 
     # 4. Score it against BM25, dictionary look-up and their fusion, and measure what it costs.
@@ -71,17 +77,17 @@ def run(config: StaticConfig, run_dir: RunDirectory, *, workers: int = 2) -> Pat
     write_json(run_dir.path / "comparisons.json", [comparison.to_json() for comparison in measured.comparisons])
     write_json(run_dir.path / "figures.json", measured.figures)
 
-    # 5. Show what texts expand to and what a search finds.
-    expansions = expand(encoder, config.evaluation.probes)
-    write_json(run_dir.path / "expansions.json", [expansion.model_dump(mode="json") for expansion in expansions])
-    write_json(run_dir.path / "searches.json", example_searches(encoder, data.evaluation, config, run_dir))
-
-    # 6. Export for programs that do not know soju; the manifest comes last.
+    # 5. Export for programs that do not know soju; the manifest comes last.
     export(encoder, run_dir.path / "exports" / "translations.tsv", "tsv")
     prior = config.search.prior_documents
     export(encoder, run_dir.path / "exports" / "query_tokens.jsonl", "query-tokens", prior_documents=prior)
     write_text(run_dir.final / "README.md", model_card(config, data, measured.scores))
     write_manifest(run_dir.final)
+
+    # 6. Show what texts expand to and what a search finds.
+    expansions = expand(encoder, config.evaluation.probes)
+    write_json(run_dir.path / "expansions.json", [expansion.model_dump(mode="json") for expansion in expansions])
+    write_json(run_dir.path / "searches.json", example_searches(encoder, data.evaluation, config, run_dir))
 
     # 7. Report.
     write_json(run_dir.path / "story.json", story(config, log, measured))
@@ -104,15 +110,9 @@ def example_searches(
     """Index the English documents of the first test set in the run folder and answer the example queries."""
     if not test_sets:
         return []
-    _, documents = test_sets[0].directions["ko-en"]
-    index = SparseIndex.build(
-        run_dir.path / "index",
-        (Document(f"{test_sets[0].name}-{number:04d}", text) for number, text in enumerate(documents, start=1)),
-        encoder.encode_documents,
-        encoder.terms,
-        index_settings(config.search),
-        prior_share_V=encoder.document_share_V,
-    )
+    _, texts = test_sets[0].directions["ko-en"]
+    documents = (Document(f"{test_sets[0].name}-{number:04d}", text) for number, text in enumerate(texts, start=1))
+    index = index_documents(run_dir.path / "index", documents, run_dir.final)
     return [search.model_dump(mode="json") for search in search_index(index, encoder, config.evaluation.examples, k=3)]
 
 
@@ -121,7 +121,7 @@ def likelihood_figure(log: TrainingLog) -> dict[str, Any]:
     return {
         "id": "likelihood",
         "title": "Alignment: log-likelihood per target word",
-        "caption": "IBM Model 1, before each round of expectation maximisation.",
+        "caption": "IBM Model 1, before each round of expectation maximisation; the term list is part of the text.",
         "kind": "line",
         "x_label": "round",
         "y_label": "nats per word",
@@ -171,7 +171,11 @@ def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
         licence_name=config.card.licence_name,
         tags=("sparse-retrieval", "cross-lingual", "korean"),
         examples=(
-            Example(title="Search your own text", language="bash", code=_USAGE.format(model=config.name)),
+            Example(
+                title="Search your own text",
+                language="bash",
+                code=_USAGE.format(model=config.name if config.name == PACKAGED_MODEL else "MODEL"),
+            ),
             Example(title="Encode in Python", code=_PYTHON_USAGE),
         ),
         scores=tuple(score for score in scores if score.name in METRICS),
@@ -181,6 +185,7 @@ def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
         limits=(
             "It knows words, not sentences: word order and negation do not count.",
             "Names and words outside its vocabulary are matched by their spelling only, not across languages.",
+            "Latin letters with accents are not folded: café and cafe do not match.",
         ),
     )
     return render_model_card(card)

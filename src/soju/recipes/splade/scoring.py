@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from soju.alignment.expansion import prune_by_mass
+from soju.core.language import language_of
 from soju.core.progress import track
 from soju.core.records import Document, TermRow
 from soju.core.score import Score
@@ -22,6 +23,7 @@ from soju.evaluation.retrieval import RetrievalResult, RetrievalSet, evaluate
 from soju.evaluation.setting import Setting
 from soju.evaluation.significance import Comparison, Measurement, compare
 from soju.evaluation.terms import KOREAN_FUNCTION_WORDS, evaluate_terms
+from soju.models.lexicon_tokenizer import BOUNDARY
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.config import StaticConfig
 from soju.recipes.splade.indexing import index_settings
@@ -173,11 +175,14 @@ def score_cost(encoder: StaticEncoder, folder: Path, texts: EvaluationTexts, con
 
 def score_unseen_terms(encoder: StaticEncoder, rows: Sequence[TermRow]) -> list[Score]:
     """Measure which expected terms head words light up that the term list did not have."""
+    rows = [row for row in rows if any(language_of(term.text) == "en" for term in row.terms)]
+    if not rows:
+        return []
     expected: dict[str, list[set[int]]] = {"en": [], "ko": []}
     for row in rows:
         known = {"en": set[int](), "ko": _ids(encoder.encode_documents([row.ko]))}
         for term in row.terms:
-            language = "ko" if any("가" <= character <= "힣" for character in term.text) else "en"
+            language = "ko" if language_of(term.text) == "ko" else "en"
             known[language] |= _ids(encoder.encode_documents([term.text]))
         expected["en"].append(known["en"])
         expected["ko"].append(known["ko"])
@@ -187,7 +192,7 @@ def score_unseen_terms(encoder: StaticEncoder, rows: Sequence[TermRow]) -> list[
         encoder.encode_queries([row.ko for row in rows]),
         english=expected["en"],
         korean=expected["ko"],
-        vocabulary=encoder.terms,
+        vocabulary=[piece.strip(BOUNDARY) or piece for piece in encoder.pieces],
         function_words=ENGLISH_STOP_WORDS | KOREAN_FUNCTION_WORDS,
         setting=setting,
     )
