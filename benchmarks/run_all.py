@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,18 @@ def render(name: str, result: dict[str, Any]) -> str:
             f"| {claim['benchmark']} | {claim['metric']} | {ours} | {peer} | {ratio} | {claim['goal']} "
             f"| {'yes' if claim['holds'] else '**no**'} |"
         )
+    if "scaling" in result:
+        shutil.copy(RESULTS / f"{name}_scaling.png", PAGE.parent / f"{name}_scaling.png")
+        lines += ["", f"![Time against token pairs]({name}_scaling.png)", ""]
+        lines += [
+            "| sentence pairs | token pairs | processor seconds a round | ns a token pair |",
+            "| ---: | ---: | ---: | ---: |",
+        ]
+        lines += [
+            f"| {row['pairs']:,} | {row['token_pairs']:,} | {row['processor_seconds']:.2f} "
+            f"| {row['processor_nanoseconds_per_token_pair']:.1f} |"
+            for row in result["scaling"]
+        ]
     return "\n".join(lines) + "\n"
 
 
