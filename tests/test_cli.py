@@ -73,9 +73,8 @@ def test_one_run_lists_every_broken_row_with_place_and_remedy_and_exits_with_2(t
     assert len(set(reasons.values())) >= 15
     assert len(reasons) >= 20
     listed = [line for line in result.stderr.splitlines() if line.startswith("broken.jsonl:")]
-    assert len(listed) >= 20
     assert all("; " in line for line in listed)
-    for line in sorted(reasons)[:15]:
+    for line in reasons:
         assert any(entry.startswith(f"broken.jsonl:{line}:") for entry in listed), line
 
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from soju import __version__
-from soju.core.errors import UserError
+from soju.core.errors import DataError, UserError
 from soju.core.progress import set_quiet
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ def check(config: Config, overrides: Overrides = None) -> None:
     from soju.recipes.splade.reading import read_run_data
 
     settings, _ = _read_config(config, overrides)
-    data = read_run_data(settings)
+    try:
+        data = read_run_data(settings)
+    except DataError as error:  # a check lists everything, a run that stops only the beginning
+        raise DataError(error.problems, count=error.count, shown=len(error.problems)) from None
     for part in ("pairs", "passages", "terms"):
         if part in data.training.statistics:
             console.print(format_statistics(data.training.statistics[part], title=part))
