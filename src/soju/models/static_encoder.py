@@ -130,6 +130,8 @@ class StaticEncoder:
             raise UserError(f"{folder}: model type {config.get('model_type')!r}, expected {MODEL_TYPE!r}")
         if (version := config.get("format_version")) != FORMAT_VERSION:
             raise UserError(f"{folder}: format version {version} is not {FORMAT_VERSION}; train the model again")
+        if not isinstance(config.get("vocab_size"), int):
+            raise UserError(f"{folder / 'config.json'}: vocab_size is missing; restore the file or train again")
         verify_manifest(folder)
         tensors = load_file(folder / "model.safetensors")
         size = int(config["vocab_size"])

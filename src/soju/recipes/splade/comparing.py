@@ -57,6 +57,6 @@ def _read(folder: Path) -> dict[tuple[str, str], Measurement]:
         raise UserError(f"{path}: not JSON ({error}); run the training again") from None
     found = {}
     for row in rows:
-        score = Score.from_json({**row["score"], "subject": folder.name})
+        score = Score.from_json({**row["score"], "subject": folder.resolve().name})
         found[score.test_set, score.signature] = Measurement(score, np.array(row["values"], np.float64))
     return found
