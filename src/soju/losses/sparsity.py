@@ -1,0 +1,66 @@
+"""Sparsity penalties. Shape letters: B = texts in the batch, V = terms in the vocabulary."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def flops(weights_BV: Tensor, *, term_cost_V: Tensor | None = None) -> Tensor:
+    """Penalise terms that many texts of a batch light up.
+
+    ``sum over v of (c_v * mean over b of |w_bv|) ** 2``, all ``c_v = 1`` when no cost is given. A weight is pushed down
+    in proportion to its term's mean, so common terms go first and posting lists even out.
+
+    Args:
+        weights_BV: Term weights after pooling, ``(B, V)``, any float dtype.
+        term_cost_V: Relative cost of each term, ``(V,)``, unitless, >= 0, from `idf_term_cost`.
+
+    Returns:
+        Scalar, in squared weight units: what scoring one text of the batch against another costs, weighted. Summed in
+        float32 at least.
+
+    Raises:
+        ValueError: If ``weights_BV`` is not ``(B, V)`` with B >= 1, or ``term_cost_V`` is not ``(V,)``.
+
+    References:
+        Paria et al. 2020, arXiv:2004.05665 (FLOPS). Geng et al. 2024, arXiv:2411.04403 (IDF-aware).
+    """
+    if weights_BV.ndim != 2 or len(weights_BV) == 0:
+        raise ValueError(f"weights_BV must be (B, V) with B >= 1, got {tuple(weights_BV.shape)}")
+    # A 1-norm over the texts: abs() would hold another (B, V).
+    dtype = torch.promote_types(weights_BV.dtype, torch.float32)
+    mean_V = torch.linalg.vector_norm(weights_BV, ord=1, dim=0, dtype=dtype) / len(weights_BV)
+    if term_cost_V is not None:
+        if term_cost_V.shape != mean_V.shape:
+            raise ValueError(f"term_cost_V must be {tuple(mean_V.shape)}, got {tuple(term_cost_V.shape)}")
+        mean_V = mean_V * term_cost_V
+    return mean_V.square().sum()
+
+
+def idf_term_cost(idf_V: Tensor, *, form: Literal["inverse", "direct"] = "inverse") -> Tensor:
+    """Turn inverse document frequencies into costs for `flops`, with mean 1 so that its scale stays.
+
+    Args:
+        idf_V: ``(V,)``, > 0 and finite; high for rare terms.
+        form: ``inverse`` costs 1/idf: common terms, which make long posting lists and say little, are punished.
+            ``direct`` costs idf, as one published snippet does, and punishes rare terms; for comparison.
+
+    Returns:
+        Costs, ``(V,)`` float32, mean 1.
+
+    Raises:
+        ValueError: If an idf is not a finite number > 0, the shape is not ``(V,)`` with V >= 1, or `form` is unknown.
+    """
+    if form not in ("inverse", "direct"):
+        raise ValueError(f'form must be "inverse" or "direct", got "{form}"')
+    if idf_V.ndim != 1 or len(idf_V) == 0:
+        raise ValueError(f"idf_V must be (V,) with V >= 1, got {tuple(idf_V.shape)}")
+    usable_V = torch.isfinite(idf_V) & (idf_V > 0)
+    if not bool(usable_V.all()):
+        first = int((~usable_V).nonzero()[0])
+        raise ValueError(f"idf of term {first} is {float(idf_V[first])}, not finite and > 0; smooth it first")
+    cost_V = idf_V.double() if form == "direct" else 1 / idf_V.double()
+    return (cost_V / cost_V.mean()).float()
