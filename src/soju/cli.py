@@ -302,7 +302,7 @@ def main() -> None:
         if os.environ.get("SOJU_DEBUG"):
             raise
         errors.print(str(error), markup=False)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except OSError as error:
         if os.environ.get("SOJU_DEBUG"):
             raise

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 
 class UserError(ValueError):
-    """A mistake the user can mend. The command line prints its text and exits with code 2."""
+    """A mistake the user can mend. The command line prints its text and exits with `exit_code`."""
+
+    exit_code = 2
 
 
 class ConfigError(UserError):
@@ -15,6 +17,26 @@ class ConfigError(UserError):
 
 class IntegrityError(UserError):
     """A file is missing, truncated or altered since its manifest was written."""
+
+
+class DiskFullError(UserError):
+    """A file system has too few bytes for what must be written; what was there before is intact."""
+
+
+class BadNumbersError(UserError):
+    """Loss or gradient was not finite for too many steps in a row. `train_with_rollback` catches it."""
+
+
+class RegressionError(UserError):
+    """A quality gate did not pass. `train_with_rollback` catches it."""
+
+
+class StoppedError(UserError):
+    """A signal ended a training run after a checkpoint. The exit code is 128 + the number of the signal."""
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
 
 
 class MissingExtraError(UserError):

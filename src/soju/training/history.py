@@ -1,0 +1,119 @@
+"""Loss terms as they are: raw, unweighted, in full precision, by step, also across an interruption.
+
+The stock trainers log weighted terms rounded to four decimals, where FLOPS at weight 5e-5 reads 0.0004.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from soju.core.files import append_json_line, read_json_lines, write_text
+
+LOSS = "loss"
+"""Name of the total among the terms: the weighted sum that is minimised."""
+
+
+class LossWindow:
+    """Means of loss terms over the optimiser steps since the last log line, kept on the device."""
+
+    def __init__(self) -> None:
+        self.pending: list[dict[str, Tensor]] = []
+        """Terms of each micro-batch of the step under way, detached, scalars or ``(rows,)``."""
+        self.steps = 0
+        self.refused = 0
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        """Take one micro-batch; nothing is copied from the device.
+
+        Args:
+            loss: Its share of the step's loss, as the trainer adds it up.
+            terms: Raw terms, scalars or one value a row.
+        """
+        self.pending.append({LOSS: loss.detach(), **{name: value.detach() for name, value in terms.items()}})
+
+    def accept(self) -> None:
+        """Count the step under way."""
+        for terms in self.pending:
+            for name, value in terms.items():
+                mean = value.to(_wide(value)).mean()
+                self._sums[name] = self._sums[name] + mean if name in self._sums else mean
+                self._counts[name] = self._counts.get(name, 0) + 1
+        self.pending = []
+        self.steps += 1
+
+    def refuse(self) -> None:
+        """Forget the step under way and count that."""
+        self.pending = []
+        self.refused += 1
+
+    def totals(self) -> dict[str, tuple[float, int]]:
+        """Return sum and count by term; the loss counts optimiser steps, terms count micro-batches."""
+        names = sorted(self._sums)
+        values = torch.stack([self._sums[name] for name in names]).tolist() if names else []
+        counts = {**self._counts, LOSS: self.steps}
+        return {name: (value, counts[name]) for name, value in zip(names, values, strict=True)}
+
+    def clear(self) -> None:
+        """Begin a new window."""
+        self.__init__()  # type: ignore[misc]
+
+    def load(self, totals: Mapping[str, Iterable[float]], *, steps: int, refused: int, device: torch.device) -> None:
+        """Go on with a window that a checkpoint interrupted."""
+        self.clear()
+        self.steps, self.refused = steps, refused
+        for name, (total, count) in totals.items():
+            value = torch.zeros((), device=device)
+            self._sums[name] = torch.tensor(total, dtype=_wide(value), device=device)
+            self._counts[name] = int(count)
+
+
+def add_totals(ranks: Iterable[Mapping[str, tuple[float, int]]]) -> dict[str, tuple[float, int]]:
+    """Add up what `LossWindow.totals` returned on each rank.
+
+    >>> add_totals([{"flops": (1.0, 2)}, {"flops": (3.0, 2)}])
+    {'flops': (4.0, 4)}
+    """
+    result: dict[str, tuple[float, int]] = {}
+    for totals in ranks:
+        for name, (value, count) in totals.items():
+            before = result.get(name, (0.0, 0))
+            result[name] = (before[0] + value, before[1] + count)
+    return result
+
+
+class HistoryFile:
+    """``history.jsonl``: one row a log line or evaluation, never one twice."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, step: int) -> None:
+        """Leave out everything after the step that training starts from, 0 for a new run."""
+        rows = [row for row in read_json_lines(self.path) if row["step"] <= step] if step else []
+        write_text(self.path, "".join(_line(row) for row in rows))
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row; numbers that are not finite become ``null``."""
+        append_json_line(self.path, {key: _finite(value) for key, value in row.items()})
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    import json
+
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _wide(value: Tensor) -> torch.dtype:
+    return torch.float32 if value.device.type == "mps" else torch.float64

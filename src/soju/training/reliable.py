@@ -1,0 +1,461 @@
+"""A mixin that makes any transformers trainer never lie and never lose work.
+
+``class TermsTrainer(ReliableTrainer, SparseEncoderTrainer): ...`` trains as the stock class does and adds: checkpoints
+that are whole or absent, a resume that ends in the same bits, refusal of steps that are not finite, a clean stop at
+SIGTERM and Ctrl-C, and a history of raw loss terms.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from soju.core.errors import StoppedError, UserError
+from soju.core.files import verify_manifest, write_json
+from soju.training import checkpoints
+from soju.training.bad_numbers import BadNumbers, describe
+from soju.training.collating import SeededCollator, start_worker
+from soju.training.extra_state import Stateful, read_extra_state, write_extra_state
+from soju.training.history import LOSS, HistoryFile, LossWindow, add_totals
+from soju.training.learning_rate import scale_learning_rate
+from soju.training.random_state import RandomState, kept_random_state
+from soju.training.run_state import LossParameters, RunState
+from soju.training.sampling import set_epoch_everywhere
+from soju.training.signals import StopSignals
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_PICKLED_ARGUMENTS = "training_args.bin"
+_ARGUMENTS = "training_args.json"
+_SPARE_BYTES = 1 << 20
+"""Room for what a checkpoint holds beside tensors, until the first one shows its true size."""
+
+
+class ReliableTrainer(_Trainer):
+    """Put before a trainer class: ``class TermsTrainer(ReliableTrainer, SparseEncoderTrainer)``.
+
+    ``save_total_limit`` of the arguments keeps that many last checkpoints *and* the best one. The evaluation and the
+    writing of a checkpoint leave the random state alone, so a run that saves or evaluates more often ends in the same
+    weights. ``restore_callback_states_from_checkpoint`` is always on, so that patience is resumed too.
+
+    Args:
+        *args: For the trainer class.
+        history: ``history.jsonl`` to write, or ``None``.
+        extra_state: What else a checkpoint must hold, by name, equal on every rank.
+        bad_steps_limit: Refused steps in a row that end the run with `BadNumbersError`, >= 1.
+        learning_rate_scale: Factor on the learning rate of the arguments, also of a run that resumes with another one.
+        **kwargs: For the trainer class.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        history: Path | None = None,
+        extra_state: Mapping[str, Stateful] | None = None,
+        bad_steps_limit: int = 5,
+        learning_rate_scale: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        self._history = HistoryFile(history) if history else None
+        self._extra_state = dict(extra_state or {})
+        self._learning_rate_scale = learning_rate_scale
+        self._bad_numbers = BadNumbers(bad_steps_limit)
+        self._window = LossWindow()
+        self._signals = StopSignals()
+        self._agreed_signal: int | None = None
+        self._weighted_terms: dict[str, Tensor] = {}
+        self._staging: Path | None = None
+        self._random_state_to_save: RandomState | None = None
+        self._saved_step: int | None = None
+        self._epoch_ended = False
+        self._save_postponed = False
+        self._steps_in_epoch = 1
+        self._collator: SeededCollator | None = None
+        self.control: Any
+        super().__init__(*args, **kwargs)
+        self._refuse_arguments()
+        self.args.restore_callback_states_from_checkpoint = True
+        self.add_callback(_EpochEnd(self))
+
+    def _refuse_arguments(self) -> None:
+        for name, remedy in (
+            (
+                "enable_jit_checkpoint",
+                "leave it off: SIGTERM is served, and from between two micro-batches no resume is exact",
+            ),
+            ("save_only_model", "leave it off: without optimiser and random state no resume is exact"),
+            ("ignore_data_skip", "leave it off: rows would be seen twice after a resume"),
+            ("auto_find_batch_size", "set per_device_train_batch_size: another batch size is another run"),
+        ):
+            if getattr(self.args, name, False):
+                raise UserError(f"{name}: {remedy}")
+
+    # 1. Start: from the newest checkpoint that verifies, from the one named, or from nothing.
+
+    def train(
+        self,
+        resume_from_checkpoint: str | Path | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Train; see `transformers.Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: A checkpoint, or ``True`` for the newest that verifies. Checkpoints later than it
+                are renamed to ``abandoned-checkpoint-N``.
+            trial: Not supported.
+            ignore_keys_for_eval: Handed on.
+
+        Returns:
+            The stock result.
+
+        Raises:
+            UserError: If there is nothing to resume from, or checkpoints are in the way of a new run.
+            IntegrityError: If the checkpoint named does not verify.
+            BadNumbersError: After too many refused steps in a row.
+            DiskFullError: If a checkpoint does not fit.
+            StoppedError: After a signal, when the checkpoint is written.
+        """
+        start = self._on_main(lambda: self._choose_start(resume_from_checkpoint))
+        self._window.clear()
+        self._saved_step = checkpoints.checkpoint_step(Path(start)) if start else None
+        with self._signals:
+            result = super().train(start, trial, ignore_keys_for_eval)
+        if self._signals.received is not None:  # it came after the last step
+            raise self._stopped(self._signals.received)
+        return result
+
+    def _choose_start(self, wanted: str | Path | bool | None) -> str | None:
+        folder = Path(self.args.output_dir)
+        checkpoints.tidy(folder)
+        path: Path | None = None
+        if wanted is True:
+            found = checkpoints.newest_verified(folder)
+            for skipped, reason in found.skipped:
+                logger.warning("skipped %s: %s", skipped.name, reason)
+            if found.path is None:
+                raise UserError(f"{folder}: {found}; train without --resume")
+            path = found.path
+            logger.info("resuming from %s", path)
+        elif wanted:
+            path = Path(wanted)
+            verify_manifest(path)
+            checkpoints.set_aside_after(folder, checkpoints.checkpoint_step(path))
+        elif checkpoints.list_checkpoints(folder):
+            raise UserError(f"{folder}: holds checkpoints already; train with --resume, or choose another folder")
+        if self._history:
+            self._history.begin(checkpoints.checkpoint_step(path) if path else 0)
+        return str(path) if path else None
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._init_training_state(*args, **kwargs)
+        self._name_best_checkpoint()  # the path in the checkpoint is from where the run folder was then
+        return result
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        result = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        scaled = 1.0
+        if resume_from_checkpoint is not None:
+            run = RunState(self)
+            read_extra_state(Path(resume_from_checkpoint), self._state_parts(run))
+            scaled = run.learning_rate_scale
+        scale_learning_rate(self.optimizer, self.lr_scheduler, self._learning_rate_scale / scaled)
+        return result
+
+    def _state_parts(self, run: RunState) -> dict[str, Stateful]:
+        parts: dict[str, Stateful] = {"run": run, "bad_numbers": self._bad_numbers}
+        if isinstance(getattr(self, "loss", None), nn.Module):
+            parts["loss"] = LossParameters(self.loss, self.model)
+        return {**parts, **{f"recipe.{name}": part for name, part in self._extra_state.items()}}
+
+    # 2. Data: every batch a pure function of seed, epoch and rows, so that it need not be remembered.
+
+    def get_train_dataloader(self) -> Any:
+        """Return the stock loader with a seeded collator, whose workers leave Ctrl-C to the main process."""
+        loader = super().get_train_dataloader()
+        base = getattr(loader, "base_dataloader", loader)
+        self._collator = base.collate_fn = SeededCollator(base.collate_fn, seed=self.args.seed)
+        if base.num_workers:
+            base.worker_init_fn = functools.partial(start_worker, base.worker_init_fn)
+        return loader
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # a finished run was resumed: the stock loop would go on
+            self.control.should_training_stop = True
+            return
+        self._epoch_ended = self._save_postponed = False
+        self._steps_in_epoch = kwargs["num_update_steps_per_epoch"]
+        set_epoch_everywhere(kwargs["train_dataloader"], kwargs["epoch"])
+        assert self._collator is not None
+        self._collator.set_epoch(kwargs["epoch"])
+        super()._run_epoch(**kwargs)
+
+    # 3. Every step: note the terms; refuse the step when loss or gradient is not finite.
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run one micro-batch as the trainer does and note its loss terms."""
+        owners = self._loss_modules()
+        for owner in owners:
+            owner.raw_terms = {}  # of several losses only the one that runs now has terms afterwards
+        self._weighted_terms = {}
+        loss: Tensor = super().training_step(*args, **kwargs)
+        raw = {name: value for owner in owners for name, value in owner.raw_terms.items()}
+        self._window.add(loss, raw or self._weighted_terms)
+        return loss
+
+    def _loss_modules(self) -> list[Any]:
+        losses = getattr(self, "loss", None)
+        candidates = list(losses.values()) if isinstance(losses, dict) else [losses]
+        candidates += [self.compute_loss_func, self.model]
+        return [owner for owner in candidates if hasattr(owner, "raw_terms")]
+
+    def track_loss_components(self, loss: dict[str, Tensor]) -> None:
+        """Keep the terms of a training batch without rounding; those of an evaluation are the stock trainer's."""
+        if self.model.training:
+            self._weighted_terms = {name: value.detach() for name, value in loss.items()}
+        else:
+            super().track_loss_components(loss)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        losses = [terms[LOSS] for terms in self._window.pending]
+        finite = torch.isfinite(torch.stack(losses)).all() if losses else torch.tensor(True)
+        if norm is not None and not self._scaler_will_skip():
+            finite = finite & torch.isfinite(torch.as_tensor(norm, device=finite.device))
+        if self._any_rank(not finite.item()):
+            self._refuse_step()
+        else:
+            self._window.accept()
+            self._bad_numbers.accept()
+        return norm
+
+    def _scaler_will_skip(self) -> bool:
+        """Whether a gradient that is not finite is the loss scale's doing, found and mended by the scaler itself."""
+        scaler = getattr(self.accelerator, "scaler", None)
+        return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1.0
+
+    def _refuse_step(self) -> None:
+        what = describe(self._window.pending, list(self.model.named_parameters()), total=LOSS)
+        if self.args.world_size > 1:
+            what = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(self._from_all_ranks(what)))
+        step = self.state.global_step + 1
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None  # no gradient, no update: neither weights nor moments move
+        self._window.refuse()
+        logger.warning("step %d refused: %s", step, what)
+        if self._history and self.is_world_process_zero():
+            self._history.append({"step": step, "refused": what})
+        self._bad_numbers.refuse(step, what)
+
+    # 4. After a step: log raw terms, evaluate, save; stop when a signal came.
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as the trainer does, raw terms as ``loss_NAME``, and append the row to ``history.jsonl``."""
+        if LOSS in logs:
+            totals = add_totals(self._from_all_ranks(self._window.totals()))
+            means = {name: total / count for name, (total, count) in totals.items() if count}
+            logs[LOSS] = means.pop(LOSS, math.nan)
+            logs |= {f"loss_{name}": value for name, value in means.items()}
+            if self._window.refused:
+                logs["refused_steps"] = self._window.refused
+            self._window.clear()
+        super().log(logs, start_time)
+        row = {key: value for key, value in logs.items() if not key.endswith(("_runtime", "_per_second", "epoch"))}
+        is_row = LOSS in logs or any(key.startswith("eval_") for key in logs)
+        if self._history and is_row and self.is_world_process_zero():
+            self._history.append({"step": self.state.global_step, "epoch": self.state.epoch, **row})
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.args.world_size == 1:
+            self._agreed_signal = self._signals.received
+        stop = self._agreed_signal is not None
+        last_of_epoch = self.state.global_step % self._steps_in_epoch == 0
+        if not self._epoch_ended:
+            self.control.should_training_stop |= stop
+            self.control.should_save |= stop
+            if last_of_epoch:  # what the end of the epoch still evaluates must be in the checkpoint
+                self._save_postponed, self.control.should_save = self.control.should_save, False
+        elif stop and not last_of_epoch:  # the uninterrupted run neither evaluates nor saves here
+            self.control.should_log = self.control.should_evaluate = self.control.should_save = False
+        else:
+            self.control.should_save |= self._save_postponed
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate without moving the random state."""
+        with kept_random_state():
+            return super().evaluate(*args, **kwargs)
+
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._agreed_signal is not None:
+            if self._saved_step != self.state.global_step:
+                self._save_checkpoint(self.model, trial)
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            raise self._stopped(self._agreed_signal)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # at 1 it deletes all but the best
+        try:
+            return super()._finalize_training(trial, *args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _stopped(self, number: int) -> StoppedError:
+        step = self.state.global_step
+        return StoppedError(
+            f"{signal.Signals(number).name}: stopped after step {step:,} of {self.state.max_steps:,}; "
+            f"{checkpoints.checkpoint_path(Path(self.args.output_dir), step)} is written; train again with --resume",
+            signal_number=number,
+        )
+
+    # 5. A checkpoint: written out of sight, on the disk, manifest last, one rename.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        final = checkpoints.checkpoint_path(folder, self.state.global_step)
+        staging = checkpoints.staging_path(folder, self.state.global_step)
+        needed = self._bytes_needed(folder)
+        run = RunState(self, totals=add_totals(self._from_all_ranks(self._window.totals())))
+        self._on_main(lambda: checkpoints.require_space(folder, needed))
+        try:
+            with kept_random_state() as self._random_state_to_save:
+                self._staging = staging
+                super()._save_checkpoint(model, trial)
+            self._name_best_checkpoint(about_to_be=final)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_extra_state(staging / final.name, self._state_parts(run))
+                self.state.save_to_json(str(staging / final.name / "trainer_state.json"))
+                checkpoints.publish(staging / final.name, final)
+        except Exception as error:
+            full = checkpoints.explain_failure(error, folder, staging=staging, needed=needed)
+            raise full or error from (error if full else None)
+        finally:
+            self._staging = None
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            best = self.state.best_model_checkpoint
+            checkpoints.rotate(folder, keep_last=self.args.save_total_limit, protected=[Path(best)] if best else [])
+        self._saved_step = self.state.global_step
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save and not self.is_distributed_loading_by_transformers:
+            return  # sentence-transformers writes on every rank into the same files
+        arguments, self.args = self.args, _NotPickled(self.args)
+        try:
+            super()._save(output_dir, state_dict=state_dict)
+        finally:
+            self.args = arguments
+        folder = Path(output_dir or self.args.output_dir)
+        (folder / _PICKLED_ARGUMENTS).unlink(missing_ok=True)
+        write_json(folder / _ARGUMENTS, json.loads(json.dumps(self.args.to_dict(), default=_type_name)))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if self._random_state_to_save:  # as it was before the model was written
+            self._random_state_to_save.restore()
+        super()._save_rng_state(output_dir)
+
+    def _name_best_checkpoint(self, about_to_be: Path | None = None) -> None:
+        self.state.best_model_checkpoint = None
+        if self.state.best_global_step:
+            best = checkpoints.checkpoint_path(Path(self.args.output_dir), self.state.best_global_step)
+            if best.is_dir() or best == about_to_be:
+                self.state.best_model_checkpoint = str(best)
+
+    def _load_best_model(self) -> None:
+        verify_manifest(Path(self.state.best_model_checkpoint))
+        super()._load_best_model()
+
+    def _bytes_needed(self, folder: Path) -> int:
+        tensors = [*self.model.state_dict().values(), *_tensors(self.optimizer.state_dict())]
+        sizes = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
+        earlier = [checkpoints.folder_bytes(path) for path in checkpoints.list_checkpoints(folder)[-1:]]
+        return max([sum(sizes.values()) + _SPARE_BYTES, *earlier])
+
+    # 6. Several ranks decide as one.
+
+    def _any_rank(self, bad: bool) -> bool:
+        if self.args.world_size == 1:
+            return bad
+        flags = torch.tensor([int(bad), self._signals.received or 0], device=self.args.device)
+        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        self._agreed_signal = int(flags[1]) or None
+        return bool(flags[0])
+
+    def _from_all_ranks(self, value: T) -> list[T]:
+        if self.args.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.args.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def _on_main(self, act: Callable[[], T]) -> T:
+        """Act on the main process; its result or its error is everyone's."""
+        if self.args.world_size == 1:
+            return act()
+        outcome: list[Any] = [None, None]
+        if self.is_world_process_zero():
+            try:
+                outcome[0] = act()
+            except UserError as error:
+                outcome[1] = error
+        torch.distributed.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
+        return result
+
+
+class _EpochEnd(TrainerCallback):
+    """Tells the trainer that what it saves next is the end of an epoch."""
+
+    def __init__(self, trainer: ReliableTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer._epoch_ended = True
+
+
+class _NotPickled:
+    """Training arguments as they are, except that the pickle of them holds nothing and cannot fail."""
+
+    def __init__(self, arguments: Any) -> None:
+        self._arguments = arguments
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._arguments, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, ()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+def _type_name(value: Any) -> str:
+    return type(value).__qualname__

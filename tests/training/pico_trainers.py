@@ -1,0 +1,184 @@
+"""Trainers that finish in a second: hidden 32, 2 layers, from config; also a program that the fault tests kill.
+
+``python pico_trainers.py KIND FOLDER [key=value ...]`` trains, resuming when there is something to resume from, and
+writes the final weights to ``FOLDER/final.safetensors``.
+"""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from datasets import Dataset
+from safetensors.torch import save_file
+from sentence_transformers import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sparse_encoder.modules import SpladePooling
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DataCollatorForLanguageModeling,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+
+from soju.core.errors import UserError
+from soju.training.checkpoints import list_checkpoints
+from soju.training.reliable import ReliableTrainer
+from soju.training.sampling import LengthBuckets
+
+WORDS = [f"w{number}" for number in range(60)]
+ROWS = 38
+"""With batch 4 and accumulation 2: 10 batches and 5 steps an epoch, the last one with batches of 4 and 2."""
+
+
+class PlainTrainer(ReliableTrainer, Trainer):
+    pass
+
+
+class SparseTrainer(ReliableTrainer, SparseEncoderTrainer):
+    pass
+
+
+def pico_tokenizer():
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=32,
+    )
+
+
+def pico_bert():
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=65,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+    )
+    return BertForMaskedLM(config)
+
+
+def texts():
+    generator = random.Random(3)
+    return [" ".join(generator.choices(WORDS, k=generator.randint(2, 8))) for _ in range(ROWS)]
+
+
+class TwoTerms(nn.Module):
+    """Weighted terms for the trainer, raw ones beside them. One parameter of its own: a temperature."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.temperature = nn.Parameter(torch.tensor(0.5))
+        self.raw_terms = {}
+
+    def forward(self, features, labels):
+        first_BV, second_BV = (self.model(feature)["sentence_embedding"] for feature in features)
+        distance_B = (first_BV - second_BV).square().sum(1) * self.temperature
+        flops = first_BV.mean(0).square().sum()
+        self.raw_terms = {"distance": distance_B.detach(), "flops": flops.detach()}
+        return {"distance": distance_B.mean(), "flops": 5e-5 * flops}
+
+
+COMMON = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "num_train_epochs": 3,
+    "learning_rate": 5e-3,
+    "warmup_steps": 2,
+    "logging_steps": 2,
+    "save_steps": 4,
+    "report_to": [],
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "seed": 7,
+}
+
+
+def plain_trainer(folder, *, extra=None, **settings):
+    tokenizer = pico_tokenizer()
+    rows = [dict(tokenizer(text)) for text in texts()]
+    return PlainTrainer(
+        model=pico_bert(),
+        args=TrainingArguments(output_dir=str(folder / "checkpoints"), **{**COMMON, **settings}),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows[:6]),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3),
+        processing_class=tokenizer,
+        history=folder / "history.jsonl",
+        **(extra or {}),
+    )
+
+
+def sparse_model(folder):
+    source = folder / "start"
+    if not (source / "config.json").exists():
+        pico_bert().save_pretrained(source)
+        pico_tokenizer().save_pretrained(source)
+    torch.manual_seed(2)
+    transformer = Transformer(str(source), transformer_task="fill-mask")
+    return SparseEncoder(modules=[transformer, SpladePooling("max")], device="cpu")
+
+
+def sparse_trainer(folder, *, extra=None, loss=TwoTerms, **settings):
+    model = sparse_model(folder)
+    rows = texts()
+    arguments = SparseEncoderTrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        batch_sampler=LengthBuckets(lambda row: len(row["a"].split()), window=2),
+        **{**COMMON, **settings},
+    )
+    return SparseTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"a": rows, "b": rows[::-1]}),
+        loss=loss(model),
+        history=folder / "history.jsonl",
+        **(extra or {}),
+    )
+
+
+TRAINERS = {"plain": plain_trainer, "sparse": sparse_trainer}
+
+
+def weights(trainer):
+    state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    own = getattr(getattr(trainer, "loss", None), "temperature", None)
+    return state if own is None else {**state, "temperature": own.detach().clone()}
+
+
+def main(kind, folder, *settings):
+    torch.set_num_threads(1)
+    values = {
+        key: float(value) if "." in value else int(value) for key, _, value in map(lambda s: s.partition("="), settings)
+    }
+    trainer = TRAINERS[kind](folder, **values)
+    trainer.train(bool(list_checkpoints(folder / "checkpoints")) or None)
+    save_file(weights(trainer), folder / "final.safetensors")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
