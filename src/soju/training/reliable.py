@@ -89,6 +89,7 @@ class ReliableTrainer(_Trainer):
         self._save_postponed = False
         self._steps_in_epoch = 1
         self._collator: SeededCollator | None = None
+        self.args: Any
         self.control: Any
         super().__init__(*args, **kwargs)
         self._refuse_arguments()
