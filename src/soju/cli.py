@@ -260,16 +260,23 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
 @app.command()
 def verify(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, model or index folder.")]) -> None:
     """Check every file against the manifests written with it."""
-    from soju.core.files import MANIFEST, verify_manifest
+    from soju.core.files import MANIFEST
+    from soju.quality.integrity import check_tree
 
-    manifests = sorted(folder.rglob(MANIFEST))
-    if not manifests:
+    total = broken = 0
+    for checked in check_tree(folder):
+        total += 1
+        if checked.problem is None:
+            _say(f"intact  {checked.path}", style="green")
+        else:
+            broken += 1
+            _say(f"broken  {checked.problem}", style="red")
+    if not total:
         raise UserError(
             f"{folder}: no {MANIFEST} in it, so there is nothing to check; give a run, model or index folder"
         )
-    for manifest in manifests:
-        verify_manifest(manifest.parent)
-        _say(f"intact  {manifest.parent}", style="green")
+    if broken:
+        raise UserError(f"{folder}: {broken} of {total} folders are not as they were written; see the lines above")
 
 
 @app.command()

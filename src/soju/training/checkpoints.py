@@ -18,6 +18,7 @@ from soju.core.files import check_sizes, sync_folder, sync_tree, verify_manifest
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ABANDONED = "abandoned-"
+"""Before the name of a checkpoint that a rollback or the user went back behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def checkpoint_step(path: Path) -> int:
     """Return the optimiser step in a checkpoint's name.
 
     Args:
-        path: A folder named ``checkpoint-N``.
+        path: A folder named ``checkpoint-N`` or ``abandoned-checkpoint-N``.
 
     Returns:
         N.
@@ -51,7 +52,7 @@ def checkpoint_step(path: Path) -> int:
     Raises:
         UserError: If the folder has another name.
     """
-    match = _CHECKPOINT.fullmatch(path.name)
+    match = _CHECKPOINT.fullmatch(path.name.removeprefix(_ABANDONED))
     if not match:
         raise UserError(f"{path}: not a checkpoint; name a folder like {checkpoint_path(path.parent, 1000)}")
     return int(match[1])

@@ -5,6 +5,7 @@ The stock trainers log weighted terms rounded to four decimals, where FLOPS at w
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +27,9 @@ class LossWindow:
         self.pending: list[dict[str, Tensor]] = []
         """Terms of each micro-batch of the step under way, detached, scalars or ``(rows,)``."""
         self.steps = 0
+        """Optimiser steps counted."""
         self.refused = 0
+        """Optimiser steps refused."""
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -63,7 +66,9 @@ class LossWindow:
 
     def clear(self) -> None:
         """Begin a new window."""
-        self.__init__()  # type: ignore[misc]
+        self.pending = []
+        self.steps = self.refused = 0
+        self._sums, self._counts = {}, {}
 
     def load(self, totals: Mapping[str, Iterable[float]], *, steps: int, refused: int, device: torch.device) -> None:
         """Go on with a window that a checkpoint interrupted."""
@@ -106,8 +111,6 @@ class HistoryFile:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    import json
-
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 

@@ -8,48 +8,64 @@ SIGTERM and Ctrl-C, and a history of raw loss terms.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import math
-import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from soju.core.errors import StoppedError, UserError
-from soju.core.files import verify_manifest, write_json
+from soju.core.files import verify_manifest
 from soju.training import checkpoints
 from soju.training.bad_numbers import BadNumbers, describe
 from soju.training.collating import SeededCollator, start_worker
-from soju.training.extra_state import Stateful, read_extra_state, write_extra_state
+from soju.training.extra_state import Stateful, read_extra_state
 from soju.training.history import LOSS, HistoryFile, LossWindow, add_totals
 from soju.training.learning_rate import scale_learning_rate
-from soju.training.random_state import RandomState, kept_random_state
+from soju.training.random_state import kept_random_state
+from soju.training.ranks import from_all, largest, on_main_process
 from soju.training.run_state import LossParameters, RunState
 from soju.training.sampling import set_epoch_everywhere
 from soju.training.signals import StopSignals
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Trainer
-else:
-    _Trainer = object
-
-T = TypeVar("T")
+from soju.training.whole_checkpoints import WholeCheckpoints
 
 logger = logging.getLogger(__name__)
 
-_PICKLED_ARGUMENTS = "training_args.bin"
-_ARGUMENTS = "training_args.json"
-_SPARE_BYTES = 1 << 20
-"""Room for what a checkpoint holds beside tensors, until the first one shows its true size."""
+_REFUSED = {
+    "enable_jit_checkpoint": "leave it off: SIGTERM is served, and from between two micro-batches no resume is exact",
+    "save_only_model": "leave it off: without optimiser and random state no resume is exact",
+    "ignore_data_skip": "leave it off: rows would be seen twice after a resume",
+    "auto_find_batch_size": "set per_device_train_batch_size: another batch size is another run",
+}
+"""Training arguments that cannot go together with an exact resume."""
+
+_HOOKS = (
+    "_finalize_training",
+    "_get_grad_norm",
+    "_get_output_dir",
+    "_init_training_state",
+    "_load_best_model",
+    "_maybe_log_save_evaluate",
+    "_prepare_for_training",
+    "_run_epoch",
+    "_save",
+    "_save_checkpoint",
+    "_save_rng_state",
+    "evaluate",
+    "get_train_dataloader",
+    "log",
+    "train",
+    "training_step",
+)
+"""Methods of the stock trainer that are overridden. One that is missing would never be called, and nothing would say so."""
 
 
-class ReliableTrainer(_Trainer):
+class ReliableTrainer(WholeCheckpoints):
     """Put before a trainer class: ``class TermsTrainer(ReliableTrainer, SparseEncoderTrainer)``.
 
     ``save_total_limit`` of the arguments keeps that many last checkpoints *and* the best one. The evaluation and the
@@ -82,9 +98,6 @@ class ReliableTrainer(_Trainer):
         self._signals = StopSignals()
         self._agreed_signal: int | None = None
         self._weighted_terms: dict[str, Tensor] = {}
-        self._staging: Path | None = None
-        self._random_state_to_save: RandomState | None = None
-        self._saved_step: int | None = None
         self._epoch_ended = False
         self._save_postponed = False
         self._steps_in_epoch = 1
@@ -96,16 +109,18 @@ class ReliableTrainer(_Trainer):
         self.args.restore_callback_states_from_checkpoint = True
         self.add_callback(_EpochEnd(self))
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        stock = cls.__mro__[cls.__mro__.index(WholeCheckpoints) + 1 :]
+        missing = [name for name in _HOOKS if not any(name in vars(base) for base in stock)]
+        if missing:
+            raise TypeError(
+                f"{cls.__name__}: the trainer class after ReliableTrainer has no {', '.join(missing)}; put one of "
+                "transformers >= 5.23 there"
+            )
+
     def _refuse_arguments(self) -> None:
-        for name, remedy in (
-            (
-                "enable_jit_checkpoint",
-                "leave it off: SIGTERM is served, and from between two micro-batches no resume is exact",
-            ),
-            ("save_only_model", "leave it off: without optimiser and random state no resume is exact"),
-            ("ignore_data_skip", "leave it off: rows would be seen twice after a resume"),
-            ("auto_find_batch_size", "set per_device_train_batch_size: another batch size is another run"),
-        ):
+        for name, remedy in _REFUSED.items():
             if getattr(self.args, name, False):
                 raise UserError(f"{name}: {remedy}")
 
@@ -135,12 +150,12 @@ class ReliableTrainer(_Trainer):
             DiskFullError: If a checkpoint does not fit.
             StoppedError: After a signal, when the checkpoint is written.
         """
-        start = self._on_main(lambda: self._choose_start(resume_from_checkpoint))
+        start = on_main_process(lambda: self._choose_start(resume_from_checkpoint))
         self._window.clear()
         self._saved_step = checkpoints.checkpoint_step(Path(start)) if start else None
         with self._signals:
             result = super().train(start, trial, ignore_keys_for_eval)
-        if self._signals.received is not None:  # it came after the last step
+        if self._signals.received is not None:  # it came after the last checkpoint
             raise self._stopped(self._signals.received)
         return result
 
@@ -180,6 +195,9 @@ class ReliableTrainer(_Trainer):
             scaled = run.learning_rate_scale
         scale_learning_rate(self.optimizer, self.lr_scheduler, self._learning_rate_scale / scaled)
         return result
+
+    def _state_to_save(self) -> Mapping[str, Stateful]:
+        return self._state_parts(RunState(self, totals=add_totals(from_all(self._window.totals()))))
 
     def _state_parts(self, run: RunState) -> dict[str, Stateful]:
         parts: dict[str, Stateful] = {"run": run, "bad_numbers": self._bad_numbers}
@@ -241,7 +259,9 @@ class ReliableTrainer(_Trainer):
         finite = torch.isfinite(torch.stack(losses)).all() if losses else torch.tensor(True)
         if norm is not None and not self._scaler_will_skip():
             finite = finite & torch.isfinite(torch.as_tensor(norm, device=finite.device))
-        if self._any_rank(not finite.item()):
+        refused, signal_number = largest([not finite.item(), self._signals.received or 0], self.args.device)
+        self._agreed_signal = signal_number or None
+        if refused:
             self._refuse_step()
         else:
             self._window.accept()
@@ -256,7 +276,7 @@ class ReliableTrainer(_Trainer):
     def _refuse_step(self) -> None:
         what = describe(self._window.pending, list(self.model.named_parameters()), total=LOSS)
         if self.args.world_size > 1:
-            what = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(self._from_all_ranks(what)))
+            what = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(from_all(what)))
         step = self.state.global_step + 1
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
@@ -272,7 +292,7 @@ class ReliableTrainer(_Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the trainer does, raw terms as ``loss_NAME``, and append the row to ``history.jsonl``."""
         if LOSS in logs:
-            totals = add_totals(self._from_all_ranks(self._window.totals()))
+            totals = add_totals(from_all(self._window.totals()))
             means = {name: total / count for name, (total, count) in totals.items() if count}
             logs[LOSS] = means.pop(LOSS, math.nan)
             logs |= {f"loss_{name}": value for name, value in means.items()}
@@ -289,13 +309,14 @@ class ReliableTrainer(_Trainer):
         if self.args.world_size == 1:
             self._agreed_signal = self._signals.received
         stop = self._agreed_signal is not None
-        last_of_epoch = self.state.global_step % self._steps_in_epoch == 0
+        step = self.state.global_step
+        is_last = step % self._steps_in_epoch == 0 or step >= self.state.max_steps
         if not self._epoch_ended:
             self.control.should_training_stop |= stop
             self.control.should_save |= stop
-            if last_of_epoch:  # what the end of the epoch still evaluates must be in the checkpoint
+            if is_last:  # what the end of the epoch still evaluates must be in the checkpoint
                 self._save_postponed, self.control.should_save = self.control.should_save, False
-        elif stop and not last_of_epoch:  # the uninterrupted run neither evaluates nor saves here
+        elif stop and not is_last:  # the uninterrupted run neither evaluates nor saves here
             self.control.should_log = self.control.should_evaluate = self.control.should_save = False
         else:
             self.control.should_save |= self._save_postponed
@@ -307,124 +328,22 @@ class ReliableTrainer(_Trainer):
             return super().evaluate(*args, **kwargs)
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.args.world_size == 1:
+            self._agreed_signal = self._signals.received
         if self._agreed_signal is not None:
             if self._saved_step != self.state.global_step:
                 self._save_checkpoint(self.model, trial)
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise self._stopped(self._agreed_signal)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # at 1 it deletes all but the best
-        try:
-            return super()._finalize_training(trial, *args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
+        return super()._finalize_training(trial, *args, **kwargs)
 
     def _stopped(self, number: int) -> StoppedError:
-        step = self.state.global_step
+        place = checkpoints.checkpoint_path(Path(self.args.output_dir), self._saved_step) if self._saved_step else None
         return StoppedError(
-            f"{signal.Signals(number).name}: stopped after step {step:,} of {self.state.max_steps:,}; "
-            f"{checkpoints.checkpoint_path(Path(self.args.output_dir), step)} is written; train again with --resume",
+            f"{signal.Signals(number).name}: stopped after step {self.state.global_step:,} of "
+            f"{self.state.max_steps:,}; {place or 'no checkpoint'} is written; train again with --resume",
             signal_number=number,
         )
-
-    # 5. A checkpoint: written out of sight, on the disk, manifest last, one rename.
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging else super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        final = checkpoints.checkpoint_path(folder, self.state.global_step)
-        staging = checkpoints.staging_path(folder, self.state.global_step)
-        needed = self._bytes_needed(folder)
-        run = RunState(self, totals=add_totals(self._from_all_ranks(self._window.totals())))
-        self._on_main(lambda: checkpoints.require_space(folder, needed))
-        try:
-            with kept_random_state() as self._random_state_to_save:
-                self._staging = staging
-                super()._save_checkpoint(model, trial)
-            self._name_best_checkpoint(about_to_be=final)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                write_extra_state(staging / final.name, self._state_parts(run))
-                self.state.save_to_json(str(staging / final.name / "trainer_state.json"))
-                checkpoints.publish(staging / final.name, final)
-        except Exception as error:
-            full = checkpoints.explain_failure(error, folder, staging=staging, needed=needed)
-            raise full or error from (error if full else None)
-        finally:
-            self._staging = None
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-            best = self.state.best_model_checkpoint
-            checkpoints.rotate(folder, keep_last=self.args.save_total_limit, protected=[Path(best)] if best else [])
-        self._saved_step = self.state.global_step
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if not self.args.should_save and not self.is_distributed_loading_by_transformers:
-            return  # sentence-transformers writes on every rank into the same files
-        arguments, self.args = self.args, _NotPickled(self.args)
-        try:
-            super()._save(output_dir, state_dict=state_dict)
-        finally:
-            self.args = arguments
-        folder = Path(output_dir or self.args.output_dir)
-        (folder / _PICKLED_ARGUMENTS).unlink(missing_ok=True)
-        write_json(folder / _ARGUMENTS, json.loads(json.dumps(self.args.to_dict(), default=_type_name)))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        if self._random_state_to_save:  # as it was before the model was written
-            self._random_state_to_save.restore()
-        super()._save_rng_state(output_dir)
-
-    def _name_best_checkpoint(self, about_to_be: Path | None = None) -> None:
-        self.state.best_model_checkpoint = None
-        if self.state.best_global_step:
-            best = checkpoints.checkpoint_path(Path(self.args.output_dir), self.state.best_global_step)
-            if best.is_dir() or best == about_to_be:
-                self.state.best_model_checkpoint = str(best)
-
-    def _load_best_model(self) -> None:
-        verify_manifest(Path(self.state.best_model_checkpoint))
-        super()._load_best_model()
-
-    def _bytes_needed(self, folder: Path) -> int:
-        tensors = [*self.model.state_dict().values(), *_tensors(self.optimizer.state_dict())]
-        sizes = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
-        earlier = [checkpoints.folder_bytes(path) for path in checkpoints.list_checkpoints(folder)[-1:]]
-        return max([sum(sizes.values()) + _SPARE_BYTES, *earlier])
-
-    # 6. Several ranks decide as one.
-
-    def _any_rank(self, bad: bool) -> bool:
-        if self.args.world_size == 1:
-            return bad
-        flags = torch.tensor([int(bad), self._signals.received or 0], device=self.args.device)
-        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-        self._agreed_signal = int(flags[1]) or None
-        return bool(flags[0])
-
-    def _from_all_ranks(self, value: T) -> list[T]:
-        if self.args.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.args.world_size
-        torch.distributed.all_gather_object(values, value)
-        return values
-
-    def _on_main(self, act: Callable[[], T]) -> T:
-        """Act on the main process; its result or its error is everyone's."""
-        if self.args.world_size == 1:
-            return act()
-        outcome: list[Any] = [None, None]
-        if self.is_world_process_zero():
-            try:
-                outcome[0] = act()
-            except UserError as error:
-                outcome[1] = error
-        torch.distributed.broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise outcome[1]
-        result: T = outcome[0]
-        return result
 
 
 class _EpochEnd(TrainerCallback):
@@ -435,28 +354,3 @@ class _EpochEnd(TrainerCallback):
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         self.trainer._epoch_ended = True
-
-
-class _NotPickled:
-    """Training arguments as they are, except that the pickle of them holds nothing and cannot fail."""
-
-    def __init__(self, arguments: Any) -> None:
-        self._arguments = arguments
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._arguments, name)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, ()
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-
-
-def _type_name(value: Any) -> str:
-    return type(value).__qualname__
