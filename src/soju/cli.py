@@ -229,6 +229,27 @@ def export(
 
 
 @app.command()
+def trim(
+    model: Annotated[str, typer.Argument(help="A masked language model: a folder, package:NAME or a hub id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    corpus: Annotated[list[str], typer.Option(help="Rows of any kind, .txt or a pattern; repeat for more.")],
+    max_size: Annotated[int, typer.Option(min=1, help="Ids to keep at most.")] = 65_535,
+    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+) -> None:
+    """Keep only the part of a model's vocabulary that a corpus needs."""
+    from soju.recipes.splade.trimming import trim as trim_model
+
+    result, log = trim_model(model, out, corpus, max_size=max_size, on_error=on_error, revision=revision)
+    _tell_skipped(log)
+    _say(f"{out}: {result.ids_after:,} of {result.ids_before:,} ids")
+    _say(f"head {result.head_megabytes_before:,.1f} -> {result.head_megabytes_after:,.1f} MB")
+    _say(f"{result.covered_share:.2%} of {result.corpus_tokens:,} tokens keep their piece")
+    if result.ids_left_out:
+        _say(f"{result.ids_left_out:,} ids of the corpus did not fit in --max-size {max_size:,}", style="yellow")
+
+
+@app.command()
 def compare(
     subject: Annotated[Path, typer.Argument(metavar="RUN", help="The run in question.")],
     baseline: Annotated[Path, typer.Argument(metavar="BASELINE", help="The run it is compared with.")],
