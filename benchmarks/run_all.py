@@ -19,6 +19,7 @@ PAGE = HERE.parent / "docs" / "performance.md"
 COMMANDS = {
     "alignment": ["alignment.py", "--data", "{data}"],
     "search": ["search.py", "--documents", "100000", "1000000"],
+    "terms_loss": ["terms_loss.py"],
 }
 INTRODUCTION = """# Performance
 
