@@ -15,7 +15,7 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from soju.core.progress import track
-from soju.models.splade_head import TileReducer, product_dtype, sum_dtype, tile_width, tiles
+from soju.models.splade_tiles import TileReducer, tiles
 
 if TYPE_CHECKING:
     from soju.models.splade_encoder import SpladeEncoder
@@ -50,16 +50,14 @@ def sparse_weights(
         ``(B, V)`` float32, rows sorted by term, only weights > 0.
     """
     texts, terms = len(lengths_B), len(weight_VH)
-    dtype = product_dtype(hidden_NH)
-    lengths = lengths_B.to("cpu", torch.int64)
-    width = min(tile or tile_width(len(hidden_NH), terms), terms)
-    reducer = TileReducer(hidden_NH, weight_VH, lengths, width, dtype)
-    empty_B = (lengths == 0).to(hidden_NH.device)
-    buffer = torch.empty(texts * width, dtype=sum_dtype(dtype), device=hidden_NH.device)
+    lengths_B = lengths_B.to("cpu", torch.int64)
+    reducer = TileReducer(hidden_NH, weight_VH, lengths_B, tile=tile)
+    empty_B = (lengths_B == 0).to(hidden_NH.device)
+    buffer = hidden_NH.new_empty(texts * reducer.width, dtype=reducer.maxima_dtype)
     parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
-    for part in tiles(terms, width):
+    for part in tiles(terms, reducer.width):
         maxima_BT = buffer[: texts * (part.stop - part.start)].view(texts, -1)
-        reducer.reduce(part, maxima_BT, None)
+        reducer.reduce(part, maxima_BT, None, start=0)
         if bias_V is not None:
             maxima_BT += bias_V[part]
         maxima_BT[empty_B] = 0
@@ -130,7 +128,7 @@ def encode_sparse(
         raise ValueError(f"batch_size and max_active_terms must be >= 1, got {batch_size} and {max_active_terms}")
     encoder.eval()
     transformer, pooling = encoder[0], encoder[1]
-    output = transformer.model.get_output_embeddings()
+    output = transformer.output_embedding
     if not texts:
         return csr_array((0, output.out_features), dtype=np.float32)
     batches: Iterable[tuple[NDArray[np.int64], dict[str, Tensor]]] = _batches(encoder, texts, batch_size)
@@ -139,7 +137,7 @@ def encode_sparse(
         batches = track(batches, "Encoding", total=count)
     places, rows = [], []
     for place_B, features in batches:
-        hidden_NH, lengths_B = transformer.unpadded_hidden_states(features)
+        hidden_NH, lengths_B = transformer.hidden_states(features)
         places.append(place_B)
         rows.append(
             sparse_weights(

@@ -1,0 +1,188 @@
+"""The loops of the SPLADE head that torch has no fast operator for, on the CPU.
+
+Shape letters: B = texts, N = tokens of all texts one after the other, H = hidden width, V = terms, T = terms of a tile.
+All loops are split over columns, never over texts: each number is summed by one thread in one order, so that results do
+not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Positions = NDArray[np.signedinteger]
+Offsets = NDArray[np.int64]
+
+SERIAL = 1 << 18
+"""Loops over fewer numbers than this are not worth handing a share to a second thread, which takes about 50 µs."""
+LINE = 16
+"""Threads meet at multiples of this many columns: a cache line of float32."""
+
+
+def reduce_tile(
+    logits_NT: Floats, offsets: Offsets, maxima_BV: Floats, argmax_BV: Positions | None, start: int
+) -> None:
+    """Write the largest logit of every text and term of a tile, and which of the text's tokens has it.
+
+    The first token wins a tie and NaN is the largest number, as with ``torch.max``. Texts without tokens are left
+    alone.
+
+    Args:
+        logits_NT: Logits of one tile, ``(N, T)``.
+        offsets: Where each text starts, ``(B + 1,)``.
+        maxima_BV: Columns ``start`` to ``start + T`` are written.
+        argmax_BV: Likewise, counted from the text's first token. None when no gradient will be asked for.
+        start: First term of the tile.
+    """
+    if argmax_BV is None:
+        _over_columns(_max, logits_NT.shape[1], logits_NT.size, logits_NT, offsets, maxima_BV, start)
+    else:
+        _over_columns(
+            _max_and_argmax, logits_NT.shape[1], logits_NT.size, logits_NT, offsets, maxima_BV, argmax_BV, start
+        )
+
+
+def add_outer_products(
+    gradient_BV: Floats,
+    argmax_BV: Positions,
+    offsets: Offsets,
+    factor: Floats,
+    sums: Floats,
+    *,
+    into_terms: bool,
+) -> None:
+    """Multiply the gradient of the logits, which has one entry a text and term, with one factor of the logits.
+
+    For every ``g = gradient[b, v]`` other than 0, where n is the token that has the maximum:
+    ``sums[v] += g * factor[n]`` into terms, ``sums[n] += g * factor[v]`` otherwise. Rows that no entry reaches are not
+    touched.
+
+    Args:
+        gradient_BV: Gradient of the maxima; 0 for texts without tokens.
+        argmax_BV: Tokens that have the maxima, counted from the text's first.
+        offsets: Where each text starts, ``(B + 1,)``.
+        factor: Hidden states ``(N, H)`` into terms, the output embedding ``(V, H)`` otherwise.
+        sums: Added to: ``(V, H)`` into terms, ``(N, H)`` otherwise.
+        into_terms: Which of the two factors' gradients to sum.
+    """
+    task = _add_into_terms if into_terms else _add_into_tokens
+    work = int(np.count_nonzero(gradient_BV)) * factor.shape[1]
+    _over_columns(task, factor.shape[1], work, gradient_BV, argmax_BV, offsets, factor, sums)
+
+
+def scatter_tile(
+    gradient_BV: Floats, argmax_BV: Positions, offsets: Offsets, start: int, logits_gradient_NT: Floats
+) -> None:
+    """Lay the gradient of the logits of one tile out as a dense ``(N, T)`` matrix."""
+    logits_gradient_NT.fill(0)
+    _scatter(gradient_BV, argmax_BV, offsets, start, logits_gradient_NT)
+
+
+def _over_columns(task: Callable[..., None], columns: int, work: int, *arguments: Any) -> None:
+    """Run ``task(*arguments, first, last)`` over ranges of columns, on as many threads as torch uses."""
+    threads = 1 if work < SERIAL else min(torch.get_num_threads(), max(1, columns // LINE))
+    edges = [columns * i // threads // LINE * LINE for i in range(threads)] + [columns]
+    others: list[Future[None]] = []
+    if threads > 1:
+        pool = _pool(threads - 1)
+        others = [pool.submit(task, *arguments, edges[i], edges[i + 1]) for i in range(1, threads)]
+    task(*arguments, 0, edges[1])
+    for other in others:
+        other.result()
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="splade-head")
+
+
+@njit(cache=True, nogil=True)
+def _max_and_argmax(
+    logits_NT: Floats, offsets: Offsets, maxima_BV: Floats, argmax_BV: Positions, start: int, first: int, last: int
+) -> None:
+    for b in range(len(offsets) - 1):
+        if offsets[b + 1] == offsets[b]:
+            continue
+        best_T = maxima_BV[b, start + first : start + last]
+        token_T = argmax_BV[b, start + first : start + last]
+        best_T[:] = logits_NT[offsets[b], first:last]
+        token_T[:] = 0
+        for n in range(offsets[b] + 1, offsets[b + 1]):
+            token = token_T.dtype.type(n - offsets[b])
+            row_T = logits_NT[n, first:last]
+            for t in range(last - first):
+                better = (row_T[t] > best_T[t]) | (row_T[t] != row_T[t])
+                best_T[t] = row_T[t] if better else best_T[t]
+                token_T[t] = token if better else token_T[t]
+
+
+@njit(cache=True, nogil=True)
+def _max(logits_NT: Floats, offsets: Offsets, maxima_BV: Floats, start: int, first: int, last: int) -> None:
+    for b in range(len(offsets) - 1):
+        if offsets[b + 1] == offsets[b]:
+            continue
+        best_T = maxima_BV[b, start + first : start + last]
+        best_T[:] = logits_NT[offsets[b], first:last]
+        for n in range(offsets[b] + 1, offsets[b + 1]):
+            row_T = logits_NT[n, first:last]
+            for t in range(last - first):
+                better = (row_T[t] > best_T[t]) | (row_T[t] != row_T[t])
+                best_T[t] = row_T[t] if better else best_T[t]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _add_into_terms(
+    gradient_BV: Floats,
+    argmax_BV: Positions,
+    offsets: Offsets,
+    hidden_NH: Floats,
+    sums_VH: Floats,
+    first: int,
+    last: int,
+) -> None:
+    for v in range(gradient_BV.shape[1]):
+        for b in range(gradient_BV.shape[0]):
+            gradient = gradient_BV[b, v]
+            if gradient != 0:
+                hidden_H = hidden_NH[offsets[b] + argmax_BV[b, v], first:last]
+                sum_H = sums_VH[v, first:last]
+                for h in range(last - first):
+                    sum_H[h] += gradient * hidden_H[h]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _add_into_tokens(
+    gradient_BV: Floats,
+    argmax_BV: Positions,
+    offsets: Offsets,
+    weight_VH: Floats,
+    sums_NH: Floats,
+    first: int,
+    last: int,
+) -> None:
+    for v in range(gradient_BV.shape[1]):
+        for b in range(gradient_BV.shape[0]):
+            gradient = gradient_BV[b, v]
+            if gradient != 0:
+                weight_H = weight_VH[v, first:last]
+                sum_H = sums_NH[offsets[b] + argmax_BV[b, v], first:last]
+                for h in range(last - first):
+                    sum_H[h] += gradient * weight_H[h]
+
+
+@njit(cache=True, nogil=True)
+def _scatter(
+    gradient_BV: Floats, argmax_BV: Positions, offsets: Offsets, start: int, logits_gradient_NT: Floats
+) -> None:
+    for b in range(gradient_BV.shape[0]):
+        if offsets[b + 1] > offsets[b]:
+            for t in range(logits_gradient_NT.shape[1]):
+                logits_gradient_NT[offsets[b] + argmax_BV[b, start + t], t] = gradient_BV[b, start + t]
