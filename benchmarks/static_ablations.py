@@ -17,7 +17,7 @@ from soju.models.morphemes import analyse
 from soju.presets import preset_text
 from soju.recipes.splade.config import StaticConfig
 from soju.recipes.splade.reading import RunData, read_run_data
-from soju.recipes.splade.scoring import search_all
+from soju.recipes.splade.scoring import SUBJECT, Subject, search_all
 from soju.recipes.splade.static_training import texts_to_analyse, train_static
 
 PRESET = "splade-static"
@@ -58,7 +58,7 @@ def measure(config: StaticConfig, data: RunData, name: str, seen: dict[str, list
     for texts in data.evaluation:
         for direction, (queries, documents) in texts.directions.items():
             test_set = RetrievalSet.from_pairs(f"{texts.name}/{direction}", queries, documents)
-            run = test_set.run_of(search_all(encoder, queries, documents, config))
+            run = test_set.run_of(search_all(Subject(SUBJECT, encoder, config.search), queries, documents))
             cells[test_set.name] = evaluate(run, test_set, subject=name, metrics=["recall@10"]).measurements[0]
     return cells, remark
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from soju.core.score import Score
     from soju.data.log import ReadLog
-    from soju.recipes.splade.config import StaticConfig
+    from soju.recipes.splade.reading import SpladeConfig
     from soju.report.run_contents import Comparison
 
 app = typer.Typer(
@@ -97,21 +97,23 @@ def train(
     config: Config,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME when not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint that verifies.")] = False,
+    resume_from: Annotated[Path | None, typer.Option(help="Go on from this checkpoint.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
 ) -> None:
     """Train, score, export and report."""
-    from soju.core.run_directory import RunDirectory
+    from soju.recipes.splade.modes import open_run_folder, run_mode
     from soju.recipes.splade.reading import read_run_data
-    from soju.recipes.splade.recipe import run
 
     settings, text = _read_config(config, overrides)
     data = read_run_data(settings)
     _tell_skipped(data.training.log)
     folder = out or Path("runs") / settings.name
-    run_dir = RunDirectory.create(folder, config_text=text, config=settings, seed=settings.seed)
-    report_page = run(settings, run_dir, data=data, workers=workers)
-    _print_scores(folder)
-    _say(f"Model   {run_dir.final}\nReport  {report_page}")
+    run_dir = open_run_folder(folder, settings, text, resumes=resume or resume_from is not None)
+    report_page = run_mode(settings, run_dir, data=data, resume=resume_from or resume, workers=workers)
+    if int(os.environ.get("RANK", "0")) == 0:
+        _print_scores(folder)
+        _say(f"Model   {report_page.parent / ('best' if run_dir.best.is_dir() else 'final')}\nReport  {report_page}")
 
 
 @app.command()
@@ -125,13 +127,18 @@ def evaluate(
     from soju.core.files import write_json
     from soju.recipes.splade.indexing import model_folder, open_model, search_settings_of
     from soju.recipes.splade.reading import read_run_data
-    from soju.recipes.splade.recipe import score
+    from soju.recipes.splade.scoring import Subject, score
     from soju.report.run_contents import Comparison
 
     settings, _ = _read_config(config, overrides)
     encoder, _ = open_model(model)
-    settings = settings.model_copy(update={"search": search_settings_of(model_folder(model))})
-    measured = score(encoder, read_run_data(settings), settings, model_folder(model))
+    folder = model_folder(model)
+    subject = Subject(
+        f"soju {folder.parent.name if folder.name in ('best', 'final') else folder.name}",
+        encoder,
+        search_settings_of(folder),
+    )
+    measured = score([subject], read_run_data(settings), settings, folder)
     comparisons = [Comparison.model_validate(comparison.to_json()) for comparison in measured.comparisons]
     _print_tables(measured.scores, comparisons)
     if out is not None:
@@ -347,10 +354,10 @@ def main() -> None:
         sys.exit(1)
 
 
-def _read_config(name: str, overrides: list[str] | None) -> tuple[StaticConfig, str]:
-    from soju.core.config import apply_overrides, parse_yaml, validate
+def _read_config(name: str, overrides: list[str] | None) -> tuple[SpladeConfig, str]:
+    from soju.core.config import apply_overrides, parse_yaml
     from soju.presets import preset_names, preset_text
-    from soju.recipes.splade.config import StaticConfig
+    from soju.recipes.splade.modes import validate_mode
 
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
@@ -363,7 +370,7 @@ def _read_config(name: str, overrides: list[str] | None) -> tuple[StaticConfig, 
         values = parse_yaml(text, place=name)
     else:
         raise UserError(f'"{name}" is neither a YAML file nor a preset; presets: {", ".join(preset_names())}')
-    settings = validate(apply_overrides(values, overrides or []), StaticConfig, place=name)
+    settings = validate_mode(apply_overrides(values, overrides or []), place=name)
     return settings, text + "".join(f"# override: {override}\n" for override in overrides or [])
 
 

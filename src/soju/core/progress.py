@@ -27,6 +27,11 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def is_shown() -> bool:
+    """Tell whether progress is shown: on a terminal, unless ``--quiet``."""
+    return not _quiet and sys.stderr.isatty()
+
+
 def track(items: Iterable[ItemT], description: str, *, total: int | None = None) -> Iterator[ItemT]:
     """Yield `items` while a bar with count, elapsed time and ETA is drawn on standard error.
 
@@ -35,7 +40,7 @@ def track(items: Iterable[ItemT], description: str, *, total: int | None = None)
         description: One or two words for the left of the bar.
         total: Number of items when `items` has no length.
     """
-    if _quiet or not sys.stderr.isatty():
+    if not is_shown():
         yield from items
         return
     if total is None and isinstance(items, Sized):

@@ -70,10 +70,39 @@ class RunDirectory:
         write_text(path / "config.yaml", config_text)
         return cls(path)
 
+    @classmethod
+    def reopen(cls, path: Path, *, config: Settings) -> RunDirectory:
+        """Open the folder of a run that is to be resumed.
+
+        Args:
+            path: The run folder.
+            config: The resolved configuration; it must be the one the run began with.
+
+        Returns:
+            The run folder.
+
+        Raises:
+            UserError: If there is no run, or it began with other settings.
+        """
+        resolved = path / "resolved.yaml"
+        if not resolved.is_file():
+            raise UserError(f"{path}: no run to resume; train without --resume, or give its folder with --out")
+        if resolved.read_text(encoding="utf-8") != to_yaml(config):
+            raise UserError(
+                f"{path}: began with other settings than these, see {resolved.name} in it; give the same, or choose a "
+                "new folder with --out"
+            )
+        return cls(path)
+
     @property
     def final(self) -> Path:
         """Folder of the finished model."""
         return self.path / "final"
+
+    @property
+    def best(self) -> Path:
+        """Folder of the model with the best validation score, for recipes that validate."""
+        return self.path / "best"
 
     def write_scores(self, scores: list[Score]) -> None:
         """Write ``scores.json``."""

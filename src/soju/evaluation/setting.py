@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from soju.core.score import Interval, Score, signature
 
@@ -17,6 +21,12 @@ class Setting:
     """Name of the data, with the direction where there is one: ``parallel.dev/ko-en``."""
     data_hash: str
     """Hash of the texts that are measured, so that scores on other data are never compared."""
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str], *, subject: str, test_set: str) -> Self:
+        """Hash the texts that are measured; order matters."""
+        digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
+        return cls(subject, test_set, digest)
 
     def score(
         self,

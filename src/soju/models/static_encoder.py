@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from soju.core.errors import UserError
 from soju.core.files import verify_manifest, write_json, write_manifest
-from soju.models.lexicon_tokenizer import BOUNDARY
+from soju.models.pieces import lexicon_term
 
 MODEL_TYPE = "soju-static-sparse"
 FORMAT_VERSION = 1
@@ -58,7 +58,7 @@ class StaticEncoder:
     @cached_property
     def terms(self) -> tuple[str, ...]:
         """Readable name of every term; sub-words show ``…`` where they are cut from their word."""
-        return tuple(_readable(piece) for piece in self.pieces)
+        return tuple(lexicon_term(piece) for piece in self.pieces)
 
     @cached_property
     def query_VV(self) -> csr_array:
@@ -181,15 +181,3 @@ def _unpack(name: str, tensors: dict[str, NDArray[Any]], size: int) -> csr_array
     indptr = np.concatenate(([0], np.cumsum(tensors[f"{name}.row_lengths"], dtype=np.int64)))
     weights = tensors[f"{name}.weights"].astype(np.float32)
     return csr_array((weights, tensors[f"{name}.terms"].astype(np.int64), indptr), shape=(size, size))
-
-
-def _readable(piece: str) -> str:
-    if len(piece) > 2 and piece[0] == piece[-1] == BOUNDARY:
-        return piece[1:-1]
-    if piece.isascii() and piece.isalnum():
-        return f"…{piece}…"
-    if len(piece) > 1 and piece[0] == BOUNDARY:
-        return piece[1:] + "…"
-    if len(piece) > 1 and piece[-1] == BOUNDARY:
-        return "…" + piece[:-1]
-    return piece

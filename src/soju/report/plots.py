@@ -43,6 +43,8 @@ DARK = Theme(
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 _INCHES = (6.2, 3.7)
+_PANEL_INCHES = (2.9, 2.3)
+_PANELS_IN_A_ROW = 4
 _MOST_DIRECT_LABELS = 6
 _MOST_VALUE_LABELS = 16
 _REPLACED = "Some letters are romanised or shown as “?” in the picture: no font with their glyphs was installed."
@@ -68,7 +70,7 @@ def draw_figures(figures: Sequence[FigureSpec], folder: Path) -> list[DrawnFigur
 
 def describe(spec: FigureSpec) -> str:
     """Say in words what a figure shows, for readers who cannot see it."""
-    kind = {"line": "Line chart", "bar": "Bar chart", "scatter": "Scatter plot"}[spec.kind]
+    kind = {"line": "Line chart", "bar": "Bar chart", "scatter": "Scatter plot", "grid": "Line charts"}[spec.kind]
     axes = " by ".join(label for label in (spec.y_label, spec.x_label) if label)
     parts = []
     for series in spec.series[:8]:
@@ -106,18 +108,39 @@ def _png(spec: FigureSpec, theme: Theme, fonts: Fonts) -> bytes:
         "ytick.labelsize": 10.5,
     }
     with mpl.rc_context(style):
-        figure = Figure(figsize=_INCHES, dpi=200, layout="constrained", facecolor=theme.background)
+        figure = Figure(figsize=_size(spec), dpi=200, layout="constrained", facecolor=theme.background)
         FigureCanvasAgg(figure)
         engine: Any = figure.get_layout_engine()
         engine.set(w_pad=0.06, h_pad=0.09)
-        axes = figure.add_subplot()
-        if spec.kind == "bar":
-            _bars(axes, spec, theme, fonts)
+        if spec.kind == "grid":
+            _panels(figure, spec, theme, fonts)
+        elif spec.kind == "bar":
+            _bars(figure.add_subplot(), spec, theme, fonts)
         else:
-            _points(axes, spec, theme, fonts)
+            _points(figure.add_subplot(), spec, theme, fonts)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", facecolor=theme.background, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _size(spec: FigureSpec) -> tuple[float, float]:
+    if spec.kind != "grid":
+        return _INCHES
+    columns = min(_PANELS_IN_A_ROW, len(spec.series))
+    rows = -(-len(spec.series) // columns)
+    return columns * _PANEL_INCHES[0], rows * _PANEL_INCHES[1]
+
+
+def _panels(figure: Figure, spec: FigureSpec, theme: Theme, fonts: Fonts) -> None:
+    columns = min(_PANELS_IN_A_ROW, len(spec.series))
+    rows = -(-len(spec.series) // columns)
+    for place, series in enumerate(spec.series, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        panel = spec.model_copy(update={"kind": "line", "series": (series,), "y_label": series.name})
+        _points(axes, panel, theme, fonts)
+        if place <= len(spec.series) - columns:
+            axes.set_xlabel("")
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _points(axes: Axes, spec: FigureSpec, theme: Theme, fonts: Fonts) -> None:

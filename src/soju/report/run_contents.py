@@ -59,7 +59,8 @@ class FigureSpec(Row):
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
     title: str
     caption: str = ""
-    kind: Literal["line", "bar", "scatter"]
+    kind: Literal["line", "bar", "scatter", "grid"]
+    """``grid`` draws each series as a line in a panel of its own, four in a row, each with its own vertical axis."""
     x_label: str = ""
     y_label: str = ""
     log_x: bool = False

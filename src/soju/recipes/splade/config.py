@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -42,11 +42,19 @@ class DataSettings(Settings):
     """Longer lines are refused."""
 
     @model_validator(mode="after")
-    def _something_to_learn_from(self) -> DataSettings:
-        if not (self.pairs or self.passages):
-            raise ValueError("pairs or passages are needed; terms alone cannot be aligned")
+    def _select_one_file(self) -> Self:
         if self.select is not None and len(self.pairs) != 1:
             raise ValueError("select needs exactly one file in pairs")
+        return self
+
+
+class AlignedDataSettings(DataSettings):
+    """`DataSettings` with sentence pairs, which word alignment needs."""
+
+    @model_validator(mode="after")
+    def _something_to_align(self) -> Self:
+        if not (self.pairs or self.passages):
+            raise ValueError("pairs or passages are needed; terms alone cannot be aligned")
         return self
 
 
@@ -182,7 +190,7 @@ class StaticConfig(Settings):
     """Name of the run and of the model."""
     seed: int = Field(default=13, ge=0)
     """Seed of the held-out split and of every resampling; the training itself draws nothing."""
-    data: DataSettings
+    data: AlignedDataSettings
     tokenizer: TokenizerSettings = TokenizerSettings()
     alignment: AlignmentSettings = AlignmentSettings()
     expansion: ExpansionSettings = ExpansionSettings()

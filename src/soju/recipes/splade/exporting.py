@@ -12,6 +12,7 @@ from soju.core.errors import UserError
 from soju.export.query_tokens import write_token_table
 from soju.export.term_table import write_term_table
 from soju.models.static_encoder import StaticEncoder
+from soju.recipes.splade.encoders import TermEncoder
 from soju.search.weighting import idf
 
 Format = Literal["tsv", "query-tokens", "stock-static", "low-rank"]
@@ -24,7 +25,7 @@ FORMATS: dict[Format, str] = {
 
 
 def export(
-    encoder: StaticEncoder, target: Path, form: Format, *, prior_documents: float = 10_000, hidden_size: int = 512
+    encoder: TermEncoder, target: Path, form: Format, *, prior_documents: float = 10_000, hidden_size: int = 512
 ) -> None:
     """Write one format.
 
@@ -36,10 +37,12 @@ def export(
         hidden_size: Width of the low-rank form.
 
     Raises:
-        UserError: If the target exists.
+        UserError: If the target exists, or the model is a neural one, which is in its stock form already.
     """
     if target.exists():
         raise UserError(f"{target}: exists already; give another name or remove it first")
+    if not isinstance(encoder, StaticEncoder):
+        raise UserError("a neural model is saved as sentence-transformers loads it; copy its folder")
     if form == "tsv":
         write_term_table(target, encoder.translations_VV, encoder.terms)
     elif form == "query-tokens":

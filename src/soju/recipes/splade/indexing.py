@@ -15,8 +15,9 @@ from soju.core.language import language_of
 from soju.core.records import Document
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.models.static_encoder import StaticEncoder, read_model_config
+from soju.models.static_encoder import read_model_config
 from soju.recipes.splade.config import SearchSettings
+from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder, load_encoder, neural_weighting
 from soju.report.run_contents import Expansion, ExpansionTerm, Hit, MatchedTerm, Search
 from soju.search.index import Engine, SparseIndex
 from soju.search.index_settings import IndexSettings
@@ -28,11 +29,11 @@ PACKAGED_MODEL = "ko-en-static"
 """Name of the model that ships with soju, accepted wherever a model folder is."""
 
 
-def open_model(model: str) -> tuple[StaticEncoder, str]:
+def open_model(model: str) -> tuple[TermEncoder, str]:
     """Load a model and its fingerprint.
 
     Args:
-        model: A model folder, a run folder (its ``final``), or `PACKAGED_MODEL`.
+        model: A model folder, a run folder (its ``best`` or else its ``final``), or `PACKAGED_MODEL`.
 
     Returns:
         The encoder, and the SHA-256 of its manifest.
@@ -41,21 +42,36 @@ def open_model(model: str) -> tuple[StaticEncoder, str]:
         UserError: If there is no model.
     """
     folder = model_folder(model)
-    return StaticEncoder.load(folder), sha256(folder / MANIFEST)
+    return load_encoder(folder), fingerprint_of(folder)
 
 
 def model_folder(model: str) -> Path:
     """Resolve the name of a model to its folder; see `open_model`."""
     path = Path(model)
-    if (path / "final" / "config.json").is_file():
-        return path / "final"
+    for part in ("best", "final"):
+        if (path / part / "config.json").is_file():
+            return path / part
     if not path.exists() and model == PACKAGED_MODEL:
         return Path(__file__).parents[2] / "packaged" / PACKAGED_MODEL
     return path
 
 
-def index_settings(search: SearchSettings, *, engine: Engine = "auto") -> IndexSettings:
-    """Return the index settings for a static model: BM25 over term counts, idf with the training text as prior."""
+def fingerprint_of(folder: Path) -> str:
+    """Return what names a model in its indexes: the SHA-256 of its manifest, or of its weights without one."""
+    for name in (MANIFEST, "model.safetensors"):
+        if (folder / name).is_file():
+            return sha256(folder / name)
+    raise UserError(f"{folder}: neither {MANIFEST} nor model.safetensors; give a model folder of safetensors")
+
+
+def index_settings(encoder: TermEncoder, search: SearchSettings, *, engine: Engine = "auto") -> IndexSettings:
+    """Return the index settings for a model.
+
+    A static one gets BM25 over its term counts, idf with the training text as prior; the weights of a neural one stay
+    as they are.
+    """
+    if isinstance(encoder, NeuralEncoder):
+        return IndexSettings(weighting=neural_weighting(), engine=engine)
     weighting = WeightingSettings(kind="bm25", k1=search.k1, b=search.b, prior_documents=search.prior_documents)
     return IndexSettings(weighting=weighting, engine=engine)
 
@@ -70,7 +86,7 @@ def index_documents(
     documents: Iterable[Document],
     model: Path,
     *,
-    settings: IndexSettings | None = None,
+    engine: Engine = "auto",
     overwrite: bool = False,
 ) -> SparseIndex:
     """Index documents and put a copy of the model inside, so that the index can be searched alone.
@@ -79,7 +95,7 @@ def index_documents(
         folder: Where the index goes.
         documents: Rows, read once.
         model: The model's folder.
-        settings: Those the model was scored with when not given.
+        engine: Which engine to build.
         overwrite: Replace an index that is there.
 
     Returns:
@@ -88,7 +104,7 @@ def index_documents(
     Raises:
         UserError: If the folder is taken or a document is unusable; nothing is left behind then.
     """
-    encoder = StaticEncoder.load(model)
+    encoder = load_encoder(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         copy = Path(shutil.copytree(model, Path(temporary) / MODEL))
@@ -97,8 +113,8 @@ def index_documents(
             documents,
             encoder.encode_documents,
             encoder.terms,
-            settings or index_settings(search_settings_of(model)),
-            fingerprint=sha256(model / MANIFEST),
+            index_settings(encoder, search_settings_of(model), engine=engine),
+            fingerprint=fingerprint_of(model),
             prior_share_V=encoder.document_share_V,
             overwrite=overwrite,
         )
@@ -133,12 +149,11 @@ def build_index(
         UserError: If the folder is taken.
     """
     log, source = ReadLog(), model_folder(model)
-    settings = index_settings(search_settings_of(source), engine=engine)
     rows = _read_documents(corpus, on_error, log)
-    return index_documents(folder, rows, source, settings=settings, overwrite=overwrite), log
+    return index_documents(folder, rows, source, engine=engine, overwrite=overwrite), log
 
 
-def open_index(folder: Path, model: str | None = None) -> tuple[SparseIndex, StaticEncoder]:
+def open_index(folder: Path, model: str | None = None) -> tuple[SparseIndex, TermEncoder]:
     """Open an index together with the model it was made with, a copy of which lies inside.
 
     Args:
@@ -153,8 +168,8 @@ def open_index(folder: Path, model: str | None = None) -> tuple[SparseIndex, Sta
     """
     source = model_folder(model) if model else folder / MODEL
     index = SparseIndex.open(folder)
-    encoder = StaticEncoder.load(source)
-    if index.description.fingerprint != sha256(source / MANIFEST):
+    encoder = load_encoder(source)
+    if index.description.fingerprint != fingerprint_of(source):
         raise UserError(f"{folder}: was made with another model than {source}; index the corpus again with this one")
     return index, encoder
 
@@ -170,7 +185,7 @@ def add_to_index(
 
 
 def search_index(
-    index: SparseIndex, encoder: StaticEncoder, queries: Sequence[str], *, k: int = 10, engine: Engine = "auto"
+    index: SparseIndex, encoder: TermEncoder, queries: Sequence[str], *, k: int = 10, engine: Engine = "auto"
 ) -> list[Search]:
     """Search, with the terms that matched."""
     found = index.search(encoder.encode_queries(queries), k, engine=engine)
@@ -202,7 +217,7 @@ def search_index(
     ]
 
 
-def expand(encoder: StaticEncoder, texts: Sequence[str], *, k: int = 20) -> list[Expansion]:
+def expand(encoder: TermEncoder, texts: Sequence[str], *, k: int = 20) -> list[Expansion]:
     """Return the k heaviest terms of each text."""
     vectors = encoder.encode_queries(texts)
     return [Expansion(text=text, terms=_heaviest(vectors, row, encoder.terms, k)) for row, text in enumerate(texts)]

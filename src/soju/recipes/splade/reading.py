@@ -16,6 +16,9 @@ from soju.data.source_filter import SourceFilter
 from soju.data.split import held_out
 from soju.data.statistics import RowStatistics, counted
 from soju.recipes.splade.config import DataSettings, StaticConfig, TestSet
+from soju.recipes.splade.terms_config import ScratchStudent, TermsConfig
+
+SpladeConfig = StaticConfig | TermsConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,9 @@ class TrainingData:
     pairs: list[PairRow]
     terms: list[TermRow]
     unseen_terms: list[TermRow]
-    """Head words kept out of `terms`."""
+    """Head words kept out of `terms` to measure on."""
+    dev_terms: list[TermRow]
+    """Head words kept out of `terms` to choose the best checkpoint on (mode ``terms``)."""
     source_rows: dict[str, int]
     """Rows read for training by source, or by file where rows name none; a head word counts for each of its sources."""
     log: ReadLog
@@ -50,7 +55,7 @@ class RunData:
     evaluation: list[EvaluationTexts]
 
 
-def read_run_data(config: StaticConfig) -> RunData:
+def read_run_data(config: SpladeConfig) -> RunData:
     """Read training and evaluation data.
 
     Args:
@@ -64,7 +69,8 @@ def read_run_data(config: StaticConfig) -> RunData:
         UserError: If evaluation texts stand in the training data, or nothing is left to train on.
     """
     log = ReadLog()
-    training = _read_training(config.data, seed=config.seed, log=log)
+    dev_share = config.data.dev_terms if isinstance(config, TermsConfig) else 0.0
+    training = _read_training(config.data, seed=config.seed, dev_share=dev_share, log=log)
     evaluation = [_read_test_set(test_set, config.data, log=log) for test_set in config.evaluation.sets]
     unseen = list(_read(config.evaluation.terms, "terms", config.data, log))
     log.raise_if_broken(config.data.on_error)
@@ -73,8 +79,7 @@ def read_run_data(config: StaticConfig) -> RunData:
     for texts in evaluation:
         if any(len(queries) < 2 for queries, _ in texts.directions.values()):
             raise UserError(f"evaluation set {texts.name}: fewer than two rows; give more, or leave the set out")
-    if not training.pairs:
-        raise UserError("data: no sentence pair is left to train on; check data.pairs, data.passages and data.select")
+    _refuse_too_little(config, training)
     for texts in evaluation:
         refuse_overlap(_training_texts(training.pairs), _texts(texts), evaluation=texts.name)
     refuse_overlap(
@@ -83,7 +88,17 @@ def read_run_data(config: StaticConfig) -> RunData:
     return RunData(training, evaluation)
 
 
-def _read_training(settings: DataSettings, *, seed: int, log: ReadLog) -> TrainingData:
+def _refuse_too_little(config: SpladeConfig, training: TrainingData) -> None:
+    aligns = isinstance(config, StaticConfig) or isinstance(config.student, ScratchStudent)
+    if aligns and not training.pairs:
+        raise UserError("data: no sentence pair is left to train on; check data.pairs, data.passages and data.select")
+    if isinstance(config, TermsConfig):
+        for rows, setting in ((training.terms, "data.terms"), (training.dev_terms, "data.dev_terms")):
+            if not rows:
+                raise UserError(f"{setting}: no head word is left; give more terms, or another share")
+
+
+def _read_training(settings: DataSettings, *, seed: int, dev_share: float, log: ReadLog) -> TrainingData:
     counts = {name: RowStatistics() for name in ("pairs", "passages", "terms")}
     select = None if settings.select is None else SourceFilter(settings.select.file, settings.select.keep)
     by_source: Counter[str] = Counter()
@@ -98,15 +113,19 @@ def _read_training(settings: DataSettings, *, seed: int, log: ReadLog) -> Traini
             by_source[source] += 1
     terms: list[TermRow] = []
     unseen: list[TermRow] = []
+    dev: list[TermRow] = []
     for source in settings.terms:
         for row in counted(_wanted(_read([source], "terms", settings, log), settings), counts["terms"]):
-            if held_out(normalise_for_overlap(row.ko), seed=seed, share=settings.held_out_terms):
+            word = normalise_for_overlap(row.ko)
+            if held_out(word, seed=seed, share=settings.held_out_terms):
                 unseen.append(row)
+            elif held_out(word, seed=seed + 1, share=dev_share):
+                dev.append(row)
             else:
                 terms.append(row)
                 by_source.update(row.sources or [source])
     statistics = {name: count.to_json() for name, count in counts.items() if count.rows}
-    return TrainingData(pairs, terms, unseen, dict(by_source), log, statistics)
+    return TrainingData(pairs, terms, unseen, dev, dict(by_source), log, statistics)
 
 
 def _wanted(rows: Iterable[TermRow], settings: DataSettings) -> Iterator[TermRow]:

@@ -11,11 +11,12 @@ from soju.core.run_directory import RunDirectory
 from soju.core.score import Score
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.comparing import write_query_scores
-from soju.recipes.splade.config import Credit, StaticConfig
+from soju.recipes.splade.config import CardSettings, Credit, EvaluationSettings, StaticConfig
+from soju.recipes.splade.encoders import TermEncoder
 from soju.recipes.splade.exporting import export
 from soju.recipes.splade.indexing import PACKAGED_MODEL, expand, index_documents, search_index
 from soju.recipes.splade.reading import EvaluationTexts, RunData, read_run_data
-from soju.recipes.splade.scoring import METRICS, SUBJECT, Measured, score_cost, score_retrieval, score_unseen_terms
+from soju.recipes.splade.scoring import METRICS, SUBJECT, Measured, Subject, score
 from soju.recipes.splade.static_training import TrainingLog, train_static
 from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
 from soju.report.run_report import write_report
@@ -70,7 +71,7 @@ def run(config: StaticConfig, run_dir: RunDirectory, *, data: RunData | None = N
     encoder = StaticEncoder.load(run_dir.final)
 
     # 4. Score it against BM25, dictionary look-up and their fusion, and measure what it costs.
-    measured = score(encoder, data, config, run_dir.final, workers=workers)
+    measured = score([Subject(SUBJECT, encoder, config.search)], data, config, run_dir.final, workers=workers)
     measured.figures.insert(0, likelihood_figure(log))
     run_dir.write_scores(measured.scores)
     write_query_scores(run_dir.path, measured.per_query)
@@ -87,33 +88,30 @@ def run(config: StaticConfig, run_dir: RunDirectory, *, data: RunData | None = N
     # 6. Show what texts expand to and what a search finds.
     expansions = expand(encoder, config.evaluation.probes)
     write_json(run_dir.path / "expansions.json", [expansion.model_dump(mode="json") for expansion in expansions])
-    write_json(run_dir.path / "searches.json", example_searches(encoder, data.evaluation, config, run_dir))
+    write_json(
+        run_dir.path / "searches.json",
+        example_searches(encoder, data.evaluation, config.evaluation, run_dir, run_dir.final),
+    )
 
     # 7. Report.
     write_json(run_dir.path / "story.json", story(config, log, measured))
     return write_report(run_dir.path)
 
 
-def score(encoder: StaticEncoder, data: RunData, config: StaticConfig, folder: Path, *, workers: int = 2) -> Measured:
-    """Measure retrieval on every test set, cost on the first, and unseen terms where some were kept out."""
-    measured = score_retrieval(encoder, data.training.terms, data.evaluation, config, workers=workers)
-    if data.evaluation:
-        measured.scores += score_cost(encoder, folder, data.evaluation[0], config)
-    if data.training.unseen_terms:
-        measured.scores += score_unseen_terms(encoder, data.training.unseen_terms)
-    return measured
-
-
 def example_searches(
-    encoder: StaticEncoder, test_sets: list[EvaluationTexts], config: StaticConfig, run_dir: RunDirectory
+    encoder: TermEncoder,
+    test_sets: list[EvaluationTexts],
+    settings: EvaluationSettings,
+    run_dir: RunDirectory,
+    model: Path,
 ) -> list[dict[str, Any]]:
     """Index the English documents of the first test set in the run folder and answer the example queries."""
     if not test_sets:
         return []
     _, texts = test_sets[0].directions["ko-en"]
     documents = (Document(f"{test_sets[0].name}-{number:04d}", text) for number, text in enumerate(texts, start=1))
-    index = index_documents(run_dir.path / "index", documents, run_dir.final)
-    return [search.model_dump(mode="json") for search in search_index(index, encoder, config.evaluation.examples, k=3)]
+    index = index_documents(run_dir.path / "index", documents, model, overwrite=True)
+    return [search.model_dump(mode="json") for search in search_index(index, encoder, settings.examples, k=3)]
 
 
 def likelihood_figure(log: TrainingLog) -> dict[str, Any]:
@@ -152,15 +150,19 @@ def story(config: StaticConfig, log: TrainingLog, measured: Measured) -> dict[st
     }
 
 
-def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
-    """Write the model's README."""
-    credits = {credit.source: credit for credit in config.card.credits}
+def data_sources(card: CardSettings, data: RunData) -> tuple[DataSource, ...]:
+    """Return what was trained on with the credits of the configuration."""
+    credits = {credit.source: credit for credit in card.credits}
     unknown = Credit(source="", licence="see its owner")
-    sources = [
+    return tuple(
         DataSource(name=name, rows=rows, licence=credit.licence, attribution=credit.attribution)
         for name, rows in data.training.source_rows.items()
         for credit in [credits.get(name, unknown)]
-    ]
+    )
+
+
+def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
+    """Write the model's README."""
     card = ModelCard(
         name=config.name,
         summary=(
@@ -179,7 +181,7 @@ def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
             Example(title="Encode in Python", code=_PYTHON_USAGE),
         ),
         scores=tuple(score for score in scores if score.name in METRICS),
-        data=tuple(sources),
+        data=data_sources(config.card, data),
         command=f"soju train {config.card.command or config.name}",
         seed=config.seed,
         limits=(

@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +27,26 @@ from soju.evaluation.significance import Comparison, Measurement, compare
 from soju.evaluation.terms import KOREAN_FUNCTION_WORDS, evaluate_terms
 from soju.models.lexicon_tokenizer import BOUNDARY
 from soju.models.static_encoder import StaticEncoder
-from soju.recipes.splade.config import StaticConfig
+from soju.recipes.splade.config import EvaluationSettings, SearchSettings
+from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder
+from soju.recipes.splade.expected_terms import expected_terms
 from soju.recipes.splade.indexing import index_settings
-from soju.recipes.splade.reading import EvaluationTexts
+from soju.recipes.splade.reading import EvaluationTexts, RunData, SpladeConfig
+from soju.recipes.splade.student import Vocabulary, plain_vocabulary
 from soju.search.dictionary import Dictionary, DictionarySearcher
 from soju.search.fusion import reciprocal_rank_fusion
 from soju.search.index import SparseIndex
 from soju.search.lexical import ENGLISH_STOP_WORDS, Bm25Searcher, KoreanEnglishAnalyzer
 
 SUBJECT = "soju static"
+STUDENT = "soju student"
 METRICS = ("recall@10", "ndcg@10", "mrr@10", "recall@1", "recall@100")
 DEPTH = 100
 """Documents taken from each system; nothing is measured deeper."""
 MASSES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 """Shares of the expansion weight on the pruning curve."""
 
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 Rankings = Sequence[Sequence[int] | NDArray[np.int64]]
 
 
@@ -68,75 +75,140 @@ class CachedAnalyzer:
         return [self._words[text] for text in texts]
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One of our encoders under the name it has in tables."""
+
+    name: str
+    encoder: TermEncoder
+    search: SearchSettings = field(default_factory=SearchSettings)
+    """How its documents are weighted; for static encoders."""
+
+
+def score(
+    subjects: Sequence[Subject],
+    data: RunData,
+    config: SpladeConfig,
+    folder: Path,
+    *,
+    teacher: Embed | None = None,
+    vocabulary: Vocabulary | None = None,
+    workers: int = 2,
+) -> Measured:
+    """Measure retrieval on every test set, cost on the first, and unseen terms where some were kept out.
+
+    Args:
+        subjects: Our encoders; the first is the one in question.
+        data: What to measure on.
+        config: Settings of the run.
+        folder: Where the first was saved.
+        teacher: Embeds texts densely, for a row of its own.
+        vocabulary: See `score_unseen_terms`.
+        workers: Threads of the morphological analyser of the baselines.
+
+    Returns:
+        Everything that was measured.
+    """
+    settings, training = config.evaluation, data.training
+    measured = score_retrieval(
+        subjects, training.terms, data.evaluation, settings, seed=config.seed, teacher=teacher, workers=workers
+    )
+    if data.evaluation:
+        measured.scores += score_cost(subjects[0], folder, data.evaluation[0], settings)
+    for subject in subjects if training.unseen_terms else ():
+        measured.scores += score_unseen_terms(subject, training.unseen_terms, vocabulary=vocabulary)
+    return measured
+
+
 def score_retrieval(
-    encoder: StaticEncoder,
+    subjects: Sequence[Subject],
     terms: Sequence[TermRow],
     test_sets: Sequence[EvaluationTexts],
-    config: StaticConfig,
+    settings: EvaluationSettings,
     *,
+    seed: int,
+    teacher: Embed | None = None,
     workers: int = 2,
 ) -> Measured:
     """Score every direction of every test set.
 
     Args:
-        encoder: The model as it was saved.
+        subjects: Our encoders as they were saved; the first is the one that others are compared with.
         terms: Training terms, the dictionary of the look-up baseline.
         test_sets: What to search and what to ask.
-        config: Settings of the run.
+        settings: What to measure.
+        seed: Of the bootstrap.
+        teacher: Embeds texts densely, ``(N, D)`` of length 1; a row of its own.
         workers: Threads of the morphological analyser of the baselines.
 
     Returns:
-        Scores of all systems, comparisons of ours with each baseline, the pruning curve.
+        Scores of all systems, comparisons of the first with each other, the pruning curve.
     """
     measured = Measured()
     analyzer = CachedAnalyzer(workers)
     dictionary = Dictionary(terms, analyzer) if terms else None
-    settings = config.evaluation
     rounds = [(texts, direction) for texts in test_sets for direction in texts.directions]
     curves: dict[str, list[float]] = {}
+    ours = subjects[0]
     for texts, direction in track(rounds, "evaluate"):
         queries, documents = texts.directions[direction]
         test_set = RetrievalSet.from_pairs(f"{texts.name}/{direction}", queries, documents)
-        with _index_of(encoder, documents, config) as index:
-            rankings: dict[str, Rankings] = {SUBJECT: _search(index, encoder, queries)}
-            if texts is test_sets[0] and direction in ("ko-en", "en-ko"):
-                curves[test_set.name] = [
-                    _recall_at_10(_search(index, pruned(encoder, mass), queries)) for mass in MASSES
-                ]
+        rankings: dict[str, Rankings] = {}
+        for subject in subjects:
+            with _index_of(subject, documents) as index:
+                vectors = subject.encoder.encode_queries(queries)
+                rankings[subject.name] = _search(index, vectors)
+                if subject is ours and texts is test_sets[0] and direction in ("ko-en", "en-ko"):
+                    curves[test_set.name] = [
+                        _recall_at_10(_search(index, _pruned_queries(subject.encoder, queries, vectors, mass)))
+                        for mass in MASSES
+                    ]
         rankings["BM25"] = Bm25Searcher(documents, analyzer).search(queries, DEPTH)[0]
         if dictionary is not None:
             rankings["dictionary"] = DictionarySearcher(documents, dictionary).search(queries, DEPTH)[0]
+        if teacher is not None:
+            rankings["dense teacher"] = _search_dense(teacher, queries, documents)
         rankings["soju + BM25"] = [
-            [document for document, _ in reciprocal_rank_fusion([list(ours), list(theirs)], limit=DEPTH)]
-            for ours, theirs in zip(rankings[SUBJECT], rankings["BM25"], strict=True)
+            [document for document, _ in reciprocal_rank_fusion([list(sparse), list(lexical)], limit=DEPTH)]
+            for sparse, lexical in zip(rankings[ours.name], rankings["BM25"], strict=True)
         ]
-        results: dict[str, RetrievalResult] = {}
-        for subject, ranking in rankings.items():
-            results[subject] = evaluate(
-                test_set.run_of(ranking),
-                test_set,
-                subject=subject,
-                metrics=METRICS,
-                samples=settings.bootstrap_samples,
-                seed=config.seed,
-            )
-            measured.scores += results[subject].scores
-        measured.per_query += results[SUBJECT].measurements
-        for subject in list(results)[1:]:
-            for metric in ("recall@10", "ndcg@10"):
-                ours, theirs = results[SUBJECT].measurement(metric), results[subject].measurement(metric)
-                measured.comparisons.append(compare(ours, theirs, samples=settings.bootstrap_samples, seed=config.seed))
+        _evaluate(measured, rankings, test_set, settings, seed=seed)
     if curves:
         measured.figures.append(_pruning_figure(curves))
     return measured
 
 
-def search_all(
-    encoder: StaticEncoder, queries: Sequence[str], documents: Sequence[str], config: StaticConfig
-) -> list[list[int]]:
+def _evaluate(
+    measured: Measured,
+    rankings: dict[str, Rankings],
+    test_set: RetrievalSet,
+    settings: EvaluationSettings,
+    *,
+    seed: int,
+) -> None:
+    results: dict[str, RetrievalResult] = {}
+    for subject, ranking in rankings.items():
+        results[subject] = evaluate(
+            test_set.run_of(ranking),
+            test_set,
+            subject=subject,
+            metrics=METRICS,
+            samples=settings.bootstrap_samples,
+            seed=seed,
+        )
+        measured.scores += results[subject].scores
+    ours, *others = results.values()
+    measured.per_query += ours.measurements
+    for other in others:
+        for metric in ("recall@10", "ndcg@10"):
+            pair = ours.measurement(metric), other.measurement(metric)
+            measured.comparisons.append(compare(*pair, samples=settings.bootstrap_samples, seed=seed))
+
+
+def search_all(subject: Subject, queries: Sequence[str], documents: Sequence[str]) -> list[list[int]]:
     """Index the documents and return, for each query, document positions best first."""
-    with _index_of(encoder, documents, config) as index:
-        return _search(index, encoder, queries)
+    with _index_of(subject, documents) as index:
+        return _search(index, subject.encoder.encode_queries(queries))
 
 
 def pruned(encoder: StaticEncoder, mass: float) -> StaticEncoder:
@@ -145,84 +217,115 @@ def pruned(encoder: StaticEncoder, mass: float) -> StaticEncoder:
     return StaticEncoder(encoder.tokenizer, encoder.canonical_VV, translations, encoder.document_share_V)
 
 
-def score_cost(encoder: StaticEncoder, folder: Path, texts: EvaluationTexts, config: StaticConfig) -> list[Score]:
+def score_cost(subject: Subject, folder: Path, texts: EvaluationTexts, settings: EvaluationSettings) -> list[Score]:
     """Measure size, active terms and speed on the first direction of a test set.
 
     Args:
-        encoder: The model.
+        subject: The model.
         folder: Where it was saved.
         texts: The test set.
-        config: Settings of the run.
+        settings: What to measure.
 
     Returns:
         Costs of the model and of an index of the documents; latency includes encoding the query.
     """
     direction, (queries, documents) = next(iter(texts.directions.items()))
-    setting = _setting(RetrievalSet.from_pairs(f"cost on {texts.name} {direction}", queries, documents))
+    encoder = subject.encoder
+    setting = _setting(subject.name, RetrievalSet.from_pairs(f"cost on {texts.name} {direction}", queries, documents))
     query_vectors, document_vectors = encoder.encode_queries(queries), encoder.encode_documents(documents)
     scores = active_terms(query_vectors, setting, side="query")[:1]
     scores += active_terms(document_vectors, setting, side="document")[:1]
     scores.append(flops(query_vectors, document_vectors, setting))
     scores += posting_skew(document_vectors, setting)
     scores.append(_renamed(bytes_on_disk(folder, setting), "model bytes"))
-    with _index_of(encoder, documents, config) as index:
+    with _index_of(subject, documents) as index:
         scores.append(_renamed(bytes_on_disk(index.folder, setting), "index bytes"))
         search: Callable[[str], object] = lambda query: index.search(encoder.encode_queries([query]), 10)  # noqa: E731
-        scores += latency(search, list(queries[: config.evaluation.latency_queries]), setting)
+        scores += latency(search, list(queries[: settings.latency_queries]), setting)
     scores.append(throughput(encoder.encode_documents, documents[:2000], setting))
     return scores
 
 
-def score_unseen_terms(encoder: StaticEncoder, rows: Sequence[TermRow]) -> list[Score]:
-    """Measure which expected terms head words light up that the term list did not have."""
+def score_unseen_terms(
+    subject: Subject, rows: Sequence[TermRow], *, vocabulary: Vocabulary | None = None
+) -> list[Score]:
+    """Measure which expected terms head words light up that the term list did not have.
+
+    Args:
+        subject: The model.
+        rows: The head words.
+        vocabulary: Says which terms a text holds. When not given, a static encoder asks itself, and a neural one
+            counts its pieces.
+
+    Returns:
+        The scores; none when no row has an English term.
+    """
     rows = [row for row in rows if any(language_of(term.text) == "en" for term in row.terms)]
     if not rows:
         return []
-    expected: dict[str, list[set[int]]] = {"en": [], "ko": []}
-    for row in rows:
-        known = {"en": set[int](), "ko": _ids(encoder.encode_documents([row.ko]))}
-        for term in row.terms:
-            language = "ko" if language_of(term.text) == "ko" else "en"
-            known[language] |= _ids(encoder.encode_documents([term.text]))
-        expected["en"].append(known["en"])
-        expected["ko"].append(known["ko"])
+    encoder = subject.encoder
+    english, korean = expected_terms(rows, _terms_of(encoder, vocabulary))
     texts = [f"{row.ko}\t{[term.text for term in row.terms]}" for row in rows]
-    setting = _setting(RetrievalSet.from_pairs("unseen terms", texts, texts))
+    setting = _setting(subject.name, RetrievalSet.from_pairs("unseen terms", texts, texts))
     return evaluate_terms(
         encoder.encode_queries([row.ko for row in rows]),
-        english=expected["en"],
-        korean=expected["ko"],
+        english=english,
+        korean=korean,
         vocabulary=[piece.strip(BOUNDARY) or piece for piece in encoder.pieces],
         function_words=ENGLISH_STOP_WORDS | KOREAN_FUNCTION_WORDS,
         setting=setting,
     )
 
 
-def _setting(test_set: RetrievalSet) -> Setting:
-    return Setting(subject=SUBJECT, test_set=test_set.name, data_hash=test_set.hash)
+def _terms_of(encoder: TermEncoder, vocabulary: Vocabulary | None) -> Callable[[Sequence[str]], list[list[int]]]:
+    if vocabulary is not None:
+        return vocabulary.terms
+    if isinstance(encoder, NeuralEncoder):
+        return plain_vocabulary(encoder.model.tokenizer).terms
+    assert isinstance(encoder, StaticEncoder)
+    return partial(_counted_terms, encoder)
+
+
+def _counted_terms(encoder: StaticEncoder, texts: Sequence[str]) -> list[list[int]]:
+    vectors = encoder.encode_documents(texts)
+    return [vectors.indices[start:stop].tolist() for start, stop in pairwise(vectors.indptr)]
+
+
+def _setting(subject: str, test_set: RetrievalSet) -> Setting:
+    return Setting(subject=subject, test_set=test_set.name, data_hash=test_set.hash)
 
 
 @contextmanager
-def _index_of(encoder: StaticEncoder, documents: Sequence[str], config: StaticConfig) -> Iterator[SparseIndex]:
+def _index_of(subject: Subject, documents: Sequence[str]) -> Iterator[SparseIndex]:
     """Index documents under their positions for as long as the block runs."""
+    encoder = subject.encoder
     with tempfile.TemporaryDirectory() as folder:
         yield SparseIndex.build(
             Path(folder) / "index",
             (Document(str(number), text) for number, text in enumerate(documents)),
             encoder.encode_documents,
             encoder.terms,
-            index_settings(config.search),
+            index_settings(encoder, subject.search),
             prior_share_V=encoder.document_share_V,
         )
 
 
-def _search(index: SparseIndex, encoder: StaticEncoder, queries: Sequence[str]) -> list[list[int]]:
-    ranked = index.rank(encoder.encode_queries(queries), DEPTH, engine="exact")
+def _search(index: SparseIndex, query_vectors: csr_array) -> list[list[int]]:
+    ranked = index.rank(query_vectors, DEPTH, engine="exact")
     return [[int(document) for document in row] for row in ranked]
 
 
-def _ids(vectors: csr_array) -> set[int]:
-    return set(vectors.indices.tolist())
+def _search_dense(teacher: Embed, queries: Sequence[str], documents: Sequence[str]) -> list[list[int]]:
+    similarities = teacher(queries) @ teacher(documents).T
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :DEPTH]
+    return [[int(document) for document in row] for row in order]
+
+
+def _pruned_queries(encoder: TermEncoder, queries: Sequence[str], vectors: csr_array, mass: float) -> csr_array:
+    """Return query vectors with the lightest weights gone: of each term's translations, or of a neural vector."""
+    if isinstance(encoder, StaticEncoder):
+        return pruned(encoder, mass).encode_queries(queries)
+    return prune_by_mass(vectors, mass=mass)
 
 
 def _recall_at_10(rankings: Rankings) -> float:
@@ -236,10 +339,10 @@ def _renamed(score: Score, name: str) -> Score:
 def _pruning_figure(curves: dict[str, list[float]]) -> dict[str, Any]:
     return {
         "id": "pruning",
-        "title": "Recall@10 against the expansion weight that is kept",
-        "caption": "Each term keeps its heaviest translations up to this share of their total weight.",
+        "title": "Recall@10 against the query weight that is kept",
+        "caption": "The lightest weights of a query go first: of each term's translations, or of a neural vector.",
         "kind": "line",
-        "x_label": "share of expansion weight kept",
+        "x_label": "share of the weight kept",
         "y_label": "recall@10",
         "series": [{"name": name, "x": list(MASSES), "y": values} for name, values in curves.items()],
     }

@@ -1,0 +1,111 @@
+"""What indexing, scoring and showing need of an encoder, static or neural."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, diags_array
+
+from soju.core.files import verify_manifest
+from soju.models.pieces import readable_terms
+from soju.models.splade_encoder import SpladeEncoder
+from soju.models.static_encoder import StaticEncoder
+from soju.search.weighting import WeightingSettings
+
+STOCK_MODULES = "modules.json"
+"""Stands in every folder that sentence-transformers saved."""
+
+
+class TermEncoder(Protocol):
+    """Texts in, weighted terms out."""
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """Every piece as the tokenizer spells it, by id."""
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Readable name of every term, by id."""
+
+    @property
+    def document_share_V(self) -> NDArray[np.float32] | None:
+        """Prior of the document frequencies, ``(V,)``; none for encoders whose weights need no idf."""
+
+    def encode_queries(self, texts: Sequence[str]) -> csr_array:
+        """Return ``(B, V)`` float32."""
+
+    def encode_documents(self, texts: Sequence[str]) -> csr_array:
+        """Return ``(B, V)`` float32, what an index stores."""
+
+
+class NeuralEncoder:
+    """A SPLADE model as a `TermEncoder`.
+
+    With ``similarity_fn_name`` cosine, document vectors are divided by their length; the query's length changes no
+    ranking.
+
+    Args:
+        model: The model.
+        batch_size: Texts at a time.
+    """
+
+    document_share_V: NDArray[np.float32] | None = None
+
+    def __init__(self, model: SpladeEncoder, *, batch_size: int = 64) -> None:
+        self.model = model.eval()
+        self._batch_size = batch_size
+
+    @classmethod
+    def load(cls, folder: Path) -> NeuralEncoder:
+        """Load a folder that `SpladeEncoder.save` or sentence-transformers wrote; a manifest in it is checked."""
+        if (folder / "manifest.json").is_file():
+            verify_manifest(folder)
+        return cls(SpladeEncoder(str(folder), device="cpu"))
+
+    @cached_property
+    def pieces(self) -> tuple[str, ...]:
+        """Every piece as the tokenizer spells it, by id."""
+        tokenizer = self.model.tokenizer
+        return tuple(tokenizer.convert_ids_to_tokens(range(self.model[1].embedding_dimension)))
+
+    @cached_property
+    def terms(self) -> tuple[str, ...]:
+        """Readable name of every term."""
+        return readable_terms(self.pieces)
+
+    def encode_queries(self, texts: Sequence[str]) -> csr_array:
+        """Return the term weights of texts, ``(B, V)``."""
+        return self.model.encode_sparse(texts, batch_size=self._batch_size)
+
+    def encode_documents(self, texts: Sequence[str]) -> csr_array:
+        """Return the term weights of texts, ``(B, V)``, of length 1 with cosine similarity."""
+        vectors = self.encode_queries(texts)
+        if self.model.similarity_fn_name != "cosine":
+            return vectors
+        lengths = np.sqrt(np.asarray(vectors.multiply(vectors).sum(axis=1)).ravel())
+        return csr_array(diags_array(1 / np.maximum(lengths, 1e-9).astype(np.float32)) @ vectors)
+
+
+def load_encoder(folder: Path) -> StaticEncoder | NeuralEncoder:
+    """Load whichever kind of model a folder holds.
+
+    Args:
+        folder: A model folder.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        UserError: If the folder is no model, or was altered since it was written.
+    """
+    return NeuralEncoder.load(folder) if (folder / STOCK_MODULES).is_file() else StaticEncoder.load(folder)
+
+
+def neural_weighting() -> WeightingSettings:
+    """Return how an index weighs the vectors of a neural model: as they are."""
+    return WeightingSettings(kind="as_is")

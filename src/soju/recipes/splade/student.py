@@ -1,0 +1,168 @@
+"""Where does a neural student start? From a masked language model, as the static encoder, or from noise.
+
+Shape letters: V = pieces in the vocabulary (terms are pieces too), D = hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from scipy.sparse import diags_array
+from transformers import (
+    DataCollatorForLanguageModeling,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from soju.export.low_rank import SLACK, factorise_codes, normalised_pieces
+from soju.export.stock_tokenizer import stock_tokenizer
+from soju.models.canonical import strongest_terms
+from soju.models.splade_encoder import SpladeEncoder
+from soju.models.static_encoder import StaticEncoder
+from soju.recipes.splade.terms_config import PretrainedStudent, ScratchStudent, WarmUpSettings
+from soju.search.weighting import idf
+
+_PRIOR_DOCUMENTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What the ids of a student's vocabulary mean."""
+
+    tokenizer: PreTrainedTokenizerBase
+    term_of_V: NDArray[np.int64]
+    """The term each piece counts for, ``(V,)``; -1 for pieces that never count, such as special tokens."""
+
+    def terms(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the terms each text holds, each once, in order of appearance."""
+        if not texts:
+            return []
+        pieces = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return [[t for t in dict.fromkeys(self.term_of_V[row].tolist()) if t >= 0] if row else [] for row in pieces]
+
+
+def plain_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """Let every piece count for itself, except special and unknown ones."""
+    term_of_V = np.arange(len(tokenizer), dtype=np.int64)
+    term_of_V[list(tokenizer.all_special_ids)] = -1
+    return Vocabulary(tokenizer, term_of_V)
+
+
+def lexicon_vocabulary(tokenizer: PreTrainedTokenizerBase, static: StaticEncoder) -> Vocabulary:
+    """Let a piece count for the term the static encoder most often takes it for; particles count for nothing."""
+    term_of_V = strongest_terms(static.canonical_VV).astype(np.int64)
+    term_of_V[term_of_V == 0] = -1
+    return Vocabulary(tokenizer, term_of_V)
+
+
+def pretrained_student(settings: PretrainedStudent, *, similarity: str) -> SpladeEncoder:
+    """Load a masked language model as a student."""
+    return SpladeEncoder(settings.model, max_seq_length=settings.max_length, similarity_fn_name=similarity)
+
+
+def scratch_student(
+    static: StaticEncoder, settings: ScratchStudent, texts: Sequence[str], *, similarity: str, seed: int
+) -> SpladeEncoder:
+    """Build a student over the vocabulary of a static encoder.
+
+    With ``lexical``, embeddings and head hold the factorised table of the static encoder (see
+    `soju.export.low_rank`), and the layers' output projections are zero, so that before the first step a text lights
+    what the table says. Idf is in the table, as its square root on either side, because a neural index has none.
+
+    Args:
+        static: The static encoder.
+        settings: Shape, start and warm-up.
+        texts: What the warm-up reads.
+        similarity: ``dot`` or ``cosine``, saved with the model.
+        seed: Of codes, noise and warm-up.
+
+    Returns:
+        The student.
+    """
+    torch.manual_seed(seed)
+    tokenizer = stock_tokenizer(static.tokenizer, max_length=settings.max_length, start_token=True)
+    model = ModernBertForMaskedLM(_shape(settings, size=len(static.pieces)))
+    if settings.init == "lexical":
+        _write_table(model, static, hidden_size=settings.hidden_size, seed=seed)
+    if settings.warm_up is not None:
+        warm_up(model, tokenizer, texts, settings.warm_up, max_length=settings.max_length, seed=seed)
+    return SpladeEncoder.from_model(
+        model, tokenizer, max_seq_length=settings.max_length, similarity_fn_name=similarity, device="cpu"
+    )
+
+
+def _shape(settings: ScratchStudent, *, size: int) -> ModernBertConfig:
+    unknown = 0  # it also starts and pads texts, see `stock_tokenizer`
+    return ModernBertConfig(
+        vocab_size=size,
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=settings.intermediate_size,
+        max_position_embeddings=max(512, settings.max_length),
+        global_attn_every_n_layers=1,
+        classifier_activation="linear",  # the head must hand a normalised row through
+        tie_word_embeddings=settings.init == "random",
+        pad_token_id=unknown,
+        bos_token_id=unknown,
+        eos_token_id=unknown,
+        cls_token_id=unknown,
+        sep_token_id=unknown,
+    )
+
+
+def _write_table(model: ModernBertForMaskedLM, static: StaticEncoder, *, hidden_size: int, seed: int) -> None:
+    size = len(static.pieces)
+    idf_V = idf(
+        np.zeros(size, np.int64), 0, prior_documents=_PRIOR_DOCUMENTS, prior_share_V=static.document_share_V
+    )  # fmt: skip
+    weights_VV = (static.query_VV @ diags_array(np.sqrt(idf_V))).tocsr().astype(np.float32)
+    factors = factorise_codes(weights_VV, hidden_size=hidden_size, seed=seed)
+    rows_VD, scale = normalised_pieces(factors.pieces_VC)
+    with torch.no_grad():
+        model.model.embeddings.tok_embeddings.weight.copy_(torch.from_numpy(rows_VD))
+        for layer in model.model.layers:
+            layer.attn.Wo.weight.zero_()
+            layer.mlp.Wo.weight.zero_()
+        model.head.dense.weight.copy_(torch.eye(hidden_size))
+        model.decoder.weight.zero_()
+        model.decoder.weight[:, :-SLACK] = torch.from_numpy(factors.terms_VC / np.float32(scale))
+        model.decoder.bias.copy_(torch.from_numpy(-factors.bias_V))
+
+
+def warm_up(
+    model: ModernBertForMaskedLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    settings: WarmUpSettings,
+    *,
+    max_length: int,
+    seed: int,
+    batch_size: int = 64,
+) -> None:
+    """Teach a model in place to guess masked pieces; the unknown piece stands for a masked one."""
+    tokenizer.mask_token = tokenizer.unk_token
+    generator = np.random.default_rng(seed)
+    chosen = generator.choice(len(texts), size=min(len(texts), settings.steps * batch_size), replace=False)
+    rows = tokenizer([texts[index] for index in chosen], truncation=True, max_length=max_length)
+    model.config.sparse_prediction = True  # logits of masked pieces alone
+    with TemporaryDirectory() as folder:
+        arguments: dict[str, Any] = {
+            "output_dir": folder, "max_steps": settings.steps, "per_device_train_batch_size": batch_size,
+            "learning_rate": settings.learning_rate, "warmup_steps": 0.1, "lr_scheduler_type": "linear",
+            "seed": seed, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no",
+            "train_sampling_strategy": "group_by_length", "dataloader_pin_memory": False,
+        }  # fmt: skip
+        collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=settings.masked, seed=seed)
+        Trainer(model, TrainingArguments(**arguments), collator, Dataset.from_dict(dict(rows))).train()
+    model.config.sparse_prediction = False

@@ -1,0 +1,219 @@
+"""Everything that can be set about mode ``terms``: a neural student of a dense teacher, from term mappings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from soju.core.config import Settings
+from soju.recipes.splade.config import (
+    AlignmentSettings,
+    CardSettings,
+    DataSettings,
+    EvaluationSettings,
+    ExpansionSettings,
+    SearchSettings,
+    TokenizerSettings,
+)
+
+
+class TermsDataSettings(DataSettings):
+    """`DataSettings` with term mappings, which make the rows; sentence pairs may join them."""
+
+    dev_terms: float = Field(default=0.02, gt=0, lt=0.5)
+    """Share of the head words kept out of training to choose the best checkpoint on, chosen by hash."""
+    pairs_as_rows: bool = False
+    """Train on sentence pairs too: each side should light up the terms of the other, weighted by idf."""
+    both_directions: bool = False
+    """A row also trains its English side: it should light up the Korean head word."""
+
+    @model_validator(mode="after")
+    def _rows_to_learn_from(self) -> Self:
+        if not self.terms:
+            raise ValueError("terms are needed; mode terms learns from term mappings")
+        if self.pairs_as_rows and not (self.pairs or self.passages):
+            raise ValueError("pairs_as_rows needs pairs or passages")
+        return self
+
+
+class StaticSettings(Settings):
+    """The static encoder whose tokenizer, and with ``lexical`` whose translations, a student from scratch gets."""
+
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    alignment: AlignmentSettings = AlignmentSettings()
+    expansion: ExpansionSettings = ExpansionSettings()
+    search: SearchSettings = SearchSettings()
+
+
+class PretrainedStudent(Settings):
+    """Start from a masked language model."""
+
+    init: Literal["pretrained"]
+    model: str
+    """Folder or hub id of any ``*ForMaskedLM`` checkpoint."""
+    max_length: int = Field(default=64, ge=4)
+    """Tokens after which a text is cut."""
+
+
+class WarmUpSettings(Settings):
+    """Masked-language-model warm-up of a student from scratch, on the training texts."""
+
+    steps: int = Field(default=500, ge=1)
+    """Optimiser steps."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak of a linear schedule."""
+    masked: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the pieces that are masked."""
+
+
+class ScratchStudent(Settings):
+    """Start without any pretrained model: a small ModernBERT over the static encoder's vocabulary."""
+
+    init: Literal["lexical", "random"]
+    """``lexical`` starts as the static encoder, its table factorised into embeddings and head, and its layers adding
+    nothing yet; ``random`` starts from noise."""
+    hidden_size: int = Field(default=384, ge=32, multiple_of=32)
+    """Width D."""
+    layers: int = Field(default=2, ge=1)
+    """Transformer layers."""
+    heads: int = Field(default=6, ge=1)
+    """Attention heads; they divide `hidden_size`."""
+    intermediate_size: int = Field(default=768, ge=32)
+    """Width of the feed-forward layers."""
+    max_length: int = Field(default=64, ge=4)
+    """Pieces after which a text is cut, the start piece included."""
+    warm_up: WarmUpSettings | None = None
+    """None trains from the start values at once."""
+    static: StaticSettings = StaticSettings()
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError(f"hidden_size {self.hidden_size} / heads {self.heads} must be an even number")
+        return self
+
+
+StudentSettings = Annotated[PretrainedStudent | ScratchStudent, Field(discriminator="init")]
+
+
+class TeacherSettings(Settings):
+    """The dense teacher of the in-batch distillation; give either a model or vectors."""
+
+    model: str | None = None
+    """Folder, hub id or ``package:NAME`` of a sentence-transformers model."""
+    vectors: Path | None = None
+    """Precomputed vectors, see `docs/data_formats.md`."""
+    text: Literal["source", "translation"] = "source"
+    """What it reads: the text itself (a multilingual teacher), or its English side (an English-only teacher)."""
+    max_length: int | None = Field(default=None, ge=4)
+    """Tokens a text is cut to; the model's own limit when not given."""
+    prompt: str | None = None
+    """Put before every text, for example ``"query: "`` for the e5 family."""
+    batch_size: int = Field(default=64, ge=1)
+    """Texts embedded at a time."""
+    cache: Path = Path("runs/teacher-vectors")
+    """Where vectors are kept by content hash."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.model is None) == (self.vectors is None):
+            raise ValueError("give either model or vectors")
+        return self
+
+
+class LossSettings(Settings):
+    """Weights of the named losses, and what they are made of. The defaults are the published ones."""
+
+    terms: Literal["signed", "v19"] = "signed"
+    """``v19`` is the published form, in which a dark target gets no gradient; ``signed`` reads the signed maxima."""
+    self_terms: float = Field(default=3.0, ge=0)
+    """Weight of keeping a text's own terms."""
+    korean_terms: float = Field(default=2.0, ge=0)
+    """Weight of lighting up Korean targets."""
+    english_terms: float = Field(default=12.0, ge=0)
+    """Weight of lighting up English targets."""
+    margin: float = Field(default=2.0, ge=0)
+    """Weight of the hinge on targets."""
+    distillation: float = Field(default=1.5, ge=0)
+    """Weight of the in-batch distillation; 0 needs no teacher."""
+    flops: float = Field(default=5e-5, ge=0)
+    """Weight of the sparsity penalty."""
+    target_margin: float = Field(default=2.0, gt=0)
+    """Weight a Korean target should reach, in units of log(1 + logit)."""
+    english_margin_factor: float = Field(default=1.5, gt=0)
+    """English targets should reach this many times more."""
+    temperature: float = Field(default=0.05, gt=0)
+    """The distillation divides cosines by it."""
+    flops_cost: Literal["inverse", "direct"] | None = None
+    """Weigh the penalty by 1/idf, which punishes common terms, or by idf; all terms alike when not given."""
+    flops_from: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training after which the penalty starts."""
+
+
+class TrainingSettings(Settings):
+    """The optimiser, its schedule and what is kept. The defaults are the published ones."""
+
+    batch_size: int = Field(default=64, ge=1)
+    """Rows a step and device; a row of `both_directions` has two texts."""
+    accumulation: int = Field(default=2, ge=1)
+    """Micro-batches an optimiser step; in-batch losses see one of them."""
+    epochs: float = Field(default=15, gt=0)
+    """Passes over the rows."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; overrides `epochs`."""
+    learning_rate: float = Field(default=3e-6, gt=0)
+    """Peak of the linear schedule."""
+    layers_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak for the transformer layers, which start at zero with `lexical`; the same when not given."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW."""
+    warm_up: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to it."""
+    mixed_precision: Literal["fp16", "bf16", "off"] = "fp16"
+    """``fp16`` needs a GPU."""
+    gradient_checkpointing: bool = False
+    """Compute the layers' activations twice to save memory."""
+    validate_every: int | None = Field(default=None, ge=1)
+    """Optimiser steps between validations, each of which writes a checkpoint; every epoch when not given."""
+    log_every: int = Field(default=25, ge=1)
+    """Optimiser steps between rows of the history."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Last checkpoints to keep; the best one is kept too."""
+    max_drop: float = Field(default=0.1, gt=0)
+    """A validation score this much (relative) below the best so far is a regression: the run rolls back."""
+    max_rollbacks: int = Field(default=2, ge=0)
+    """Regressions and runs of bad numbers after which the training ends."""
+
+
+class TermsConfig(Settings):
+    """Recipe ``splade``, mode ``terms``: a neural sparse encoder from term mappings (the published v19)."""
+
+    recipe: Literal["splade"]
+    mode: Literal["terms"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the run and of the model."""
+    seed: int = Field(default=13, ge=0)
+    """Seed of everything that is drawn."""
+    data: TermsDataSettings
+    student: StudentSettings
+    teacher: TeacherSettings | None = None
+    similarity: Literal["dot", "cosine"] = "dot"
+    """How vectors are compared: ``cosine`` divides document vectors by their length in the index, so that long texts
+    gain nothing from their length."""
+    losses: LossSettings = LossSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    card: CardSettings = CardSettings()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.losses.distillation > 0 and self.teacher is None:
+            raise ValueError("losses.distillation needs a teacher; give teacher.model, or set losses.distillation to 0")
+        scratch = isinstance(self.student, ScratchStudent)
+        if scratch and not (self.data.pairs or self.data.passages):
+            raise ValueError("a student from scratch needs data.pairs or data.passages for its tokenizer and table")
+        return self
