@@ -1,12 +1,16 @@
 """Trainers that finish in a second: hidden 32, 2 layers, from config; also a program that the fault tests kill.
 
 ``python pico_trainers.py KIND FOLDER [key=value ...]`` trains, resuming when there is something to resume from, and
-writes the final weights to ``FOLDER/final.safetensors``.
+writes the final weights to ``FOLDER/final.safetensors``. ``python pico_trainers.py serve`` does that for each line it
+reads, in a fork that costs no imports.
 """
 
+import atexit
 import os
 import random
+import signal
 import sys
+import traceback
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -166,19 +170,61 @@ def weights(trainer):
     return state if own is None else {**state, "temperature": own.detach().clone()}
 
 
-def main(kind, folder, *settings):
+def train_to_the_end(kind, folder, *settings):
     torch.set_num_threads(1)
-    values = {
-        key: float(value) if "." in value else int(value) for key, _, value in map(lambda s: s.partition("="), settings)
-    }
-    trainer = TRAINERS[kind](folder, **values)
+    values = dict(setting.split("=") for setting in settings)
+    die_at_operation(int(values.pop("die_at", 0)), folder)
+    trainer = TRAINERS[kind](folder, **{key: int(value) for key, value in values.items()})
     trainer.train(bool(list_checkpoints(folder / "checkpoints")) or None)
     save_file(weights(trainer), folder / "final.safetensors")
 
 
-if __name__ == "__main__":
+def die_at_operation(number, folder):
+    """Kill this process at its n-th operation on files; 0 only counts them, into ``FOLDER/operations``."""
+    count = 0
+
+    def counted(operation):
+        def wrapper(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*args, **kwargs)
+
+        return wrapper
+
+    for module, name in ((os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (torch, "save")):
+        setattr(module, name, counted(getattr(module, name)))
+    atexit.register(lambda: (folder / "operations").write_text(str(count)))
+
+
+def main(arguments):
     try:
-        main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
+        train_to_the_end(arguments[0], Path(arguments[1]), *arguments[2:])
     except UserError as error:
         print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
+    return 0
+
+
+def serve():
+    """Answer each line of arguments with the process id of the fork, and with its exit code when it ends."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            with open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), 1)
+            try:
+                code = main(line.split())
+                atexit._run_exitfuncs()
+                os._exit(code)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(serve() if sys.argv[1] == "serve" else main(sys.argv[1:]))

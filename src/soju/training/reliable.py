@@ -62,7 +62,7 @@ _HOOKS = (
     "train",
     "training_step",
 )
-"""Methods of the stock trainer that are overridden. One that is missing would never be called, and nothing would say so."""
+"""Methods of the stock trainer that are overridden. One that is missing would never be called, without a word."""
 
 
 class ReliableTrainer(WholeCheckpoints):
