@@ -81,6 +81,8 @@ def test_rows_of_every_kind_give_all_their_texts(tmp_path):
         write(tmp_path / "terms.jsonl", TERMS),
         write(tmp_path / "pairs.jsonl", [{"ko": "차", "en": "Tea"}]),
         write(tmp_path / "pairs.tsv", ["en\tko", "rice\t쌀"]),
+        write(tmp_path / "bare-pairs.tsv", ["국\tsoup"]),
+        write(tmp_path / "bare-documents.tsv", ["7\t김치"]),
         write(tmp_path / "passages.jsonl", [passage]),
         write(tmp_path / "triplets.jsonl", [triplet]),
         write(tmp_path / "documents.jsonl", [{"id": "1", "text": "a document"}]),
@@ -89,7 +91,19 @@ def test_rows_of_every_kind_give_all_their_texts(tmp_path):
     (tmp_path / "more.txt.gz").write_bytes(gzip.compress(b"packed\n"))
     log = ReadLog()
     found = list(corpus_texts([*files, str(tmp_path / "*.gz")], log))
-    expected = ["검색 엔진", "신경망", "Search Engine", "search engine", "차", "Tea", "쌀", "rice"]
+    expected = [
+        "검색 엔진",
+        "신경망",
+        "Search Engine",
+        "search engine",
+        "차",
+        "Tea",
+        "쌀",
+        "rice",
+        "국",
+        "soup",
+        "김치",
+    ]
     assert found == [*expected, "물", "water", "무엇", "what", "q", "p", "n", "a document", "one line", "packed"]
     log.raise_if_broken()
 
@@ -103,7 +117,7 @@ def test_samples_are_a_corpus_too(tmp_path, folder):
     ("name", "rows", "message"),
     [
         ("empty.txt", [""], "holds no row"),
-        ("no-header.tsv", ["물\twater"], "what the columns are"),
+        ("three.tsv", ["물\twater\t1"], "neither names nor number of the columns"),
         ("broken.jsonl", ["{"], "not JSON"),
         ("list.jsonl", ["[1]"], "expected a JSON object"),
         ("other.jsonl", [{"title": "x"}], "text"),

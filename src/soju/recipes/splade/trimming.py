@@ -160,12 +160,20 @@ def _kind_of(source: FileSource, log: ReadLog) -> Kind | None:
         except (ValueError, TypeError):
             return "documents"
         return next((kind for kind, needed in TELLING_FIELDS.items() if needed <= names), "documents")
-    columns = sorted(name.strip().lower() for name in first.split("\t"))
-    found = next((kind for kind, names in COLUMNS.items() if sorted(names) == columns), None)
+    found = _kind_of_tsv(first.split("\t"))
     if found is None:
-        remedy = "name the columns there, for example ko<TAB>en or id<TAB>text"
-        log.refuse_file(source.name, 1, "the first line does not say what the columns are", remedy, "no-header")
+        remedy = "name them there, for example ko<TAB>en or id<TAB>text"
+        log.refuse_file(source.name, 1, "neither names nor number of the columns say what they are", remedy, "no-kind")
     return found
+
+
+def _kind_of_tsv(columns: list[str]) -> Kind | None:
+    """Tell by the header, or without one by the number of columns; of two, the Korean side of a pair comes first."""
+    names = sorted(name.strip().lower() for name in columns)
+    named = next((kind for kind, expected in COLUMNS.items() if sorted(expected) == names), None)
+    if named is not None or len(columns) != 2:
+        return named or next((kind for kind, expected in COLUMNS.items() if len(expected) == len(columns)), None)
+    return "pairs" if language_of(columns[0]) == "ko" else "documents"
 
 
 def _first_line(source: FileSource) -> str | None:
