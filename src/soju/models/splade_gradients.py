@@ -63,7 +63,7 @@ class LogitsGradient:
         sums_VH = lazy_zeros_like(weight_VH) if wanted[1] else None
         entries = int(torch.count_nonzero(self.gradient_BV))
         cells = len(hidden_NH) * len(weight_VH)
-        with_loops = hidden_NH.device.type == "cpu" and self.gradient_BV.dtype == weight_VH.dtype
+        with_loops = splade_loops.usable(hidden_NH) and self.gradient_BV.dtype == weight_VH.dtype
         if entries * (CELLS_PER_ENTRY if with_loops else CELLS_PER_ENTRY_WITH_TORCH) > cells:
             self._tile_by_tile(hidden_NH.to(dtype), weight_VH, sums_NH, sums_VH, tile)
         elif with_loops:
@@ -107,7 +107,7 @@ class LogitsGradient:
 
     def _scatter(self, part: slice, gradient_NT: Tensor) -> None:
         """Lay the gradient of one tile out as a dense matrix."""
-        if gradient_NT.device.type == "cpu":
+        if splade_loops.usable(gradient_NT):
             entries = self.gradient_BV.numpy(), self.argmax_BV.numpy(), text_offsets(self.lengths_B)
             splade_loops.scatter_tile(*entries, part.start, gradient_NT.numpy())
             return

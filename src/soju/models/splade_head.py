@@ -51,7 +51,9 @@ def signed_maxima(
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be >= 1, got {tile}")
     lengths_B = lengths_B.detach().to("cpu", torch.int64)
-    maxima_BV: Tensor = _SignedMaxima.apply(hidden_NH, weight_VH, bias_V, lengths_B, tile)  # type: ignore[no-untyped-call]
+    inputs = [tensor for tensor in (hidden_NH, weight_VH, bias_V) if tensor is not None]
+    learn = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    maxima_BV: Tensor = _SignedMaxima.apply(hidden_NH, weight_VH, bias_V, lengths_B, tile, learn)  # type: ignore[no-untyped-call]
     return maxima_BV
 
 
@@ -73,13 +75,19 @@ class _SignedMaxima(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, lengths_B: Tensor, tile: int | None
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        lengths_B: Tensor,
+        tile: int | None,
+        learn: bool,
     ) -> Tensor:
         texts, terms = len(lengths_B), len(weight_VH)
         reducer = TileReducer(hidden_NH, weight_VH, lengths_B, tile=tile)
         maxima_BV = hidden_NH.new_empty(texts, terms, dtype=reducer.maxima_dtype)
         argmax_BV = None
-        if any(ctx.needs_input_grad):
+        if learn:
             argmax_BV = hidden_NH.new_empty(texts, terms, dtype=reducer.argmax_dtype)
         for part in tiles(terms, reducer.width):
             reducer.reduce(part, maxima_BV, argmax_BV, start=part.start)
@@ -104,7 +112,7 @@ class _SignedMaxima(torch.autograd.Function):
             hidden_NH, weight_VH, wanted=(for_hidden, for_weight), tile=ctx.tile, dtype=ctx.dtype
         )
         bias_gradient_V = gradient_BV.sum(dim=0).to(ctx.bias_dtype) if for_bias else None
-        return hidden_gradient_NH, weight_gradient_VH, bias_gradient_V, None, None
+        return hidden_gradient_NH, weight_gradient_VH, bias_gradient_V, None, None, None
 
 
 class _SpladeWeights(torch.autograd.Function):

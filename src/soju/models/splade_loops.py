@@ -27,6 +27,11 @@ LINE = 16
 """Threads meet at multiples of this many columns: a cache line of float32."""
 
 
+def usable(tensor: torch.Tensor) -> bool:
+    """Return whether these loops can work where the tensor is; torch's own operators serve other devices."""
+    return tensor.device.type == "cpu"
+
+
 def reduce_tile(
     logits_NT: Floats, offsets: Offsets, maxima_BV: Floats, argmax_BV: Positions | None, start: int
 ) -> None:

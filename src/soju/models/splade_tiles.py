@@ -34,7 +34,8 @@ class TileReducer:
         # One row more than there are tokens: it stands for padding where texts are laid side by side.
         numbers = (len(hidden_NH) + 1) * self.width
         self._buffer = torch.empty(numbers, dtype=self._hidden_NH.dtype, device=hidden_NH.device)
-        self._rows_BS = None if self._on_cpu else padded_rows(lengths_B).to(hidden_NH.device)
+        self._with_loops = splade_loops.usable(hidden_NH)
+        self._rows_BS = None if self._with_loops else padded_rows(lengths_B).to(hidden_NH.device)
 
     @property
     def maxima_dtype(self) -> torch.dtype:
@@ -45,10 +46,6 @@ class TileReducer:
     def argmax_dtype(self) -> torch.dtype:
         """The smallest integers that count the tokens of the longest text."""
         return torch.int16 if self._longest <= 32_768 else torch.int32
-
-    @property
-    def _on_cpu(self) -> bool:
-        return self._hidden_NH.device.type == "cpu"
 
     def reduce(self, terms: slice, maxima_BV: Tensor, argmax_BV: Tensor | None, *, start: int) -> None:
         """Write the largest logits of ``terms``, without bias, and the tokens that have them.
@@ -65,7 +62,7 @@ class TileReducer:
         buffer_NT = self._buffer[: (tokens + 1) * width].view(tokens + 1, width)
         weight_TH = self._weight_VH[terms].to(self._hidden_NH.dtype)
         torch.mm(self._hidden_NH, weight_TH.t(), out=buffer_NT[:tokens])
-        if self._on_cpu:
+        if self._with_loops:
             logits_NT = buffer_NT[:tokens].to(maxima_BV.dtype).numpy()
             argmax = None if argmax_BV is None else argmax_BV.numpy()
             splade_loops.reduce_tile(logits_NT, self._offsets, maxima_BV.numpy(), argmax, start)
@@ -76,7 +73,7 @@ class TileReducer:
         """Lay texts of different lengths side by side, padded with -inf."""
         assert self._rows_BS is not None
         buffer_NT[-1] = -torch.inf
-        logits_BST = buffer_NT.index_select(0, self._rows_BS.flatten()).view(*self._rows_BS.shape, -1)
+        logits_BST = buffer_NT.index_select(0, self._rows_BS.flatten()).view(*self._rows_BS.shape, maxima_BT.shape[1])
         if argmax_BV is None:
             maxima_BT.copy_(logits_BST.amax(dim=1))
             return
