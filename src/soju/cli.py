@@ -313,20 +313,26 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="Run folder; a new one below runs/ when not given.")] = None,
 ) -> None:
     """Run a recipe on our own samples, offline, and search what it made."""
-    from soju.recipes.splade.demo import QUERY, run_demo
+    from soju.recipes.splade.demo import QUERY, STATIC, STUDENT, run_demo
     from soju.report.terminal import hits_table
 
-    console.print("Distilling a Korean–English searcher from our own samples ...")
-    finished = run_demo(out or _free_folder(Path("runs") / f"demo-{recipe}"))
-    _print_scores(finished.report.parent)
-    (found,) = finished.search([QUERY])
+    folder = out or _free_folder(Path("runs") / f"demo-{recipe}")
+    console.print("1/2  Distilling a static Korean–English searcher from our own samples ...")
+    static = run_demo(STATIC, folder / "static")
+    _print_scores(folder / "static")
+    (found,) = static.search([QUERY])
     console.print(hits_table(found))
-    _say(f"Report  {finished.report}")
+    console.print("2/2  Training a neural student that starts as such a searcher ...")
+    student = run_demo(STUDENT, folder / "student")
+    _print_scores(folder / "student")
+    (found,) = student.search([QUERY])
+    console.print(hits_table(found))
+    _say(f"Reports  {static.report}\n         {student.report}")
     if sys.stdin.isatty():
-        console.print("Ask in Korean or English; an empty line ends.")
+        console.print("Ask the student in Korean or English; an empty line ends.")
         with suppress(EOFError):
             while query := console.input("? ").strip():
-                console.print(hits_table(finished.search([query])[0]))
+                console.print(hits_table(student.search([query])[0]))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The whole recipe on our own samples, then a search anyone can follow."""
+"""The whole recipe on our own samples, a static encoder and then a neural student, and a search anyone can follow."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from soju.core.config import parse_yaml, validate
+from soju.core.config import parse_yaml
 from soju.core.run_directory import RunDirectory
-from soju.models.static_encoder import StaticEncoder
 from soju.presets import preset_text
-from soju.recipes.splade.config import StaticConfig
-from soju.recipes.splade.indexing import search_index
-from soju.recipes.splade.recipe import run
+from soju.recipes.splade.encoders import TermEncoder
+from soju.recipes.splade.indexing import open_index, search_index
+from soju.recipes.splade.modes import run_mode, validate_mode
+from soju.recipes.splade.reading import read_run_data
 from soju.report.run_contents import RunContents, Search, read_run
 from soju.search.index import SparseIndex
 
-PRESET = "splade-static-samples"
+STATIC, STUDENT = "splade-static-samples", "splade-pico"
 QUERY = "심장 혈관이 막혔을 때 가슴 통증"
 
 
@@ -27,22 +27,18 @@ class Demo:
     report: Path
     contents: RunContents
     index: SparseIndex
-    encoder: StaticEncoder
+    encoder: TermEncoder
 
     def search(self, queries: Sequence[str], *, k: int = 3) -> list[Search]:
         """Search the held-out English passages."""
         return search_index(self.index, self.encoder, queries, k=k)
 
 
-def run_demo(folder: Path, *, workers: int = 2) -> Demo:
-    """Run the preset `splade-static-samples` into a new run folder."""
-    text = preset_text(PRESET)
-    config = validate(parse_yaml(text, place=PRESET), StaticConfig, place=PRESET)
+def run_demo(preset: str, folder: Path, *, workers: int = 2) -> Demo:
+    """Run a preset that needs nothing but our samples into a new run folder."""
+    text = preset_text(preset)
+    config = validate_mode(parse_yaml(text, place=preset), place=preset)
     run_dir = RunDirectory.create(folder, config_text=text, config=config, seed=config.seed)
-    report = run(config, run_dir, workers=workers)
-    return Demo(
-        report=report,
-        contents=read_run(folder),
-        index=SparseIndex.open(folder / "index"),
-        encoder=StaticEncoder.load(run_dir.final),
-    )
+    report = run_mode(config, run_dir, data=read_run_data(config), workers=workers)
+    index, encoder = open_index(folder / "index")
+    return Demo(report=report, contents=read_run(folder), index=index, encoder=encoder)

@@ -11,11 +11,14 @@ from soju.core.records import TermRow
 def expected_terms(
     rows: Sequence[TermRow], terms_of: Callable[[Sequence[str]], list[list[int]]]
 ) -> tuple[list[set[int]], list[set[int]]]:
-    """Return, for each row, the expected English term ids and the expected Korean ones.
+    """Collect what each head word should light up.
 
     Args:
         rows: Head words with their terms.
         terms_of: From texts to the ids of their terms, unexpanded.
+
+    Returns:
+        For each row the expected English term ids, and for each row the expected Korean ones, its own included.
     """
     texts = [text for row in rows for text in (row.ko, *(term.text.lower() for term in row.terms))]
     ids = iter(terms_of(texts))

@@ -47,7 +47,9 @@ class Vocabulary:
         """Return the terms each text holds, each once, in order of appearance."""
         if not texts:
             return []
-        pieces = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        pieces = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)[
+            "input_ids"
+        ]  # not verbose: a text longer than the model reads is no mistake here
         return [[t for t in dict.fromkeys(self.term_of_V[row].tolist()) if t >= 0] if row else [] for row in pieces]
 
 
@@ -166,3 +168,4 @@ def warm_up(
         collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=settings.masked, seed=seed)
         Trainer(model, TrainingArguments(**arguments), collator, Dataset.from_dict(dict(rows))).train()
     model.config.sparse_prediction = False
+    tokenizer.mask_token = None

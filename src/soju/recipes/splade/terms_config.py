@@ -103,6 +103,8 @@ class TeacherSettings(Settings):
 
     model: str | None = None
     """Folder, hub id or ``package:NAME`` of a sentence-transformers model."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; a model without safetensors on its main branch may have them elsewhere."""
     vectors: Path | None = None
     """Precomputed vectors, see `docs/data_formats.md`."""
     text: Literal["source", "translation"] = "source"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from numpy.typing import NDArray
+from transformers.utils.logging import disable_progress_bar
 
 from soju.core.errors import IntegrityError
 from soju.core.files import verify_manifest, write_json, write_manifest, write_text
@@ -43,13 +44,6 @@ from soju.recipes.splade.terms_training import Trained, train_student
 from soju.report.run_report import write_report
 
 UNTRAINED = "untrained student"
-STEPS = {
-    "static": "Word alignment made the static encoder: the student's vocabulary and its first translations.",
-    "start": "The student was built and saved as it starts.",
-    "teacher": "The teacher embedded every text once.",
-    "training": "The student was trained; each validation was judged before its checkpoint could count.",
-    "scoring": "Student, static encoder, dictionary, BM25 and teacher searched the same texts.",
-}
 
 
 def run(
@@ -75,6 +69,8 @@ def run(
     Raises:
         UserError: If data, student or teacher cannot be used; what was trained so far stays.
     """
+    disable_progress_bar()  # of the libraries: they would draw one for every file of weights
+
     # 1. Read the data; refuse broken rows and evaluation texts that were trained on.
     data = data or read_run_data(config)
 
@@ -190,7 +186,11 @@ def teacher_vectors(config: TermsConfig, rows: TrainingRows) -> Embeddings | Non
 def _teacher(settings: TeacherSettings) -> SentenceTransformerTeacher:
     assert settings.model is not None
     return SentenceTransformerTeacher(
-        settings.model, max_length=settings.max_length, prompt=settings.prompt, batch_size=settings.batch_size
+        settings.model,
+        revision=settings.revision,
+        max_length=settings.max_length,
+        prompt=settings.prompt,
+        batch_size=settings.batch_size,
     )
 
 
