@@ -125,6 +125,8 @@ class SpladeEncoder(SparseEncoder):
 
     def _load_default_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[list[nn.Module], dict[str, Any]]:
         """Refuse what is no masked language model before its weights are read."""
+        if Path(model_name_or_path).is_dir() and not Path(model_name_or_path, "config.json").is_file():
+            raise UserError(f"{model_name_or_path}: no model can be loaded; there is no config.json")
         hub = {key: kwargs[key] for key in ("token", "revision", "trust_remote_code", "local_files_only")}
         config = AutoConfig.from_pretrained(model_name_or_path, cache_dir=kwargs["cache_folder"], **hub)
         if not any(name.endswith("ForMaskedLM") for name in config.architectures or []):
