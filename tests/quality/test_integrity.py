@@ -1,5 +1,10 @@
 """Everything below a folder is named once: intact, broken or without proof."""
 
+import json
+import shutil
+import subprocess
+import sys
+
 import pytest
 
 from soju.core.errors import IntegrityError
@@ -54,9 +59,25 @@ def test_unfinished_folders_are_left_out(tmp_path):
     assert told(tmp_path) == {}
 
 
-def test_a_manifest_names_the_tensors(tmp_path):
-    import json
+def test_soju_verify_names_every_folder_and_exits_with_2_when_one_is_broken(tmp_path):
+    for name in ("a", "b", "checkpoint-3"):
+        make(tmp_path / "run" / name, manifest=name != "checkpoint-3")
 
+    def verify():
+        command = [sys.executable, "-m", "soju", "verify", "run"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    (tmp_path / "run" / "a" / "model.safetensors").write_bytes(b"")
+    said = verify()
+    assert said.returncode == 2
+    assert [line.split()[0] for line in said.stdout.splitlines()] == ["broken", "intact", "broken"]
+    assert "2 of 3 folders are not as they were written" in said.stderr
+    shutil.rmtree(tmp_path / "run" / "a")
+    write_manifest(tmp_path / "run" / "checkpoint-3")
+    assert verify().returncode == 0
+
+
+def test_a_manifest_names_the_tensors(tmp_path):
     folder = make(tmp_path / "final")
     entry = json.loads((folder / MANIFEST).read_text())["files"]["model.safetensors"]
     assert entry["tensors"] == ["w"] == tensor_names(folder / "model.safetensors")

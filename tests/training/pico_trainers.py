@@ -6,6 +6,7 @@ reads, in a fork that costs no imports.
 """
 
 import atexit
+import functools
 import os
 import random
 import signal
@@ -134,7 +135,7 @@ def plain_trainer(folder, *, extra=None, **settings):
 
 
 def sparse_model(folder):
-    source = folder / "start"
+    source = folder / f"start{os.environ.get('RANK', '')}"
     if not (source / "config.json").exists():
         pico_bert().save_pretrained(source)
         pico_tokenizer().save_pretrained(source)
@@ -161,7 +162,19 @@ def sparse_trainer(folder, *, extra=None, loss=TwoTerms, **settings):
     )
 
 
-TRAINERS = {"plain": plain_trainer, "sparse": sparse_trainer}
+class NoParameters(TwoTerms):
+    """Several ranks train only parameters of the model."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.temperature.requires_grad_(False)
+
+
+TRAINERS = {
+    "plain": plain_trainer,
+    "sparse": sparse_trainer,
+    "ranks": functools.partial(sparse_trainer, loss=NoParameters),
+}
 
 
 def weights(trainer):
@@ -173,10 +186,13 @@ def weights(trainer):
 def train_to_the_end(kind, folder, *settings):
     torch.set_num_threads(1)
     values = dict(setting.split("=") for setting in settings)
+    rank = int(os.environ.get("RANK", 0))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"process-{rank}").write_text(str(os.getpid()))
     die_at_operation(int(values.pop("die_at", 0)), folder)
     trainer = TRAINERS[kind](folder, **{key: int(value) for key, value in values.items()})
     trainer.train(bool(list_checkpoints(folder / "checkpoints")) or None)
-    save_file(weights(trainer), folder / "final.safetensors")
+    save_file(weights(trainer), folder / f"final{rank or ''}.safetensors")
 
 
 def die_at_operation(number, folder):

@@ -6,6 +6,7 @@ A folder ``checkpoint-N`` without a valid manifest does not exist. Everything un
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from soju.core.errors import DiskFullError, IntegrityError, UserError
 from soju.core.files import check_sizes, sync_folder, sync_tree, verify_manifest, write_manifest
+
+logger = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ABANDONED = "abandoned-"
@@ -90,9 +93,12 @@ def newest_verified(folder: Path, *, steps: Container[int] | None = None) -> Fou
 
 
 def resume_path(folder: Path) -> Found:
-    """Clear what an interruption left half done, then find the newest verified checkpoint."""
+    """Clear what an interruption left half done, find the newest verified checkpoint, and log which were skipped."""
     tidy(folder)
-    return newest_verified(folder)
+    found = newest_verified(folder)
+    for path, reason in found.skipped:
+        logger.warning("skipped %s: %s", path.name, reason)
+    return found
 
 
 def tidy(folder: Path) -> None:

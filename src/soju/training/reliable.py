@@ -105,6 +105,9 @@ class ReliableTrainer(WholeCheckpoints):
         self.args: Any
         self.control: Any
         super().__init__(*args, **kwargs)
+        losses = getattr(self, "loss", {})
+        modules = losses.values() if isinstance(losses, dict) else [losses]
+        self._loss_parameters = LossParameters(modules, self.model)
         self._refuse_arguments()
         self.args.restore_callback_states_from_checkpoint = True
         self.add_callback(_EpochEnd(self))
@@ -123,6 +126,11 @@ class ReliableTrainer(WholeCheckpoints):
         for name, remedy in _REFUSED.items():
             if getattr(self.args, name, False):
                 raise UserError(f"{name}: {remedy}")
+        if self._loss_parameters and self.args.world_size > 1:
+            raise UserError(
+                f"the loss has trainable parameters of its own ({', '.join(self._loss_parameters)}), which the ranks "
+                "would train apart; put them into the model, or train on one process"
+            )
 
     # 1. Start: from the newest checkpoint that verifies, from the one named, or from nothing.
 
@@ -151,6 +159,7 @@ class ReliableTrainer(WholeCheckpoints):
             StoppedError: After a signal, when the checkpoint is written.
         """
         start = on_main_process(lambda: self._choose_start(resume_from_checkpoint))
+        logger.info("resuming from %s", start) if start else logger.info("training from the beginning")
         self._window.clear()
         self._saved_step = checkpoints.checkpoint_step(Path(start)) if start else None
         with self._signals:
@@ -161,17 +170,14 @@ class ReliableTrainer(WholeCheckpoints):
 
     def _choose_start(self, wanted: str | Path | bool | None) -> str | None:
         folder = Path(self.args.output_dir)
-        checkpoints.tidy(folder)
         path: Path | None = None
         if wanted is True:
-            found = checkpoints.newest_verified(folder)
-            for skipped, reason in found.skipped:
-                logger.warning("skipped %s: %s", skipped.name, reason)
+            found = checkpoints.resume_path(folder)
             if found.path is None:
                 raise UserError(f"{folder}: {found}; train without --resume")
             path = found.path
-            logger.info("resuming from %s", path)
         elif wanted:
+            checkpoints.tidy(folder)
             path = Path(wanted)
             verify_manifest(path)
             checkpoints.set_aside_after(folder, checkpoints.checkpoint_step(path))
@@ -197,12 +203,12 @@ class ReliableTrainer(WholeCheckpoints):
         return result
 
     def _state_to_save(self) -> Mapping[str, Stateful]:
-        return self._state_parts(RunState(self, totals=add_totals(from_all(self._window.totals()))))
+        return self._state_parts(RunState(self, totals=from_all(self._window.totals())))
 
     def _state_parts(self, run: RunState) -> dict[str, Stateful]:
         parts: dict[str, Stateful] = {"run": run, "bad_numbers": self._bad_numbers}
-        if isinstance(getattr(self, "loss", None), nn.Module):
-            parts["loss"] = LossParameters(self.loss, self.model)
+        if self._loss_parameters:
+            parts["loss"] = self._loss_parameters
         return {**parts, **{f"recipe.{name}": part for name, part in self._extra_state.items()}}
 
     # 2. Data: every batch a pure function of seed, epoch and rows, so that it need not be remembered.
@@ -241,9 +247,8 @@ class ReliableTrainer(WholeCheckpoints):
         return loss
 
     def _loss_modules(self) -> list[Any]:
-        losses = getattr(self, "loss", None)
-        candidates = list(losses.values()) if isinstance(losses, dict) else [losses]
-        candidates += [self.compute_loss_func, self.model]
+        losses = getattr(self, "loss", {})
+        candidates = [*(losses.values() if isinstance(losses, dict) else [losses]), self.compute_loss_func, self.model]
         return [owner for owner in candidates if hasattr(owner, "raw_terms")]
 
     def track_loss_components(self, loss: dict[str, Tensor]) -> None:
@@ -259,6 +264,8 @@ class ReliableTrainer(WholeCheckpoints):
         finite = torch.isfinite(torch.stack(losses)).all() if losses else torch.tensor(True)
         if norm is not None and not self._scaler_will_skip():
             finite = finite & torch.isfinite(torch.as_tensor(norm, device=finite.device))
+            for parameter in self._loss_parameters.values():  # the norm is of the model's alone
+                finite = finite & (parameter.grad is None or torch.isfinite(parameter.grad).all())
         refused, signal_number = largest([not finite.item(), self._signals.received or 0], self.args.device)
         self._agreed_signal = signal_number or None
         if refused:
@@ -274,7 +281,8 @@ class ReliableTrainer(WholeCheckpoints):
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1.0
 
     def _refuse_step(self) -> None:
-        what = describe(self._window.pending, list(self.model.named_parameters()), total=LOSS)
+        parameters = [*self.model.named_parameters(), *self._loss_parameters.items()]
+        what = describe(self._window.pending, parameters, total=LOSS)
         if self.args.world_size > 1:
             what = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(from_all(what)))
         step = self.state.global_step + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from soju.core.errors import UserError
 class RunState:
     """Shape of the run, learning rate scale and the open logging window of a `ReliableTrainer`."""
 
-    def __init__(self, trainer: Any, totals: Mapping[str, tuple[float, int]] | None = None) -> None:
+    def __init__(self, trainer: Any, totals: Sequence[Mapping[str, tuple[float, int]]] = ()) -> None:
         self._trainer = trainer
-        self._totals = totals or {}
+        self._totals = totals
+        """Of each rank: added up in another order they would differ in the last digit."""
         self.learning_rate_scale: float = trainer._learning_rate_scale
         """After `load_state_dict`: the scale the checkpoint was trained with."""
 
@@ -26,7 +27,7 @@ class RunState:
         return {
             **self._shape(),
             "learning_rate_scale": self.learning_rate_scale,
-            "totals": dict(self._totals),
+            "totals": list(self._totals),
             "steps": window.steps,
             "refused": window.refused,
         }
@@ -51,10 +52,13 @@ class RunState:
                 "from its weights"
             )
         self.learning_rate_scale = float(state["learning_rate_scale"])
-        if self._trainer.is_world_process_zero():  # sums of all ranks were put together
-            self._trainer._window.load(
-                state["totals"], steps=state["steps"], refused=state["refused"], device=self._trainer.args.device
-            )
+        arguments = self._trainer.args
+        self._trainer._window.load(
+            state["totals"][arguments.process_index],
+            steps=state["steps"],
+            refused=state["refused"],
+            device=arguments.device,
+        )
 
     def _shape(self) -> dict[str, int | None]:
         arguments, rows = self._trainer.args, self._trainer.train_dataset
@@ -66,23 +70,27 @@ class RunState:
         }
 
 
-class LossParameters:
-    """Trainable parameters that belong to the loss and not to the model; sentence-transformers saves none of them."""
+class LossParameters(dict[str, nn.Parameter]):
+    """Trainable parameters that belong to the losses and not to the model; sentence-transformers saves none of them."""
 
-    def __init__(self, loss: nn.Module, model: nn.Module) -> None:
+    def __init__(self, losses: Iterable[Any], model: nn.Module) -> None:
         of_model = {id(parameter) for parameter in model.parameters()}
-        self._parameters = {
-            name: parameter
-            for name, parameter in loss.named_parameters()
-            if parameter.requires_grad and id(parameter) not in of_model
-        }
+        super().__init__(
+            {
+                f"{number}.{name}": parameter
+                for number, loss in enumerate(losses)
+                if isinstance(loss, nn.Module)
+                for name, parameter in loss.named_parameters()
+                if parameter.requires_grad and id(parameter) not in of_model
+            }
+        )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the parameters by name."""
-        return dict(self._parameters)
+        return dict(self)
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Copy the values into the parameters."""
         with torch.no_grad():
-            for name, parameter in self._parameters.items():
+            for name, parameter in self.items():
                 parameter.copy_(state[name])
