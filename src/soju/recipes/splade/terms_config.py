@@ -23,11 +23,12 @@ class TermsDataSettings(DataSettings):
     """`DataSettings` with term mappings, which make the rows; sentence pairs may join them."""
 
     dev_terms: float = Field(default=0.02, gt=0, lt=0.5)
-    """Share of the head words kept out of training to choose the best checkpoint on, chosen by hash."""
+    """Share of the head words kept out of training, chosen by a hash of the word; they choose the best checkpoint."""
     pairs_as_rows: bool = False
-    """Train on sentence pairs too: each side should light up the terms of the other, weighted by idf."""
+    """Train on sentence pairs too: the Korean side should light up the terms of the English one, rare ones most; with
+    `both_directions` the other way round as well."""
     both_directions: bool = False
-    """A row also trains its English side: it should light up the Korean head word."""
+    """Train rows in reverse too: the most similar English term of a row should light up its head word."""
 
     @model_validator(mode="after")
     def _rows_to_learn_from(self) -> Self:
@@ -39,7 +40,7 @@ class TermsDataSettings(DataSettings):
 
 
 class StaticSettings(Settings):
-    """The static encoder whose tokenizer, and with ``lexical`` whose translations, a student from scratch gets."""
+    """The static encoder trained first; a student from scratch gets its tokenizer, with ``lexical`` its table too."""
 
     tokenizer: TokenizerSettings = TokenizerSettings()
     alignment: AlignmentSettings = AlignmentSettings()
@@ -75,7 +76,7 @@ class ScratchStudent(Settings):
     """``lexical`` starts as the static encoder, its table factorised into embeddings and head, and its layers adding
     nothing yet; ``random`` starts from noise."""
     hidden_size: int = Field(default=384, ge=32, multiple_of=32)
-    """Width D."""
+    """Width of embeddings and layers; with ``lexical`` also what the table must fit into: a wider one keeps more."""
     layers: int = Field(default=2, ge=1)
     """Transformer layers."""
     heads: int = Field(default=6, ge=1)
@@ -85,7 +86,7 @@ class ScratchStudent(Settings):
     max_length: int = Field(default=64, ge=4)
     """Pieces after which a text is cut, the start piece included."""
     warm_up: WarmUpSettings | None = None
-    """None trains from the start values at once."""
+    """Masked-language-model training before anything else, meant for ``random``; none when not given."""
     static: StaticSettings = StaticSettings()
 
     @model_validator(mode="after")
@@ -116,7 +117,7 @@ class TeacherSettings(Settings):
     batch_size: int = Field(default=64, ge=1)
     """Texts embedded at a time."""
     cache: Path = Path("runs/teacher-vectors")
-    """Where vectors are kept by content hash."""
+    """Folder that keeps vectors by the content of model and text; runs may share it."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -126,10 +127,11 @@ class TeacherSettings(Settings):
 
 
 class LossSettings(Settings):
-    """Weights of the named losses, and what they are made of. The defaults are the published ones."""
+    """Weights of the named losses, and what they are made of. All defaults but `terms` are the published ones."""
 
     terms: Literal["signed", "v19"] = "signed"
-    """``v19`` is the published form, in which a dark target gets no gradient; ``signed`` reads the signed maxima."""
+    """``v19``: the published form, on the weights; a target that is not lit gets no gradient and stays dark.
+    ``signed``: the same losses on the signed maxima of the logits, where it is pulled up."""
     self_terms: float = Field(default=3.0, ge=0)
     """Weight of keeping a text's own terms."""
     korean_terms: float = Field(default=2.0, ge=0)
@@ -137,7 +139,7 @@ class LossSettings(Settings):
     english_terms: float = Field(default=12.0, ge=0)
     """Weight of lighting up English targets."""
     margin: float = Field(default=2.0, ge=0)
-    """Weight of the hinge on targets."""
+    """Weight of the hinge that pulls up targets below `target_margin`."""
     distillation: float = Field(default=1.5, ge=0)
     """Weight of the in-batch distillation; 0 needs no teacher."""
     flops: float = Field(default=5e-5, ge=0)
@@ -145,9 +147,9 @@ class LossSettings(Settings):
     target_margin: float = Field(default=2.0, gt=0)
     """Weight a Korean target should reach, in units of log(1 + logit)."""
     english_margin_factor: float = Field(default=1.5, gt=0)
-    """English targets should reach this many times more."""
+    """English targets should reach this many times `target_margin`."""
     temperature: float = Field(default=0.05, gt=0)
-    """The distillation divides cosines by it."""
+    """The distillation divides cosines by it; lower looks at the nearest texts only."""
     flops_cost: Literal["inverse", "direct"] | None = None
     """Weigh the penalty by 1/idf, which punishes common terms, or by idf; all terms alike when not given."""
     flops_from: float = Field(default=0.0, ge=0, lt=1)
@@ -158,9 +160,9 @@ class TrainingSettings(Settings):
     """The optimiser, its schedule and what is kept. The defaults are the published ones."""
 
     batch_size: int = Field(default=64, ge=1)
-    """Rows a step and device; a row of `both_directions` has two texts."""
+    """Rows of a micro-batch on each process; with `both_directions` a row can have two texts."""
     accumulation: int = Field(default=2, ge=1)
-    """Micro-batches an optimiser step; in-batch losses see one of them."""
+    """Micro-batches that make an optimiser step; the in-batch losses, distillation and FLOPS, see one at a time."""
     epochs: float = Field(default=15, gt=0)
     """Passes over the rows."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -168,7 +170,8 @@ class TrainingSettings(Settings):
     learning_rate: float = Field(default=3e-6, gt=0)
     """Peak of the linear schedule."""
     layers_learning_rate: float | None = Field(default=None, gt=0)
-    """Peak for the transformer layers, which start at zero with `lexical`; the same when not given."""
+    """Peak for the transformer layers alone, which with ``lexical`` add nothing at first while the table is finished;
+    `learning_rate` when not given."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of AdamW."""
     warm_up: float = Field(default=0.1, ge=0, lt=1)
@@ -176,7 +179,7 @@ class TrainingSettings(Settings):
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to it."""
     mixed_precision: Literal["fp16", "bf16", "off"] = "fp16"
-    """``fp16`` needs a GPU."""
+    """``fp16``, the published one, needs a GPU. Write ``"off"``, float32, in quotes: a bare off is false in YAML."""
     gradient_checkpointing: bool = False
     """Compute the layers' activations twice to save memory."""
     validate_every: int | None = Field(default=None, ge=1)
@@ -186,9 +189,9 @@ class TrainingSettings(Settings):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Last checkpoints to keep; the best one is kept too."""
     max_drop: float = Field(default=0.1, gt=0)
-    """A validation score this much (relative) below the best so far is a regression: the run rolls back."""
+    """Largest fall of the validation score below the best so far, as a fraction of it; the run rolls back beyond it."""
     max_rollbacks: int = Field(default=2, ge=0)
-    """Regressions and runs of bad numbers after which the training ends."""
+    """How often the run may go back after a regression or after numbers that are not finite, before it gives up."""
 
 
 class TermsConfig(Settings):
