@@ -85,7 +85,7 @@ class TermTargets:
 
 
 class TermLosses(NamedTuple):
-    """The four losses, each a float32 scalar >= 0, unweighted."""
+    """The four losses, float32 scalars, unweighted; activation losses of v19 are negative for weights above 1."""
 
     self_: Tensor
     korean: Tensor
