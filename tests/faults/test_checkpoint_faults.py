@@ -27,6 +27,7 @@ from training.pico_trainers import plain_trainer, weights
 PROGRAM = Path(pico_trainers.__file__)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 SETTINGS = ("save_steps=2", "save_total_limit=2")
+SHORT = ("save_steps=1", "save_total_limit=1", "max_steps=3")
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -74,10 +75,10 @@ def server(errors):
         server.process.communicate()
 
 
-def run_straight(server, kind, folder):
+def run_straight(server, kind, folder, settings=SETTINGS):
     """Return final weights of an uninterrupted run, how many seconds and how many file operations it takes."""
     begin = time.monotonic()
-    assert server.run(kind, folder, *SETTINGS) == 0
+    assert server.run(kind, folder, *settings) == 0
     seconds = time.monotonic() - begin
     return load_file(folder / "final.safetensors"), seconds, int((folder / "operations").read_text())
 
@@ -118,25 +119,26 @@ def test_kill_9_at_20_random_moments_changes_nothing(server, tmp_path, kind, see
     assert_same(tmp_path / "killed", expected)
 
 
-def die_and_finish(server, straight, folder, numbers):
-    expected, _, operations = straight
-    for number in numbers(operations):
+def die_and_finish(server, folder, parts):
+    """Kill a run at every n-th operation, as many as `parts`, and resume it."""
+    expected, _, operations = run_straight(server, "plain", folder / "straight", SHORT)
+    for number in sorted({1 + operations * part // parts for part in range(parts)}):
         place = folder / str(number)
-        assert server.run("plain", place, *SETTINGS, f"die_at={number}") == -signal.SIGKILL
+        assert server.run("plain", place, *SHORT, f"die_at={number}") == -signal.SIGKILL
         for path in list_checkpoints(place / "checkpoints"):
             verify_manifest(path)
-        assert server.run("plain", place, *SETTINGS) == 0
+        assert server.run("plain", place, *SHORT) == 0
         assert_same(place, expected)
         shutil.rmtree(place)
 
 
-def test_kill_9_at_some_file_operations_leaves_only_whole_checkpoints(server, straight, tmp_path):
-    die_and_finish(server, straight, tmp_path, lambda operations: [operations * part // 6 for part in range(1, 6)])
+def test_kill_9_at_some_file_operations_leaves_only_whole_checkpoints(server, tmp_path):
+    die_and_finish(server, tmp_path, parts=3)
 
 
 @pytest.mark.slow
-def test_kill_9_at_every_file_operation_of_two_checkpoints_leaves_only_whole_ones(server, straight, tmp_path):
-    die_and_finish(server, straight, tmp_path, lambda operations: range(operations // 2, operations * 3 // 4))
+def test_kill_9_at_fifty_file_operations_leaves_only_whole_checkpoints(server, tmp_path):
+    die_and_finish(server, tmp_path, parts=50)
 
 
 def test_sigterm_ends_with_a_checkpoint_a_sentence_and_143(server, errors, tmp_path):
@@ -253,7 +255,7 @@ def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=1800k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.strip()}")
