@@ -6,21 +6,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
+_NEVER = -1e4
+"""A logit whose probability is 0; finite, because 0 times the logarithm of 0 must stay 0."""
 SHORTEST = 1e-6
 """Vectors shorter than this count as zero: their direction is noise and its gradient, 1 / length, has no bound."""
 
 
-def in_batch_distillation(student_BV: Tensor, teacher_BD: Tensor, *, temperature: float = 0.05) -> Tensor:
+def in_batch_distillation(
+    student_BV: Tensor, teacher_BD: Tensor, *, temperature: float = 0.05, with_self: bool = True
+) -> Tensor:
     """Teach the student which texts of a batch are alike.
 
     ``KL(softmax(cos_T / temperature) || softmax(cos_S / temperature))``, row by row over the ``(B, B)`` cosines of each
-    side, a text with itself included, averaged over rows. Direction: forward, the teacher is the reference.
+    side, averaged over rows. Direction: forward, the teacher is the reference.
 
     Args:
         student_BV: Student vectors, ``(B, V)``. A zero vector (a text that lights no term) has cosine 0 with every
             text, itself too, and gets no gradient.
         teacher_BD: Teacher vectors of the same texts, ``(B, D)``, any length; no gradient flows into them.
         temperature: Cosines are divided by it, > 0.
+        with_self: Whether a text is compared with itself too, as published. Where a batch holds translations, whose
+            teacher vectors are equal, half of each row's mass then lies on the text itself, and its translation must
+            come as close as that; without, the translation only has to come before all others.
 
     Returns:
         Scalar float32 >= 0, in nats; 0 for a batch of one.
@@ -41,6 +48,10 @@ def in_batch_distillation(student_BV: Tensor, teacher_BD: Tensor, *, temperature
     with torch.autocast(student_BV.device.type, enabled=False):
         student_BB = _cosines(student_BV) / temperature
         teacher_BB = _cosines(teacher_BD.detach()) / temperature
+        if not with_self:
+            itself_BB = torch.eye(len(student_BB), dtype=torch.bool, device=student_BB.device)
+            student_BB = student_BB.masked_fill(itself_BB, _NEVER)
+            teacher_BB = teacher_BB.masked_fill(itself_BB, _NEVER)
         target_BB = log_softmax(teacher_BB, dim=1).to(student_BB.dtype)
         return kl_div(log_softmax(student_BB, dim=1), target_BB, log_target=True, reduction="batchmean")
 

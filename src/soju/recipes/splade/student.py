@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from scipy.sparse import diags_array
+from scipy.sparse import diags_array, eye_array
+from tokenizers import Tokenizer
 from transformers import (
     DataCollatorForLanguageModeling,
     ModernBertConfig,
@@ -33,9 +35,11 @@ from soju.recipes.splade.terms_config import PretrainedStudent, ScratchStudent, 
 from soju.search.weighting import idf
 
 _PRIOR_DOCUMENTS = 10_000
+_SPREAD = 0.05
+"""Standard deviation of embeddings and head of a lexical start."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Vocabulary:
     """What the ids of a student's vocabulary mean."""
 
@@ -43,14 +47,24 @@ class Vocabulary:
     term_of_V: NDArray[np.int64]
     """The term each piece counts for, ``(V,)``; -1 for pieces that never count, such as special tokens."""
 
+    @cached_property
+    def _pieces(self) -> Tokenizer:
+        """The tokenizer without padding, cutting and special tokens, and without a wrapper around every row."""
+        pieces = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        pieces.no_truncation()
+        pieces.no_padding()
+        return pieces
+
     def terms(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the terms each text holds, each once, in order of appearance."""
-        if not texts:
-            return []
-        pieces = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)[
-            "input_ids"
-        ]  # not verbose: a text longer than the model reads is no mistake here
-        return [[t for t in dict.fromkeys(self.term_of_V[row].tolist()) if t >= 0] if row else [] for row in pieces]
+        rows = [encoding.ids for encoding in self._pieces.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [[t for t in dict.fromkeys(self.term_of_V[row].tolist()) if t >= 0] if row else [] for row in rows]
+
+    def input_ids(self, texts: Sequence[str], *, max_length: int) -> list[list[int]]:
+        """Return what a model reads of each text: pieces and special tokens, at most `max_length`."""
+        pieces = Tokenizer.from_str(self._pieces.to_str())
+        pieces.enable_truncation(max_length)
+        return [encoding.ids for encoding in pieces.encode_batch_fast(list(texts))]
 
 
 def plain_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
@@ -95,7 +109,7 @@ def scratch_student(
     tokenizer = stock_tokenizer(static.tokenizer, max_length=settings.max_length, start_token=True)
     model = ModernBertForMaskedLM(_shape(settings, size=len(static.pieces)))
     if settings.init == "lexical":
-        _write_table(model, static, hidden_size=settings.hidden_size, seed=seed)
+        _write_table(model, static, settings, seed=seed)
     if settings.warm_up is not None:
         warm_up(model, tokenizer, texts, settings.warm_up, max_length=settings.max_length, seed=seed)
     return SpladeEncoder.from_model(
@@ -123,22 +137,29 @@ def _shape(settings: ScratchStudent, *, size: int) -> ModernBertConfig:
     )
 
 
-def _write_table(model: ModernBertForMaskedLM, static: StaticEncoder, *, hidden_size: int, seed: int) -> None:
+def _write_table(model: ModernBertForMaskedLM, static: StaticEncoder, settings: ScratchStudent, *, seed: int) -> None:
     size = len(static.pieces)
     idf_V = idf(
         np.zeros(size, np.int64), 0, prior_documents=_PRIOR_DOCUMENTS, prior_share_V=static.document_share_V
     )  # fmt: skip
-    weights_VV = (static.query_VV @ diags_array(np.sqrt(idf_V))).tocsr().astype(np.float32)
-    factors = factorise_codes(weights_VV, hidden_size=hidden_size, seed=seed)
+    own_VV = eye_array(size, dtype=np.float32, format="csr")
+    expansion_VV = own_VV + settings.translation_share * static.translations_VV
+    weights_VV = (static.canonical_VV @ expansion_VV @ diags_array(np.sqrt(idf_V))).tocsr().astype(np.float32)
+    factors = factorise_codes(weights_VV, hidden_size=settings.hidden_size, seed=seed)
     rows_VD, scale = normalised_pieces(factors.pieces_VC)
+    terms_VC = factors.terms_VC / np.float32(scale)
+    # Adam moves every weight by about the learning rate: embeddings of standard deviation 1 would stand still while a
+    # head of 0.006 fell apart. Both get the usual one; a LayerNorm behind either takes the factor out again.
+    head_factor = _SPREAD / float(terms_VC.std())
     with torch.no_grad():
-        model.model.embeddings.tok_embeddings.weight.copy_(torch.from_numpy(rows_VD))
+        model.model.embeddings.tok_embeddings.weight.copy_(torch.from_numpy(rows_VD * np.float32(_SPREAD)))
         for layer in model.model.layers:
             layer.attn.Wo.weight.zero_()
             layer.mlp.Wo.weight.zero_()
-        model.head.dense.weight.copy_(torch.eye(hidden_size))
+        model.head.dense.weight.copy_(torch.eye(settings.hidden_size))
         model.decoder.weight.zero_()
-        model.decoder.weight[:, :-SLACK] = torch.from_numpy(factors.terms_VC / np.float32(scale))
+        model.decoder.weight[:, :-SLACK] = torch.from_numpy(terms_VC * np.float32(head_factor))
+        model.head.norm.weight.fill_(1 / head_factor)
         model.decoder.bias.copy_(torch.from_numpy(-factors.bias_V))
 
 

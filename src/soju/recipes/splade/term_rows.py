@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from soju.core.language import language_of
 from soju.core.progress import track
@@ -196,7 +195,7 @@ def training_rows(
     if config.data.pairs_as_rows:
         made += track(examples.of_pairs(pairs), "pair rows", total=len(pairs))
     texts = [example.text for row in made for example in row]
-    encoded = _encode(texts, vocabulary.tokenizer, max_length=config.student.max_length)
+    encoded = iter(vocabulary.input_ids(texts, max_length=config.student.max_length))
     number = {
         text: n for n, text in enumerate(dict.fromkeys(e.teacher_text for row in made for e in row if e.teacher_text))
     }
@@ -207,12 +206,6 @@ def training_rows(
         teacher_texts=list(number),
         counts=examples.counts,
     )
-
-
-def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Iterator[list[int]]:
-    for start in range(0, len(texts), _CHUNK):
-        chunk = list(texts[start : start + _CHUNK])
-        yield from tokenizer(chunk, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
 
 
 class TermsCollator:

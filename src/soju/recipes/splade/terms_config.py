@@ -85,6 +85,9 @@ class ScratchStudent(Settings):
     """Width of the feed-forward layers."""
     max_length: int = Field(default=64, ge=4)
     """Pieces after which a text is cut, the start piece included."""
+    translation_share: float = Field(default=0.7, gt=0, le=1)
+    """Share of the static encoder's translation weights that ``lexical`` starts with: queries and documents both
+    expand, so that full weights would count translations twice."""
     warm_up: WarmUpSettings | None = None
     """Masked-language-model training before anything else, meant for ``random``; none when not given."""
     static: StaticSettings = StaticSettings()
@@ -150,6 +153,8 @@ class LossSettings(Settings):
     """English targets should reach this many times `target_margin`."""
     temperature: float = Field(default=0.05, gt=0)
     """The distillation divides cosines by it; lower looks at the nearest texts only."""
+    with_self: bool = True
+    """Whether the distillation compares a text with itself too, as published; see `soju.losses.divergence`."""
     flops_cost: Literal["inverse", "direct"] | None = None
     """Weigh the penalty by 1/idf, which punishes common terms, or by idf; all terms alike when not given."""
     flops_from: float = Field(default=0.0, ge=0, lt=1)

@@ -67,10 +67,13 @@ class TermsLoss(nn.Module):
         }
         if settings.distillation > 0 and len(labels["taught"]):
             raw["distillation"] = in_batch_distillation(
-                weights_BV[labels["taught"]], labels["teacher"], temperature=settings.temperature
+                weights_BV[labels["taught"]],
+                labels["teacher"],
+                temperature=settings.temperature,
+                with_self=settings.with_self,
             )
             weights["distillation"] = settings.distillation
-        raw["flops"] = flops(weights_BV, term_cost_V=self.term_cost_V)
+        raw["flops"] = flops(weights_BV, term_cost_V=self.term_cost_V, across_ranks=True)
         weights["flops"] = settings.flops if self.progress() >= settings.flops_from else 0.0
         self.raw_terms = {name: value.detach() for name, value in raw.items()}
         self.raw_terms["active_terms"] = (weights_BV.detach() > 0).sum(dim=1, dtype=torch.float32).mean()

@@ -1,0 +1,211 @@
+"""How fast, and in how little memory, does a SPLADE student train against the stock trainer with the stock pooling?
+
+Same model (a BERT of 6 layers and width 384, random weights), same sentence pairs, same batch size, same loss
+(`SpladeLoss` over in-batch negatives), same optimiser; each run is a process of its own, ours and the peer in turn.
+Ours is `SpladeEncoder` with `LengthBuckets` in a `ReliableTrainer`, which is what the recipe trains with; the peer is
+`SparseEncoder` with `SpladePooling` in `SparseEncoderTrainer` as it comes. The first two steps are not counted.
+
+Activation memory is the peak of a step beyond what the process held before it, less one gradient of every parameter.
+
+    python benchmarks/training_throughput.py [--data ../shared/data] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from soju.core.files import write_json
+
+RESULTS = Path(__file__).parent / "results"
+TOKENIZER = Path(__file__).parent.parent / "src/soju/packaged/ko-en-static/tokenizer.json"
+GOALS = {32_000: 1.5, 250_002: 3.0}
+GOAL_MEMORY = 3.0
+BATCH, STEPS, SKIPPED, MAX_LENGTH = 16, 8, 2, 64
+
+
+def main() -> None:
+    """Measure, print and write the claims."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="../shared/data")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one small vocabulary, one repetition")
+    parser.add_argument("--probe", nargs=2, metavar=("WHO", "TERMS"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.probe:
+        print(json.dumps(probe(arguments.probe[0], int(arguments.probe[1]), arguments.data)))
+        return
+    sizes = [32_000] if arguments.quick else list(GOALS)
+    repetitions = 1 if arguments.quick else arguments.repetitions
+    claims, details = [], {}
+    for terms in sizes:
+        found: dict[str, list[dict[str, Any]]] = {"ours": [], "stock": []}
+        for repetition in range(repetitions):
+            for who in ("ours", "stock") if repetition % 2 == 0 else ("stock", "ours"):
+                found[who].append(run_probe(who, terms, arguments.data))
+                print(f"|V| {terms:,} {who}: {found[who][-1]['examples_per_second']:.2f} pairs/s", file=sys.stderr)
+        claims += compare(terms, found)
+        details[str(terms)] = found
+    RESULTS.mkdir(exist_ok=True)
+    write_json(RESULTS / "training_throughput.json", {"machine": machine(), "claims": claims, "details": details})
+    for claim in claims:
+        print(json.dumps(claim))
+
+
+def compare(terms: int, found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the claims of one vocabulary size."""
+
+    def middle(who: str, key: str) -> float:
+        return statistics.median(run[key] for run in found[who])
+
+    speed = middle("ours", "examples_per_second"), middle("stock", "examples_per_second")
+    memory = middle("ours", "activation_bytes"), middle("stock", "activation_bytes")
+    name = f"training_throughput |V| {terms:,}"
+    return [
+        claim(name, "pairs per second", *speed, speed[0] / speed[1], GOALS[terms]),
+        claim(name, "activation memory, bytes", *memory, memory[1] / memory[0], GOAL_MEMORY),
+    ]
+
+
+def claim(benchmark: str, metric: str, ours: float, peer: float, ratio: float, goal: float) -> dict[str, Any]:
+    """Return one claim; the ratio says how many times better ours is."""
+    numbers = {"ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ratio, 3)}
+    return {"benchmark": benchmark, "metric": metric, **numbers, "goal": goal, "holds": ratio >= goal}
+
+
+def run_probe(who: str, terms: int, data: str) -> dict[str, Any]:
+    """Measure one trainer in a process of its own."""
+    command = [sys.executable, __file__, "--probe", who, str(terms), "--data", data]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(result.stderr)
+    measured: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return measured
+
+
+def probe(who: str, terms: int, data: str) -> dict[str, Any]:
+    """Train a few steps and return what they cost."""
+    warnings.filterwarnings("ignore")
+    import torch
+    from datasets import Dataset
+    from sentence_transformers import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
+    from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss, SpladeLoss
+    from tokenizers import Tokenizer
+    from transformers import BertConfig, BertForMaskedLM, PrinterCallback, ProgressCallback, TrainerCallback
+
+    from soju.export.stock_tokenizer import stock_tokenizer
+    from soju.models.splade_encoder import SpladeEncoder
+    from soju.training.reliable import ReliableTrainer
+    from soju.training.sampling import LengthBuckets
+
+    class RecipeTrainer(ReliableTrainer, SparseEncoderTrainer):
+        pass
+
+    class Meter(TrainerCallback):
+        """Times steps, and reads the peak memory of the last ones."""
+
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+            self.extra: list[int] = []
+            self.start = 0.0
+            self.before = 0
+
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.before = reset_peak()
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            self.seconds.append(time.perf_counter() - self.start)
+            self.extra.append(status_bytes("VmHWM") - self.before)
+
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    tokenizer = stock_tokenizer(Tokenizer.from_file(str(TOKENIZER)), max_length=MAX_LENGTH, start_token=True)
+    config = BertConfig(
+        vocab_size=terms, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    )  # fmt: skip
+    model: Any = SpladeEncoder.from_model(BertForMaskedLM(config), tokenizer, max_seq_length=MAX_LENGTH, device="cpu")
+    if who == "stock":
+        model = model.as_stock()
+        assert type(model) is SparseEncoder
+    pairs = sentence_pairs(data, BATCH * STEPS)
+    rows = Dataset.from_dict({"ko": [ko for ko, _ in pairs], "en": [en for _, en in pairs]})
+    lengths = [len(tokenizer(ko)["input_ids"]) + len(tokenizer(en)["input_ids"]) for ko, en in pairs]
+    loss = SpladeLoss(
+        model, SparseMultipleNegativesRankingLoss(model), document_regularizer_weight=3e-5,
+        query_regularizer_weight=5e-5,
+    )  # fmt: skip
+    meter = Meter()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SparseEncoderTrainingArguments(
+            folder, max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=1e-5, save_strategy="no",
+            report_to="none", seed=1, dataloader_pin_memory=False, disable_tqdm=True, logging_strategy="no",
+            **({"batch_sampler": LengthBuckets(lengths)} if who == "ours" else {}),
+        )  # fmt: skip
+        kind = RecipeTrainer if who == "ours" else SparseEncoderTrainer
+        trainer = kind(model, arguments, train_dataset=rows, loss=loss, callbacks=[meter])
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        trainer.train()
+    gradients = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return {
+        "examples_per_second": BATCH * (STEPS - SKIPPED) / sum(meter.seconds[SKIPPED:]),
+        "activation_bytes": max(max(meter.extra[SKIPPED:]) - gradients, 1),
+        "seconds": meter.seconds,
+        "peak_bytes": status_bytes("VmHWM"),
+        "gradient_bytes": gradients,
+    }
+
+
+def sentence_pairs(data: str, count: int) -> list[tuple[str, str]]:
+    """Return real pairs where they are, and pairs of our own samples elsewhere."""
+    path = Path(data) / "parallel.train.tsv.gz"
+    if path.is_file():
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            rows = [line.rstrip("\n").split("\t")[:2] for line in lines]
+        chosen = rows[:: max(1, len(rows) // count)][:count]
+        return [(ko, en) for ko, en in chosen]
+    samples = Path(__file__).parent.parent / "src/soju/samples/passages.train.jsonl"
+    texts = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    return [(texts[n % len(texts)]["ko"], texts[n % len(texts)]["en"]) for n in range(count)]
+
+
+def status_bytes(name: str) -> int:
+    """Return a memory figure of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {name}; this benchmark needs Linux")
+
+
+def reset_peak() -> int:
+    """Start a new peak, and return what is held now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status_bytes("VmRSS")
+
+
+def machine() -> dict[str, Any]:
+    """Describe where this ran."""
+    names = ("torch", "transformers", "sentence-transformers")
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+
+
+if __name__ == "__main__":
+    main()
