@@ -11,7 +11,7 @@ import yaml
 from soju.cli import app
 from soju.core.config import validate
 from soju.presets import preset_names
-from soju.recipes.splade.terms_config import LossSettings, ScratchStudent, TermsConfig
+from soju.recipes.splade.terms_config import LossSettings, ScratchStudent, TeacherSettings, TermsConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
@@ -58,7 +58,7 @@ def test_every_setting_that_a_page_names_exists():
         for name, field in TermsConfig.model_fields.items()
         if name in ("data", "losses", "training", "evaluation")
     }
-    fields["student"] = {**ScratchStudent.model_fields, "model": None}
+    fields |= {"student": {**ScratchStudent.model_fields, "model": None}, "teacher": TeacherSettings.model_fields}
     assert len(named) > 20
     assert {f"{group}.{name}" for group, name in named if name not in fields[group]} == set()
 

@@ -154,7 +154,8 @@ class LossSettings(Settings):
     temperature: float = Field(default=0.05, gt=0)
     """The distillation divides cosines by it; lower looks at the nearest texts only."""
     with_self: bool = True
-    """Whether the distillation compares a text with itself too, as published; see `soju.losses.divergence`."""
+    """Whether the distillation compares a text with itself too, as published. Set it to false where a batch holds texts
+    and their translations: see `soju.losses.divergence`."""
     flops_cost: Literal["inverse", "direct"] | None = None
     """Weigh the penalty by 1/idf, which punishes common terms, or by idf; all terms alike when not given."""
     flops_from: float = Field(default=0.0, ge=0, lt=1)
