@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 TILE = 8192
 """Terms summed at a time; their (B, TILE) is small enough to be taken from memory already at hand."""
 
 
-def flops(weights_BV: Tensor, *, term_cost_V: Tensor | None = None) -> Tensor:
+def flops(weights_BV: Tensor, *, term_cost_V: Tensor | None = None, across_ranks: bool = False) -> Tensor:
     """Penalise terms that many texts of a batch light up.
 
     ``sum over v of (c_v * mean over b of |w_bv|) ** 2``, all ``c_v = 1`` when no cost is given. A weight is pushed down
@@ -20,6 +20,8 @@ def flops(weights_BV: Tensor, *, term_cost_V: Tensor | None = None) -> Tensor:
     Args:
         weights_BV: Term weights after pooling, ``(B, V)``, any float dtype.
         term_cost_V: Relative cost of each term, ``(V,)``, unitless, >= 0, from `idf_term_cost`.
+        across_ranks: Take the mean over the texts of all ranks, which must all call this. The value is then the same
+            on every rank, and the average of their gradients, which is what DDP takes, is its exact gradient.
 
     Returns:
         Scalar, in squared weight units: what scoring one text of the batch against another costs, weighted. Summed in
@@ -34,11 +36,26 @@ def flops(weights_BV: Tensor, *, term_cost_V: Tensor | None = None) -> Tensor:
     if weights_BV.ndim != 2 or len(weights_BV) == 0:
         raise ValueError(f"weights_BV must be (B, V) with B >= 1, got {tuple(weights_BV.shape)}")
     mean_V: Tensor = _MeanActivity.apply(weights_BV)  # type: ignore[no-untyped-call]
+    if across_ranks and distributed.is_available() and distributed.is_initialized():
+        mean_V = _mean_over_ranks(mean_V, len(weights_BV))
     if term_cost_V is not None:
         if term_cost_V.shape != mean_V.shape:
             raise ValueError(f"term_cost_V must be {tuple(mean_V.shape)}, got {tuple(term_cost_V.shape)}")
         mean_V = mean_V * term_cost_V
     return mean_V.square().sum()
+
+
+def _mean_over_ranks(mean_V: Tensor, texts: int) -> Tensor:
+    """Return the mean over all texts of all R ranks.
+
+    A rank with n of the N texts contributes n / N of its mean; times R, because DDP divides the sum of the gradients by
+    R. What the other ranks contribute, and that factor, are in the value alone.
+    """
+    totals = torch.cat([mean_V.detach() * texts, mean_V.new_tensor([texts])])
+    distributed.all_reduce(totals)
+    all_texts = totals[-1]
+    own_V = mean_V * (distributed.get_world_size() * texts / all_texts)
+    return own_V + (totals[:-1] / all_texts - own_V).detach()
 
 
 class _MeanActivity(torch.autograd.Function):
