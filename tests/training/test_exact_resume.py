@@ -1,5 +1,6 @@
 """A run that was interrupted and resumed ends in the same bits as one that was not."""
 
+import json
 import os
 import random
 import shutil
@@ -8,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import BertForMaskedLM, EarlyStoppingCallback, TrainerCallback
 
 from soju.core.errors import IntegrityError, StoppedError, UserError
 from soju.training.checkpoints import list_checkpoints
@@ -267,3 +268,36 @@ def test_a_loss_parameter_of_its_own_is_resumed(straight, tmp_path):
     trainer.train(True)
     assert expected["temperature"] != 0.5
     assert torch.equal(trainer.loss.temperature.detach(), expected["temperature"])
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_holds_the_evaluation_of_that_epoch(tmp_path):
+    settings = {"eval_strategy": "epoch", "save_steps": 5, "num_train_epochs": 2, "metric_for_best_model": "eval_loss"}
+    finish("plain", tmp_path, **settings)
+    state = json.loads((tmp_path / "checkpoints" / "checkpoint-5" / "trainer_state.json").read_text())
+    assert state["best_global_step"] == 5
+    assert "eval_loss" in state["log_history"][-1]
+
+
+def test_a_model_that_draws_random_numbers_while_it_is_saved_changes_nothing(straight, tmp_path, monkeypatch):
+    _, expected = straight["plain"]
+    save = BertForMaskedLM.save_pretrained
+
+    def draw(self, *args, **kwargs):
+        torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(BertForMaskedLM, "save_pretrained", draw)
+    stop("plain", tmp_path, Signal(7), save_steps=1)
+    assert_same(finish("plain", tmp_path), expected)
+
+
+def test_masks_differ_from_epoch_to_epoch(tmp_path):
+    trainer = finish("plain", tmp_path, num_train_epochs=2)
+    rows = [trainer.train_dataset[0]]
+    last = trainer._collator(rows)["input_ids"]
+    seen = []
+    for epoch in range(8):
+        trainer._collator.set_epoch(epoch)
+        seen.append(trainer._collator(rows)["input_ids"].tolist())
+    assert seen[1] == last.tolist()  # the trainer had told it of epoch 1
+    assert len({str(ids) for ids in seen}) > 1
