@@ -258,23 +258,21 @@ def trim(
 
 @app.command()
 def compare(
-    subject: Annotated[Path, typer.Argument(metavar="RUN", help="The run in question.")],
-    baseline: Annotated[Path, typer.Argument(metavar="BASELINE", help="The run it is compared with.")],
+    subject: Annotated[Path, typer.Argument(metavar="RUN", help="The run or model in question.")],
+    baseline: Annotated[Path, typer.Argument(metavar="BASELINE", help="The run or model it is compared with.")],
     samples: Annotated[int, typer.Option(min=100, help="Resamples of the paired bootstrap.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Their seed.")] = 0,
 ) -> None:
-    """Compare two runs query by query, with intervals."""
-    from rich.table import Table
+    """Compare two runs query by query, with intervals, and what their models light up for the probe words."""
+    from soju.recipes.splade.comparing import compare_runs, probe_models
+    from soju.report.run_contents import Comparison
+    from soju.report.terminal import differences_table, probes_table
 
-    from soju.recipes.splade.comparing import compare_runs
-
-    table = Table(title=f"{subject} minus {baseline}", title_justify="left")
-    for column in ("test set", "metric", "difference", "95 % interval", "p"):
-        table.add_column(column, justify="left" if column in ("test set", "metric") else "right")
-    for item in compare_runs(subject, baseline, samples=samples, seed=seed):
-        interval = f"[{item.interval.low:+.4f}, {item.interval.high:+.4f}]"
-        table.add_row(item.test_set, item.metric, f"{item.difference:+.4f}", interval, f"{item.p_value:.4f}")
-    console.print(table)
+    if (subject / "query_scores.json").is_file() or (baseline / "query_scores.json").is_file():
+        differences = compare_runs(subject, baseline, samples=samples, seed=seed)
+        found = [Comparison.model_validate(difference.to_json()) for difference in differences]
+        console.print(differences_table(found, title=f"{subject} minus {baseline}"))
+    console.print(probes_table(probe_models([str(subject), str(baseline)])))
 
 
 @app.command()

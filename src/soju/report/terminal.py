@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.cells import cell_len, set_cell_size
@@ -16,6 +17,7 @@ from soju.report.number_format import format_value, format_weight, is_cost, unit
 from soju.report.run_contents import Comparison, Expansion, Search
 from soju.report.score_tables import Cell, ScoreTable, build_tables
 
+
 _COLOURS = {"ko": "blue", "en": "yellow", "other": "bright_black"}
 _FINDINGS = {"better": "green", "worse": "red", "undecided": "bright_black"}
 _BAR_WIDTH = 24
@@ -25,6 +27,31 @@ _JOINERS = "\u200c\u200d"  # part of emoji and of some scripts
 def scores_table(scores: Sequence[Score], comparisons: Sequence[Comparison] = ()) -> Group:
     """Return one table a test set: systems down, metrics across, best value bold."""
     return Group(*(_score_table(table) for table in build_tables(scores, comparisons)))
+
+
+def differences_table(comparisons: Sequence[Comparison], *, title: str) -> Table:
+    """Return one line a metric and test set: the difference of two runs with its interval."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("test set", "metric", "difference", "95 % interval", "p"):
+        table.add_column(column, justify="left" if column in ("test set", "metric") else "right")
+    for item in comparisons:
+        interval = "" if item.interval is None else f"[{item.interval.low:+.4f}, {item.interval.high:+.4f}]"
+        table.add_row(item.test_set, item.metric, f"{item.difference:+.4f}", interval, f"{item.p_value:.4f}")
+    return table
+
+
+def probes_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return one column a model: what it lights up for the probe words, heaviest terms first."""
+    table = Table(title="Probe words (display only)", title_justify="left", box=box.SIMPLE_HEAD, show_lines=False)
+    table.add_column("probe")
+    for model in reports:
+        table.add_column(Text(model), overflow="fold")
+    for name in ("preservation", "activation", "combined", "noise", "active_terms"):
+        table.add_row(name.replace("_", " "), *(f"{report[name]:.3g}" for report in reports.values()))
+    for probe in next(iter(reports.values()))["top"]:
+        tops = [report["top"][probe][:5] for report in reports.values()]
+        table.add_row(Text(probe), *(Text(" ".join(term for term, _ in top)) for top in tops))
+    return table
 
 
 def figures_table(scores: Sequence[Score]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from soju.core.errors import UserError
 from soju.core.files import write_json
 from soju.core.score import Score
 from soju.evaluation.significance import Comparison, Measurement, compare
+from soju.recipes.splade.expected_terms import FUNCTION_WORDS, terms_of
+from soju.recipes.splade.indexing import open_model
+from soju.recipes.splade.probes import PROBES, probe_report
 
 FILE = "query_scores.json"
 """Per-query values of a run's own system."""
@@ -45,6 +49,27 @@ def compare_runs(subject: Path, baseline: Path, *, samples: int = 2000, seed: in
             f"{subject} and {baseline} measured nothing on the same queries; evaluate both on the same sets"
         )
     return [compare(ours[key], theirs[key], samples=samples, seed=seed) for key in alike]
+
+
+def probe_models(models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Describe what models light up for the published probes, see `soju.recipes.splade.probes`.
+
+    Args:
+        models: Model or run folders, checkpoints, or the packaged model's name.
+
+    Returns:
+        The report of each.
+
+    Raises:
+        UserError: If one is no model.
+    """
+    reports = {}
+    for model in models:
+        encoder, _ = open_model(model)
+        vectors = encoder.encode_queries([probe.source for probe in PROBES])
+        vocabulary = terms_of(encoder)
+        reports[model] = probe_report(vectors, vocabulary, encoder.terms, function_words=FUNCTION_WORDS)
+    return reports
 
 
 def _read(folder: Path) -> dict[tuple[str, str], Measurement]:

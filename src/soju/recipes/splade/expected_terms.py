@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 
 from soju.core.language import language_of
 from soju.core.records import TermRow
+from soju.evaluation.terms import KOREAN_FUNCTION_WORDS
+from soju.models.static_encoder import StaticEncoder
+from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder
+from soju.recipes.splade.student import plain_vocabulary
+from soju.search.lexical import ENGLISH_STOP_WORDS
+
+FUNCTION_WORDS = ENGLISH_STOP_WORDS | KOREAN_FUNCTION_WORDS
+TermsOf = Callable[[Sequence[str]], list[list[int]]]
+"""From texts to the ids of their terms, unexpanded."""
 
 
-def expected_terms(
-    rows: Sequence[TermRow], terms_of: Callable[[Sequence[str]], list[list[int]]]
-) -> tuple[list[set[int]], list[set[int]]]:
+def expected_terms(rows: Sequence[TermRow], terms_of: TermsOf) -> tuple[list[set[int]], list[set[int]]]:
     """Collect what each head word should light up.
 
     Args:
@@ -31,3 +40,16 @@ def expected_terms(
         english.append(sides["en"])
         korean.append(sides["ko"])
     return english, korean
+
+
+def terms_of(encoder: TermEncoder) -> TermsOf:
+    """Return how an encoder alone tells which terms a text holds: a static one by its documents, others by pieces."""
+    if isinstance(encoder, NeuralEncoder):
+        return plain_vocabulary(encoder.model.tokenizer).terms
+    assert isinstance(encoder, StaticEncoder)
+    return partial(_counted_terms, encoder)
+
+
+def _counted_terms(encoder: StaticEncoder, texts: Sequence[str]) -> list[list[int]]:
+    vectors = encoder.encode_documents(texts)
+    return [vectors.indices[start:stop].tolist() for start, stop in pairwise(vectors.indptr)]

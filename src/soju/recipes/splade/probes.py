@@ -5,14 +5,13 @@ They are a display, about 25 tokens in all; nothing is chosen by them, and none 
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from scipy.sparse import csr_array
 
 from soju.evaluation.terms import found_share, noise_share, top_terms
-from soju.recipes.splade.student import Vocabulary
 
 TOP = 50
 """Heaviest terms that are looked at."""
@@ -47,13 +46,17 @@ PROBES = (
 
 
 def probe_report(
-    vectors: csr_array, vocabulary: Vocabulary, terms: Sequence[str], *, function_words: Set[str]
+    vectors: csr_array,
+    terms_of: Callable[[Sequence[str]], list[list[int]]],
+    terms: Sequence[str],
+    *,
+    function_words: Set[str],
 ) -> dict[str, Any]:
     """Describe what the probes light up.
 
     Args:
         vectors: Vectors of the probes in order, ``(probes, V)``.
-        vocabulary: The student's.
+        terms_of: From texts to the ids of their terms, unexpanded.
         terms: Name of each term, ``(V,)``.
         function_words: Function words of both languages, which count as noise.
 
@@ -62,8 +65,8 @@ def probe_report(
         heaviest terms of each probe.
     """
     top = top_terms(vectors, TOP)
-    korean = [set(ids) for ids in vocabulary.terms([probe.korean for probe in PROBES])]
-    english = [set(ids) for ids in vocabulary.terms([probe.english for probe in PROBES])]
+    korean = [set(ids) for ids in terms_of([probe.korean for probe in PROBES])]
+    english = [set(ids) for ids in terms_of([probe.english for probe in PROBES])]
     preservation, activation = found_share(top, korean), found_share(top, english)
     return {
         "preservation": preservation,

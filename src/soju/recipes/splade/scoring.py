@@ -6,8 +6,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +22,19 @@ from soju.evaluation.efficiency import active_terms, bytes_on_disk, flops, laten
 from soju.evaluation.retrieval import RetrievalResult, RetrievalSet, evaluate
 from soju.evaluation.setting import Setting
 from soju.evaluation.significance import Comparison, Measurement, compare
-from soju.evaluation.terms import KOREAN_FUNCTION_WORDS, evaluate_terms
+from soju.evaluation.terms import evaluate_terms
 from soju.models.lexicon_tokenizer import BOUNDARY
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.config import EvaluationSettings, SearchSettings
-from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder
-from soju.recipes.splade.expected_terms import expected_terms
+from soju.recipes.splade.encoders import TermEncoder
+from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms, terms_of
 from soju.recipes.splade.indexing import index_settings
 from soju.recipes.splade.reading import EvaluationTexts, RunData, SpladeConfig
-from soju.recipes.splade.student import Vocabulary, plain_vocabulary
+from soju.recipes.splade.student import Vocabulary
 from soju.search.dictionary import Dictionary, DictionarySearcher
 from soju.search.fusion import reciprocal_rank_fusion
 from soju.search.index import SparseIndex
-from soju.search.lexical import ENGLISH_STOP_WORDS, Bm25Searcher, KoreanEnglishAnalyzer
+from soju.search.lexical import Bm25Searcher, KoreanEnglishAnalyzer
 
 SUBJECT = "soju static"
 STUDENT = "soju student"
@@ -264,7 +262,7 @@ def score_unseen_terms(
     if not rows:
         return []
     encoder = subject.encoder
-    english, korean = expected_terms(rows, _terms_of(encoder, vocabulary))
+    english, korean = expected_terms(rows, vocabulary.terms if vocabulary else terms_of(encoder))
     texts = [f"{row.ko}\t{[term.text for term in row.terms]}" for row in rows]
     setting = _setting(subject.name, RetrievalSet.from_pairs("unseen terms", texts, texts))
     return evaluate_terms(
@@ -272,23 +270,9 @@ def score_unseen_terms(
         english=english,
         korean=korean,
         vocabulary=[piece.strip(BOUNDARY) or piece for piece in encoder.pieces],
-        function_words=ENGLISH_STOP_WORDS | KOREAN_FUNCTION_WORDS,
+        function_words=FUNCTION_WORDS,
         setting=setting,
     )
-
-
-def _terms_of(encoder: TermEncoder, vocabulary: Vocabulary | None) -> Callable[[Sequence[str]], list[list[int]]]:
-    if vocabulary is not None:
-        return vocabulary.terms
-    if isinstance(encoder, NeuralEncoder):
-        return plain_vocabulary(encoder.model.tokenizer).terms
-    assert isinstance(encoder, StaticEncoder)
-    return partial(_counted_terms, encoder)
-
-
-def _counted_terms(encoder: StaticEncoder, texts: Sequence[str]) -> list[list[int]]:
-    vectors = encoder.encode_documents(texts)
-    return [vectors.indices[start:stop].tolist() for start, stop in pairwise(vectors.indptr)]
 
 
 def _setting(subject: str, test_set: RetrievalSet) -> Setting:

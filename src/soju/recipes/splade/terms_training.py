@@ -21,27 +21,25 @@ from soju.core.progress import is_shown
 from soju.core.records import TermRow
 from soju.core.score import Score
 from soju.evaluation.setting import Setting
-from soju.evaluation.terms import KOREAN_FUNCTION_WORDS, evaluate_terms
+from soju.evaluation.terms import evaluate_terms
 from soju.models.pieces import readable_terms
 from soju.models.splade_encoder import SpladeEncoder
 from soju.models.teacher_cache import Embeddings
 from soju.quality.gate import QualityGate, Threshold
 from soju.quality.rollback import Attempt, RollbackSettings, train_with_rollback
 from soju.quality.verdicts import passed_steps, read_verdicts, record_verdict
-from soju.recipes.splade.expected_terms import expected_terms
+from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms
 from soju.recipes.splade.probes import PROBES, probe_report
 from soju.recipes.splade.student import Vocabulary
 from soju.recipes.splade.term_rows import TermsCollator, TrainingRows
 from soju.recipes.splade.terms_config import TermsConfig, TrainingSettings
 from soju.recipes.splade.terms_loss import TermsLoss
-from soju.search.lexical import ENGLISH_STOP_WORDS
 from soju.training.checkpoints import checkpoint_step, newest_verified, set_aside_after
 from soju.training.reliable import ReliableTrainer
 from soju.training.sampling import LengthBuckets
 
 CHOSEN_BY = "ko + 2 en"
 """The best checkpoint has the highest preservation.ko@50 + 2 × activation.en@50 on the development words."""
-FUNCTION_WORDS = ENGLISH_STOP_WORDS | KOREAN_FUNCTION_WORDS
 
 
 class TermsTrainer(ReliableTrainer, SparseEncoderTrainer):
@@ -97,7 +95,7 @@ class Validation(BaseEvaluator):
         return {score.name: score.value for score in self.scores} | {"active_terms": active}
 
     def _watch_probes(self, vectors: csr_array, *, epoch: float, step: int) -> None:
-        report = probe_report(vectors, self._vocabulary, self._terms, function_words=FUNCTION_WORDS)
+        report = probe_report(vectors, self._vocabulary.terms, self._terms, function_words=FUNCTION_WORDS)
         if PartialState().is_main_process:
             append_json_line(self._probes, {"epoch": epoch, "step": step, **report})
 
