@@ -107,11 +107,13 @@ def train(
 
     settings, text = _read_config(config, overrides)
     data = read_run_data(settings)
-    _tell_skipped(data.training.log)
+    speaks = int(os.environ.get("RANK", "0")) == 0
+    if speaks:
+        _tell_skipped(data.training.log)
     folder = out or Path("runs") / settings.name
     run_dir = open_run_folder(folder, settings, text, resumes=resume or resume_from is not None)
     report_page = run_mode(settings, run_dir, data=data, resume=resume_from or resume, workers=workers)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if speaks:
         _print_scores(folder)
         _say(f"Model   {report_page.parent / ('best' if run_dir.best.is_dir() else 'final')}\nReport  {report_page}")
 

@@ -27,8 +27,8 @@ _KOREAN = """
 KOREAN_FUNCTION_WORDS = frozenset(_KOREAN.split())
 """Particles, endings and conjunctions as they appear as tokens of their own; join with English stop words."""
 
-_MARKS = "▁Ġ "
-"""What tokenizers put before the first piece of a word; ``##`` before the other pieces is handled apart."""
+_MARKS = "▁Ġ …"
+"""What tokenizers, or we, put where a piece begins or is cut from its word; ``##`` is handled apart."""
 
 
 def unseen(rows: Sequence[TermRow], trained: Iterable[str]) -> list[TermRow]:
@@ -102,13 +102,13 @@ def is_noise(piece: str, function_words: Set[str]) -> bool:
     neither Hangul nor Latin. Numbers, punctuation and special tokens are not counted.
 
     Args:
-        piece: Token as the vocabulary writes it, with or without a word mark (``▁``, ``Ġ``, ``##``).
+        piece: Token as the vocabulary writes it or readable, with or without a mark (``▁``, ``Ġ``, ``##``, ``…``).
         function_words: Lower-cased function words of both languages.
 
     Returns:
         Whether it is noise.
     """
-    word = piece.removeprefix("##").lstrip(_MARKS).lower()
+    word = piece.removeprefix("##").strip(_MARKS).lower()
     letters = [character for character in word if character.isalpha()]
     if any(not (is_hangul(letter) or is_latin(letter)) for letter in letters):
         return True

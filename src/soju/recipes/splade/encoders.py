@@ -10,12 +10,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
+from transformers import PreTrainedTokenizerBase
 
 from soju.core.files import verify_manifest
 from soju.models.pieces import readable_terms
 from soju.models.splade_encoder import SpladeEncoder
 from soju.models.static_encoder import StaticEncoder
-from soju.search.weighting import WeightingSettings
 
 STOCK_MODULES = "modules.json"
 """Stands in every folder that sentence-transformers saved."""
@@ -70,8 +70,7 @@ class NeuralEncoder:
     @cached_property
     def pieces(self) -> tuple[str, ...]:
         """Every piece as the tokenizer spells it, by id."""
-        tokenizer = self.model.tokenizer
-        return tuple(tokenizer.convert_ids_to_tokens(range(self.model[1].embedding_dimension)))
+        return spelled_pieces(self.model.tokenizer, self.model[1].embedding_dimension)
 
     @cached_property
     def terms(self) -> tuple[str, ...]:
@@ -91,6 +90,12 @@ class NeuralEncoder:
         return csr_array(diags_array(1 / np.maximum(lengths, 1e-9).astype(np.float32)) @ vectors)
 
 
+def spelled_pieces(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[str, ...]:
+    """Spell every piece of a vocabulary; spare rows of a head, which no piece stands for, are ``<N>``."""
+    pieces = tokenizer.convert_ids_to_tokens(range(min(size, len(tokenizer))))
+    return (*pieces, *(f"<{index}>" for index in range(len(pieces), size)))
+
+
 def load_encoder(folder: Path) -> StaticEncoder | NeuralEncoder:
     """Load whichever kind of model a folder holds.
 
@@ -104,8 +109,3 @@ def load_encoder(folder: Path) -> StaticEncoder | NeuralEncoder:
         UserError: If the folder is no model, or was altered since it was written.
     """
     return NeuralEncoder.load(folder) if (folder / STOCK_MODULES).is_file() else StaticEncoder.load(folder)
-
-
-def neural_weighting() -> WeightingSettings:
-    """Return how an index weighs the vectors of a neural model: as they are."""
-    return WeightingSettings(kind="as_is")

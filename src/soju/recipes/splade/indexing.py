@@ -17,7 +17,7 @@ from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
 from soju.models.static_encoder import read_model_config
 from soju.recipes.splade.config import SearchSettings
-from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder, load_encoder, neural_weighting
+from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder, load_encoder
 from soju.report.run_contents import Expansion, ExpansionTerm, Hit, MatchedTerm, Search
 from soju.search.index import Engine, SparseIndex
 from soju.search.index_settings import IndexSettings
@@ -71,7 +71,7 @@ def index_settings(encoder: TermEncoder, search: SearchSettings, *, engine: Engi
     as they are.
     """
     if isinstance(encoder, NeuralEncoder):
-        return IndexSettings(weighting=neural_weighting(), engine=engine)
+        return IndexSettings(weighting=WeightingSettings(kind="as_is"), engine=engine)
     weighting = WeightingSettings(kind="bm25", k1=search.k1, b=search.b, prior_documents=search.prior_documents)
     return IndexSettings(weighting=weighting, engine=engine)
 

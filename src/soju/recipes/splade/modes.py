@@ -43,6 +43,8 @@ def validate_mode(values: Mapping[str, Any], *, place: str) -> SpladeConfig:
 def open_run_folder(folder: Path, settings: SpladeConfig, text: str, *, resumes: bool) -> RunDirectory:
     """Make the run folder, or open the one to resume; under torchrun the first rank does it.
 
+    When torchrun has restarted its processes, the run that they had begun is resumed.
+
     Args:
         folder: Where.
         settings: Of the run.
@@ -55,7 +57,8 @@ def open_run_folder(folder: Path, settings: SpladeConfig, text: str, *, resumes:
     Raises:
         UserError: If there is a run and should not be, or the other way round, or its settings differ.
     """
-    if resumes:
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and (folder / "config.yaml").is_file()
+    if resumes or restarted:
         return RunDirectory.reopen(folder, config=settings)
     if int(os.environ.get("RANK", "0")) == 0:
         return RunDirectory.create(folder, config_text=text, config=settings, seed=settings.seed)
@@ -74,7 +77,8 @@ def run_mode(
     if isinstance(settings, TermsConfig):
         from soju.recipes.splade.terms_recipe import run as run_terms
 
-        return run_terms(settings, run_dir, data=data, resume=resume, workers=workers)
+        start = resume if isinstance(resume, Path) else None
+        return run_terms(settings, run_dir, data=data, resume=start, workers=workers)
     from soju.recipes.splade.recipe import run as run_static
 
     if resume:

@@ -23,7 +23,6 @@ from soju.evaluation.retrieval import RetrievalResult, RetrievalSet, evaluate
 from soju.evaluation.setting import Setting
 from soju.evaluation.significance import Comparison, Measurement, compare
 from soju.evaluation.terms import evaluate_terms
-from soju.models.lexicon_tokenizer import BOUNDARY
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.config import EvaluationSettings, SearchSettings
 from soju.recipes.splade.encoders import TermEncoder
@@ -269,7 +268,7 @@ def score_unseen_terms(
         encoder.encode_queries([row.ko for row in rows]),
         english=english,
         korean=korean,
-        vocabulary=[piece.strip(BOUNDARY) or piece for piece in encoder.pieces],
+        vocabulary=encoder.terms,
         function_words=FUNCTION_WORDS,
         setting=setting,
     )

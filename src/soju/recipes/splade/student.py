@@ -5,15 +5,14 @@ Shape letters: V = pieces in the vocabulary (terms are pieces too), D = hidden s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from tempfile import TemporaryDirectory
-from typing import Any
+from itertools import count, islice
 
 import numpy as np
 import torch
-from datasets import Dataset
+from accelerate import PartialState
 from numpy.typing import NDArray
 from scipy.sparse import diags_array, eye_array
 from tokenizers import Tokenizer
@@ -22,10 +21,10 @@ from transformers import (
     ModernBertConfig,
     ModernBertForMaskedLM,
     PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
+    get_linear_schedule_with_warmup,
 )
 
+from soju.core.progress import track
 from soju.export.low_rank import SLACK, factorise_codes, normalised_pieces
 from soju.export.stock_tokenizer import stock_tokenizer
 from soju.models.canonical import strongest_terms
@@ -33,6 +32,7 @@ from soju.models.splade_encoder import SpladeEncoder
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.terms_config import PretrainedStudent, ScratchStudent, WarmUpSettings
 from soju.search.weighting import idf
+from soju.training.sampling import length_batches
 
 _PRIOR_DOCUMENTS = 10_000
 _SPREAD = 0.05
@@ -173,20 +173,36 @@ def warm_up(
     seed: int,
     batch_size: int = 64,
 ) -> None:
-    """Teach a model in place to guess masked pieces; the unknown piece stands for a masked one."""
+    """Teach a model in place to guess masked pieces; the unknown piece stands for a masked one.
+
+    A plain loop, because under torchrun only the first rank runs it, and a trainer would wait for the others.
+    """
     tokenizer.mask_token = tokenizer.unk_token
     generator = np.random.default_rng(seed)
     chosen = generator.choice(len(texts), size=min(len(texts), settings.steps * batch_size), replace=False)
-    rows = tokenizer([texts[index] for index in chosen], truncation=True, max_length=max_length)
+    rows = tokenizer([texts[index] for index in chosen], truncation=True, max_length=max_length)["input_ids"]
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=settings.masked, seed=seed)
+    device = PartialState().device
+    model.to(device).train()
     model.config.sparse_prediction = True  # logits of masked pieces alone
-    with TemporaryDirectory() as folder:
-        arguments: dict[str, Any] = {
-            "output_dir": folder, "max_steps": settings.steps, "per_device_train_batch_size": batch_size,
-            "learning_rate": settings.learning_rate, "warmup_steps": 0.1, "lr_scheduler_type": "linear",
-            "seed": seed, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no",
-            "train_sampling_strategy": "group_by_length", "dataloader_pin_memory": False,
-        }  # fmt: skip
-        collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=settings.masked, seed=seed)
-        Trainer(model, TrainingArguments(**arguments), collator, Dataset.from_dict(dict(rows))).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    schedule = get_linear_schedule_with_warmup(optimiser, settings.steps // 10, settings.steps)
+    batches = islice(_passes(rows, batch_size, seed=seed), settings.steps)
+    for batch in track(batches, "warm-up", total=settings.steps):
+        masked = collate([{"input_ids": row} for row in batch]).to(device)
+        if (masked["labels"] >= 0).any():
+            model(**masked).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+        schedule.step()
+    model.to("cpu").eval()
     model.config.sparse_prediction = False
     tokenizer.mask_token = None
+
+
+def _passes(rows: Sequence[list[int]], batch_size: int, *, seed: int) -> Iterator[list[list[int]]]:
+    lengths = np.array([len(row) for row in rows], np.int64)
+    for epoch in count():
+        for batch in length_batches(lengths, batch_size, seed=seed, epoch=epoch):
+            yield [rows[index] for index in batch]

@@ -1,6 +1,7 @@
 """Term mappings and sentence pairs become training rows: token ids, the terms each text should light up, teacher texts.
 
-Shape letters: B = texts in the batch, S = tokens of the longest, D = dimensions of the teacher.
+Shape letters: B = texts in the batch, S = tokens of the longest, D = dimensions of the teacher, V = terms in the
+vocabulary.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from numpy.typing import NDArray
 from torch import Tensor
 
 from soju.core.language import language_of
 from soju.core.progress import track
 from soju.core.records import PairRow, TermRow
+from soju.data.checks import normalise_for_overlap
 from soju.losses.terms import RowTargets, TermTargets
 from soju.models.teacher_cache import Embeddings
 from soju.recipes.splade.student import Vocabulary
@@ -70,14 +73,14 @@ class TermExamples:
 
     def of_terms(self, rows: Sequence[TermRow], *, banned: Iterable[str] = ()) -> Iterator[list[TextExample]]:
         """Yield the texts of each usable head word; see the published rules in `splade_terms.md`."""
-        stop = {word.casefold() for word in banned}
+        stop = {normalise_for_overlap(word) for word in banned}
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
             texts = [text for row in chunk for text in (row.ko, *(term.text.lower() for term in row.terms))]
             ids = iter(self._vocabulary.terms(texts))
             for row in chunk:
                 own, of_terms = next(ids), [next(ids) for _ in row.terms]
-                if row.ko.casefold() in stop:
+                if normalise_for_overlap(row.ko) in stop:
                     self.counts.banned += 1
                     continue
                 yield from self._counted(self._term_row(row, own, of_terms))
@@ -161,6 +164,14 @@ class TrainingRows:
     def lengths(self) -> list[int]:
         """Tokens of each row's texts together."""
         return [sum(map(len, row)) for row in self.input_ids]
+
+    def texts_with_term(self, size: int) -> NDArray[np.int64]:
+        """Count the texts that hold each term themselves, ``(V,)``."""
+        counts_V = np.zeros(size, np.int64)
+        for row in self.targets:
+            for target in row:
+                counts_V[list(target.source)] += 1
+        return counts_V
 
     def dataset(self) -> Dataset:
         """Return what the trainer shuffles: numbers of rows, and their lengths."""

@@ -40,7 +40,7 @@ from soju.recipes.splade.student import (
 from soju.recipes.splade.term_rows import TrainingRows, training_rows
 from soju.recipes.splade.terms_config import PretrainedStudent, ScratchStudent, TeacherSettings, TermsConfig
 from soju.recipes.splade.terms_report import student_card, training_figures
-from soju.recipes.splade.terms_training import Trained, train_student
+from soju.recipes.splade.terms_training import Trained, planned_steps, refuse_missing_device, train_student
 from soju.report.run_report import write_report
 
 UNTRAINED = "untrained student"
@@ -51,7 +51,7 @@ def run(
     run_dir: RunDirectory,
     *,
     data: RunData | None = None,
-    resume: bool | Path = False,
+    resume: Path | None = None,
     workers: int = 2,
 ) -> Path:
     """Train, score and report.
@@ -60,7 +60,7 @@ def run(
         config: What to do.
         run_dir: Where everything goes.
         data: What `read_run_data` read, when that was done before the folder was made.
-        resume: Go on with the run that is in the folder: from its newest checkpoint that verifies, or from this one.
+        resume: A checkpoint to go on from; see `train_student`.
         workers: Threads of the morphological analyser.
 
     Returns:
@@ -70,6 +70,7 @@ def run(
         UserError: If data, student or teacher cannot be used; what was trained so far stays.
     """
     disable_progress_bar()  # of the libraries: they would draw one for every file of weights
+    refuse_missing_device(config.training)
 
     # 1. Read the data; refuse broken rows and evaluation texts that were trained on.
     data = data or read_run_data(config)
@@ -83,6 +84,9 @@ def run(
     # 3. Turn term mappings, and pairs if wanted, into rows; embed what the teacher reads once, cached by content.
     banned = [probe.source for probe in PROBES]
     rows = training_rows(data.training.terms, data.training.pairs, vocabulary, config, banned=banned)
+    if PartialState().is_main_process:
+        planned = {**asdict(rows.counts), **planned_steps(rows, config.training)}
+        write_json(run_dir.path / "data.json", {**data.training.statistics, "rows": planned})
     with PartialState().main_process_first():
         vectors = teacher_vectors(config, rows)
 
@@ -110,7 +114,6 @@ def run(
     # 7. Show how it learned, what texts expand to and what a search finds; report.
     measured.figures = [*training_figures(run_dir.path), *measured.figures]
     write_json(run_dir.path / "figures.json", measured.figures)
-    write_json(run_dir.path / "data.json", {**data.training.statistics, "rows": asdict(rows.counts)})
     for folder in (run_dir.best, run_dir.final):
         write_text(folder / "README.md", student_card(config, data, measured.scores))
         write_manifest(folder)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from accelerate import PartialState
 from scipy.sparse import csr_array
 from sentence_transformers import SparseEncoderTrainer, SparseEncoderTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback
 
 from soju.core.errors import RegressionError, UserError
 from soju.core.files import append_json_line
@@ -22,19 +23,24 @@ from soju.core.records import TermRow
 from soju.core.score import Score
 from soju.evaluation.setting import Setting
 from soju.evaluation.terms import evaluate_terms
+from soju.losses.sparsity import idf_term_cost
 from soju.models.pieces import readable_terms
 from soju.models.splade_encoder import SpladeEncoder
 from soju.models.teacher_cache import Embeddings
 from soju.quality.gate import QualityGate, Threshold
 from soju.quality.rollback import Attempt, RollbackSettings, train_with_rollback
 from soju.quality.verdicts import passed_steps, read_verdicts, record_verdict
+from soju.recipes.splade.encoders import spelled_pieces
 from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms
 from soju.recipes.splade.probes import PROBES, probe_report
 from soju.recipes.splade.student import Vocabulary
 from soju.recipes.splade.term_rows import TermsCollator, TrainingRows
-from soju.recipes.splade.terms_config import TermsConfig, TrainingSettings
+from soju.recipes.splade.terms_config import LossSettings, TermsConfig, TrainingSettings
 from soju.recipes.splade.terms_loss import TermsLoss
-from soju.training.checkpoints import checkpoint_step, newest_verified, set_aside_after
+from soju.search.weighting import idf
+from soju.training.checkpoints import checkpoint_step, newest_verified, resume_path, set_aside_after
+from soju.training.judging import OnEvaluation
+from soju.training.ranks import on_main_process
 from soju.training.reliable import ReliableTrainer
 from soju.training.sampling import LengthBuckets
 
@@ -56,17 +62,23 @@ class Validation(BaseEvaluator):
         rows: Development words, none of them trained on.
         vocabulary: The student's.
         probes: ``probes.jsonl`` of the run.
+
+    Raises:
+        UserError: If no development word has a term of one of the languages, so that nothing could be chosen by it.
     """
 
     def __init__(self, rows: Sequence[TermRow], vocabulary: Vocabulary, probes: Path) -> None:
         super().__init__()
         self.primary_metric = CHOSEN_BY
-        self.scores: list[Score] = []
-        """Of the last validation."""
         self._words = [row.ko for row in rows]
         self._english, self._korean = expected_terms(rows, vocabulary.terms)
+        for language, expected in (("English", self._english), ("Korean", self._korean)):
+            if not any(expected):
+                raise UserError(
+                    f"data.dev_terms: none of the {len(rows):,} development words has a {language} term that the "
+                    "vocabulary can spell; set a larger share"
+                )
         self._vocabulary = vocabulary
-        self._terms = readable_terms(vocabulary.tokenizer.convert_ids_to_tokens(range(len(vocabulary.tokenizer))))
         self._probes = probes
         self._setting = Setting.of_texts(
             [f"{row.ko}\t{[term.text for term in row.terms]}" for row in rows], subject="student", test_set="dev terms"
@@ -77,25 +89,26 @@ class Validation(BaseEvaluator):
     ) -> dict[str, float]:
         """Return the metrics of the development words."""
         vectors = model.encode_sparse(self._words)
-        self.scores = evaluate_terms(
+        terms = readable_terms(spelled_pieces(model.tokenizer, vectors.shape[1]))
+        scores = evaluate_terms(
             vectors,
             english=self._english,
             korean=self._korean,
-            vocabulary=self._terms,
+            vocabulary=terms,
             function_words=FUNCTION_WORDS,
             setting=self._setting,
         )
-        found = {score.name: score.value for score in self.scores}
-        chosen_by = found["preservation.ko@50"] + 2 * found["activation.en@50"]
-        self.scores.append(
-            self._setting.score(CHOSEN_BY, chosen_by, unit="", higher_is_better=True, texts=len(self._words))
-        )
-        self._watch_probes(model.encode_sparse([probe.source for probe in PROBES]), epoch=epoch, step=steps)
-        active = vectors.nnz / len(self._words)
-        return {score.name: score.value for score in self.scores} | {"active_terms": active}
+        found = {score.name: score.value for score in scores}
+        found[CHOSEN_BY] = found["preservation.ko@50"] + 2 * found["activation.en@50"]
+        self._watch_probes(model.encode_sparse([probe.source for probe in PROBES]), terms, epoch=epoch, step=steps)
+        return {**found, "active_terms": vectors.nnz / len(self._words)}
 
-    def _watch_probes(self, vectors: csr_array, *, epoch: float, step: int) -> None:
-        report = probe_report(vectors, self._vocabulary.terms, self._terms, function_words=FUNCTION_WORDS)
+    def judged(self, value: float) -> Score:
+        """Return the score that checkpoints are judged and chosen by."""
+        return self._setting.score(CHOSEN_BY, value, unit="", higher_is_better=True, texts=len(self._words))
+
+    def _watch_probes(self, vectors: csr_array, terms: Sequence[str], *, epoch: float, step: int) -> None:
+        report = probe_report(vectors, self._vocabulary.terms, terms, function_words=FUNCTION_WORDS)
         if PartialState().is_main_process:
             append_json_line(self._probes, {"epoch": epoch, "step": step, **report})
 
@@ -120,7 +133,7 @@ def train_student(
     config: TermsConfig,
     folder: Path,
     *,
-    resume: bool | Path = False,
+    resume: Path | None = None,
 ) -> Trained:
     """Train with validation, gate and rollback.
 
@@ -132,7 +145,8 @@ def train_student(
         dev: Development words.
         config: Settings of the run.
         folder: The run folder; gets ``checkpoints``, ``history.jsonl``, ``probes.jsonl``, ``verdicts.jsonl``.
-        resume: Go on from the newest checkpoint that verifies, or from this one.
+        resume: A checkpoint to go on from. When not given, a run that was begun in the folder goes on from its newest
+            checkpoint that verifies.
 
     Returns:
         The checkpoints.
@@ -146,19 +160,22 @@ def train_student(
     checkpoints = folder / "checkpoints"
     validation = Validation(dev, vocabulary, folder / "probes.jsonl")
     gate = _Gate(validation, config.training, folder / "verdicts.jsonl")
+    wanted = [resume] if isinstance(resume, Path) else []
     attempts = 0
 
     def attempt(attempt: Attempt) -> TermsTrainer:
         nonlocal attempts
         attempts = attempt.number + 1
-        gate.attempt = attempt.number
         trainer = make_trainer(student(), rows, vectors, vocabulary, validation, config, folder, attempt)
-        trainer.add_callback(gate.callback())
-        start: bool | Path | None = attempt.resume_from
-        if start is None and attempt.number == 0:
-            start = resume if isinstance(resume, Path) else (resume and newest_verified(checkpoints).path)
-        trainer.train(start or None)
+        trainer.add_callback(OnEvaluation(lambda step, metrics: gate.judge(step, metrics, attempt=attempt.number)))
+        trainer.train(wanted.pop() if wanted else attempt.resume_from)
         return trainer
+
+    def newest() -> Path | None:
+        found = resume_path(checkpoints)
+        if found.path is None and found.skipped:
+            raise UserError(f"{found}; see soju verify, or remove {checkpoints} to train from the beginning")
+        return found.path
 
     def passed() -> Path | None:
         return newest_verified(checkpoints, steps=passed_steps(read_verdicts(folder / "verdicts.jsonl"))).path
@@ -170,9 +187,10 @@ def train_student(
         attempt,
         settings=RollbackSettings(max_rollbacks=config.training.max_rollbacks),
         record=folder / "rollbacks.jsonl",
-        newest=lambda: newest_verified(checkpoints).path,
+        newest=newest,
         last_passed=passed,
         go_back=go_back,
+        on_main=on_main_process,
     )
     best = trainer.state.best_model_checkpoint
     last = newest_verified(checkpoints).path
@@ -190,11 +208,9 @@ def make_trainer(
     config: TermsConfig,
     folder: Path,
     attempt: Attempt,
-    *,
-    term_cost_V: torch.Tensor | None = None,
 ) -> TermsTrainer:
     """Put student, rows, loss and arguments into a trainer."""
-    loss = TermsLoss(student, config.losses, term_cost_V=term_cost_V)
+    loss = TermsLoss(student, config.losses, term_cost_V=term_costs(rows, student, config.losses))
     pad_id = vocabulary.tokenizer.pad_token_id
     trainer = TermsTrainer(
         model=student,
@@ -211,6 +227,14 @@ def make_trainer(
     if not is_shown():
         trainer.remove_callback(ProgressCallback)
     return trainer
+
+
+def term_costs(rows: TrainingRows, student: SpladeEncoder, losses: LossSettings) -> torch.Tensor | None:
+    """Return what the sparsity penalty charges for each term, ``(V,)``, by the texts that hold it; none when alike."""
+    if losses.flops_cost is None:
+        return None
+    idf_V = idf(rows.texts_with_term(student.get_embedding_dimension()), rows.counts.texts)
+    return idf_term_cost(torch.from_numpy(idf_V), form=losses.flops_cost)
 
 
 def training_arguments(
@@ -232,8 +256,7 @@ def training_arguments(
         UserError: If fp16 is asked for without a GPU.
     """
     training = config.training
-    if training.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("training.mixed_precision: fp16 needs a GPU, and none is here; set it to bf16 or off")
+    refuse_missing_device(training)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     every: dict[str, Any] = {"eval_strategy": "epoch" if validates else "no", "save_strategy": "epoch"}
     if training.validate_every:
@@ -256,7 +279,7 @@ def training_arguments(
         max_grad_norm=training.max_gradient_norm,
         fp16=training.mixed_precision == "fp16",
         bf16=training.mixed_precision == "bf16",
-        gradient_checkpointing=training.gradient_checkpointing,
+        activation_checkpointing=training.gradient_checkpointing,
         logging_strategy="steps",
         logging_steps=training.log_every,
         logging_first_step=True,
@@ -272,6 +295,19 @@ def training_arguments(
     )
 
 
+def planned_steps(rows: TrainingRows, training: TrainingSettings) -> dict[str, int]:
+    """Return the batches of an epoch on one rank, and the optimiser steps of the whole training."""
+    batches = -(-len(rows) // (training.batch_size * PartialState().num_processes))
+    steps = training.max_steps or math.ceil(-(-batches // training.accumulation) * training.epochs)
+    return {"batches": batches, "steps": steps}
+
+
+def refuse_missing_device(training: TrainingSettings) -> None:
+    """Refuse fp16 without a GPU (`UserError`)."""
+    if training.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("training.mixed_precision: fp16 needs a GPU, and none is here; set it to bf16 or off")
+
+
 class _Gate:
     """Judges each validation against the best so far."""
 
@@ -279,11 +315,13 @@ class _Gate:
         self._validation = validation
         self._gate = QualityGate([Threshold(metric=CHOSEN_BY, max_relative_drop=training.max_drop)])
         self._record = record
-        self.attempt = 0
 
-    def judge(self, step: int) -> None:
-        """Record the verdict on the last validation; raise when it did not pass."""
-        (score,) = [score for score in self._validation.scores if score.name == CHOSEN_BY]
+    def judge(self, step: int, metrics: Mapping[str, float], *, attempt: int) -> None:
+        """Record the verdict on a validation; raise on every rank when it did not pass."""
+        score = self._validation.judged(metrics[f"eval_{CHOSEN_BY}"])
+        on_main_process(lambda: self._judge(score, step=step, attempt=attempt))
+
+    def _judge(self, score: Score, *, step: int, attempt: int) -> None:
         earlier = [
             Score.from_json(row["scores"][0])
             for row in read_verdicts(self._record)
@@ -291,20 +329,6 @@ class _Gate:
         ]
         best = max(earlier, key=lambda score: score.value, default=score)
         verdict = self._gate.judge([score], [best])
-        if PartialState().is_main_process:
-            record_verdict(self._record, verdict, where="training", step=step, attempt=self.attempt, scores=[score])
+        record_verdict(self._record, verdict, where="training", step=step, attempt=attempt, scores=[score])
         if not verdict.passed:
             raise RegressionError(f"step {step:,}: {'; '.join(verdict.reasons)}")
-
-    def callback(self) -> TrainerCallback:
-        """Return the trainer callback that judges."""
-        return _Judge(self)
-
-
-class _Judge(TrainerCallback):
-    def __init__(self, gate: _Gate) -> None:
-        self._gate = gate
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Judge what was just measured."""
-        self._gate.judge(state.global_step)
