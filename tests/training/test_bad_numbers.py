@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import TrainerCallback
 
@@ -160,11 +161,39 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_refused_too(tmp_pa
     assert all(torch.isfinite(value).all() for value in weights(trainer).values())
 
 
-def test_the_loss_scale_of_fp16_may_overflow_without_being_counted(tmp_path):
+@pytest.fixture
+def half_precision(monkeypatch):
+    """A trainer that trains as fp16 on a GPU does, on the CPU: autocast, and a scale that overflows at first."""
+    monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "fp16")
+
+    def make(folder, **settings):
+        trainer = plain_trainer(folder, save_steps=3, logging_steps=1, **settings)
+        trainer.accelerator.native_amp = True
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=4)
+        AcceleratorState._shared_state["_mixed_precision"] = "fp16"
+        return trainer
+
+    return make
+
+
+def test_an_overflow_that_the_loss_scaler_finds_is_not_counted_and_resumes_exactly(tmp_path, half_precision):
+    trainer = half_precision(tmp_path, max_steps=12, extra={"bad_steps_limit": 2})
+    trainer.train()
+    rows = history(tmp_path)
+    overflows = [row for row in rows if row.get("grad_norm", 0) is None and row["loss"] is not None]
+    assert len(overflows) >= 3  # more in a row than the limit
+    assert trainer._bad_numbers.total == sum("refused" in row for row in rows) <= 1
+    resumed = half_precision(tmp_path, max_steps=12, extra={"bad_steps_limit": 2})
+    resumed.train(tmp_path / "checkpoints" / "checkpoint-3")
+    assert resumed.accelerator.scaler.get_scale() == trainer.accelerator.scaler.get_scale()
+    assert all(torch.equal(value, weights(trainer)[name]) for name, value in weights(resumed).items())
+
+
+def test_a_scale_that_was_halved_down_to_one_does_not_excuse_the_gradient(tmp_path):
     trainer = plain_trainer(tmp_path)
     trainer.accelerator.scaler = Scaler(65536.0)
     assert trainer._scaler_will_skip()
-    trainer.accelerator.scaler = Scaler(1.0)  # scaled down to nothing: now it is the gradient itself
+    trainer.accelerator.scaler = Scaler(1.0)
     assert not trainer._scaler_will_skip()
 
 
