@@ -17,7 +17,6 @@ from soju.report.number_format import format_value, format_weight, is_cost, unit
 from soju.report.run_contents import Comparison, Expansion, Search
 from soju.report.score_tables import Cell, ScoreTable, build_tables
 
-
 _COLOURS = {"ko": "blue", "en": "yellow", "other": "bright_black"}
 _FINDINGS = {"better": "green", "worse": "red", "undecided": "bright_black"}
 _BAR_WIDTH = 24

@@ -43,6 +43,8 @@ def validate_mode(values: Mapping[str, Any], *, place: str) -> SpladeConfig:
 def open_run_folder(folder: Path, settings: SpladeConfig, text: str, *, resumes: bool) -> RunDirectory:
     """Make the run folder, or open the one to resume; under torchrun the first rank does it.
 
+    After torchrun restarted its processes (``--max-restarts``), a run that is there is resumed.
+
     When torchrun has restarted its processes, the run that they had begun is resumed.
 
     Args:

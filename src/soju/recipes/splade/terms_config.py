@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from soju.core.config import Settings
 from soju.recipes.splade.config import (
@@ -198,6 +198,11 @@ class TrainingSettings(Settings):
     """Largest fall of the validation score below the best so far, as a fraction of it; the run rolls back beyond it."""
     max_rollbacks: int = Field(default=2, ge=0)
     """How often the run may go back after a regression or after numbers that are not finite, before it gives up."""
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare off as false
 
 
 class TermsConfig(Settings):

@@ -22,7 +22,7 @@ from soju.models.static_encoder import StaticEncoder
 from soju.models.teacher import SentenceTransformerTeacher
 from soju.models.teacher_cache import Embeddings, cached_embeddings
 from soju.recipes.splade.comparing import write_query_scores
-from soju.recipes.splade.config import StaticConfig
+from soju.recipes.splade.config import SearchSettings, StaticConfig
 from soju.recipes.splade.encoders import NeuralEncoder
 from soju.recipes.splade.indexing import expand
 from soju.recipes.splade.probes import PROBES
@@ -105,7 +105,7 @@ def run(
     # 6. Score it against itself untrained, the static encoder, BM25, dictionary look-up and the teacher.
     subjects = [Subject(STUDENT, student), Subject(UNTRAINED, NeuralEncoder(start.student()))]
     if start.static is not None:
-        subjects.append(Subject(SUBJECT, start.static))
+        subjects.append(Subject(SUBJECT, start.static, start.search))
     measured = score(
         subjects, data, config, run_dir.best, teacher=_embed_with(config), vocabulary=vocabulary, workers=workers
     )
@@ -165,6 +165,12 @@ class Start:
     def static(self) -> StaticEncoder | None:
         """The static encoder; none below a pretrained student."""
         return StaticEncoder.load(self._static_folder) if isinstance(self._config.student, ScratchStudent) else None
+
+    @property
+    def search(self) -> SearchSettings:
+        """How the static encoder's documents are weighted."""
+        config = self._config.student
+        return config.static.search if isinstance(config, ScratchStudent) else SearchSettings()
 
     def student(self) -> SpladeEncoder:
         """Return a fresh copy of the student as it starts."""
