@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import suppress
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from soju.core.score import Score
     from soju.data.log import ReadLog
+    from soju.evaluation import significance
     from soju.recipes.splade.reading import SpladeConfig
     from soju.report.run_contents import Comparison
 
@@ -130,7 +132,6 @@ def evaluate(
     from soju.recipes.splade.indexing import model_folder, open_model, search_settings_of
     from soju.recipes.splade.reading import read_run_data
     from soju.recipes.splade.scoring import Subject, score
-    from soju.report.run_contents import Comparison
 
     settings, _ = _read_config(config, overrides)
     encoder, _ = open_model(model)
@@ -141,7 +142,7 @@ def evaluate(
         search_settings_of(folder),
     )
     measured = score([subject], read_run_data(settings), settings, folder)
-    comparisons = [Comparison.model_validate(comparison.to_json()) for comparison in measured.comparisons]
+    comparisons = _as_reported(measured.comparisons)
     _print_tables(measured.scores, comparisons)
     if out is not None:
         write_json(out, [item.to_json() for item in measured.scores])
@@ -267,13 +268,11 @@ def compare(
 ) -> None:
     """Compare two runs query by query, with intervals, and what their models light up for the probe words."""
     from soju.recipes.splade.comparing import compare_runs, probe_models
-    from soju.report.run_contents import Comparison
     from soju.report.terminal import differences_table, probes_table
 
     if (subject / "query_scores.json").is_file() or (baseline / "query_scores.json").is_file():
         differences = compare_runs(subject, baseline, samples=samples, seed=seed)
-        found = [Comparison.model_validate(difference.to_json()) for difference in differences]
-        console.print(differences_table(found, title=f"{subject} minus {baseline}"))
+        console.print(differences_table(_as_reported(differences), title=f"{subject} minus {baseline}"))
     console.print(probes_table(probe_models([str(subject), str(baseline)])))
 
 
@@ -404,6 +403,13 @@ def _print_scores(folder: Path) -> None:
 
     contents = read_run(folder)
     _print_tables(contents.scores, contents.comparisons)
+
+
+def _as_reported(comparisons: Sequence[significance.Comparison]) -> list[Comparison]:
+    """Return what a report reads of comparisons, without the values of every query."""
+    from soju.report.run_contents import Comparison
+
+    return [Comparison.model_validate_json(json.dumps(comparison.to_json())) for comparison in comparisons]
 
 
 def _print_tables(scores: Sequence[Score], comparisons: Sequence[Comparison]) -> None:

@@ -45,8 +45,6 @@ def open_run_folder(folder: Path, settings: SpladeConfig, text: str, *, resumes:
 
     After torchrun restarted its processes (``--max-restarts``), a run that is there is resumed.
 
-    When torchrun has restarted its processes, the run that they had begun is resumed.
-
     Args:
         folder: Where.
         settings: Of the run.
