@@ -377,11 +377,19 @@ def test_lengths_beyond_the_models_positions_are_refused():
         SpladeEncoder.from_model(model, tokenizer, max_seq_length=64, device="cpu")
 
 
+def test_pickled_weights_are_refused(tmp_path):
+    save(make("bert"), tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no model with weights as safetensors"):
+        SpladeEncoder(tmp_path, device="cpu")
+
+
 def test_a_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path}: no model can be loaded"):
+    with pytest.raises(UserError, match=f"{tmp_path}: no model with weights as safetensors can be loaded"):
         SpladeEncoder(tmp_path, device="cpu")
 
 
 def test_a_hub_id_that_cannot_be_had_is_named():
-    with pytest.raises(UserError, match="nobody/nothing: no model can be loaded"):
+    with pytest.raises(UserError, match="nobody/nothing: no model with weights as safetensors can be loaded"):
         SpladeEncoder("nobody/nothing", device="cpu", local_files_only=True)

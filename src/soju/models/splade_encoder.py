@@ -44,10 +44,14 @@ class SpladeEncoder(SparseEncoder):
             model_name_or_path = str(model_name_or_path)
             if Path(model_name_or_path).is_dir():
                 kwargs["local_files_only"] = True  # or a relative path would be looked up on the hub
+            kwargs["model_kwargs"] = {**(kwargs.get("model_kwargs") or {}), "use_safetensors": True}  # never a pickle
         try:
             super().__init__(model_name_or_path, **kwargs)
         except OSError as error:
-            raise UserError(f"{model_name_or_path}: no model can be loaded; {str(error).splitlines()[0]}") from error
+            why = str(error).splitlines()[0]
+            raise UserError(
+                f"{model_name_or_path}: no model with weights as safetensors can be loaded; {why}"
+            ) from error
         self._limit_length(max_seq_length)
 
     @classmethod
@@ -126,7 +130,7 @@ class SpladeEncoder(SparseEncoder):
     def _load_default_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[list[nn.Module], dict[str, Any]]:
         """Refuse what is no masked language model before its weights are read."""
         if Path(model_name_or_path).is_dir() and not Path(model_name_or_path, "config.json").is_file():
-            raise UserError(f"{model_name_or_path}: no model can be loaded; there is no config.json")
+            raise FileNotFoundError(f"{model_name_or_path} has no config.json")
         hub = {key: kwargs[key] for key in ("token", "revision", "trust_remote_code", "local_files_only")}
         config = AutoConfig.from_pretrained(model_name_or_path, cache_dir=kwargs["cache_folder"], **hub)
         if not any(name.endswith("ForMaskedLM") for name in config.architectures or []):
