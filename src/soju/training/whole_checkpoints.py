@@ -65,7 +65,9 @@ class WholeCheckpoints(_Trainer):
                 checkpoints.publish(staging / final.name, final)
         except Exception as error:
             full = checkpoints.explain_failure(error, folder, staging=staging, needed=needed)
-            raise full or error from (error if full else None)
+            if full:
+                raise full from error
+            raise
         finally:
             self._staging = None
         if self.args.should_save:
