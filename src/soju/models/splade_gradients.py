@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from soju.models import splade_loops
+from soju.models.shared_gradient import sum_rows
 from soju.models.splade_tiles import text_offsets, tiles
 
 CELLS_PER_ENTRY = 12
@@ -24,7 +24,6 @@ CELLS_PER_ENTRY_WITH_TORCH = 64
 """The same where entries are gathered with torch's own operators: a cautious guess."""
 GATHERED_NUMBERS = 1 << 24
 """Numbers gathered at a time there: 64 MiB in float32."""
-NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 @dataclass(frozen=True)
@@ -38,29 +37,26 @@ class LogitsGradient:
     lengths_B: Tensor
     """Tokens of each text, on the CPU."""
 
-    def factors(
+    def add_to(
         self,
+        sums_NH: Tensor | None,
+        sums_VH: Tensor | None,
         hidden_NH: Tensor,
         weight_VH: Tensor,
         *,
-        wanted: tuple[bool, bool],
         tile: int,
         dtype: torch.dtype,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Multiply with both factors.
+    ) -> None:
+        """Add the gradients of both factors.
 
         Args:
+            sums_NH: For the left factor, in the gradient's dtype; None when it is not wanted.
+            sums_VH: For the right factor, in that factor's dtype; None when it is not wanted.
             hidden_NH: The left factor.
             weight_VH: The right factor.
-            wanted: Which factors' gradients to return.
             tile: Terms of a tile, for dense products.
             dtype: What dense products are multiplied in.
-
-        Returns:
-            Gradients of the left and the right factor, in their dtypes; None for one that is not wanted.
         """
-        sums_NH = torch.zeros_like(hidden_NH, dtype=self.gradient_BV.dtype) if wanted[0] else None
-        sums_VH = lazy_zeros_like(weight_VH) if wanted[1] else None
         entries = int(torch.count_nonzero(self.gradient_BV))
         cells = len(hidden_NH) * len(weight_VH)
         with_loops = splade_loops.usable(hidden_NH) and self.gradient_BV.dtype == weight_VH.dtype
@@ -70,7 +66,6 @@ class LogitsGradient:
             self._with_loops(hidden_NH, weight_VH, sums_NH, sums_VH)
         else:
             self._with_torch(hidden_NH, weight_VH, sums_NH, sums_VH)
-        return None if sums_NH is None else sums_NH.to(hidden_NH.dtype), sums_VH
 
     def _with_loops(self, hidden_NH: Tensor, weight_VH: Tensor, sums_NH: Tensor | None, sums_VH: Tensor | None) -> None:
         entries = self.gradient_BV.numpy(), self.argmax_BV.numpy(), text_offsets(self.lengths_B)
@@ -101,9 +96,9 @@ class LogitsGradient:
             self._scatter(part, gradient_NT)
             product_NT = gradient_NT.to(dtype)
             if sums_NH is not None:
-                sums_NH += product_NT @ weight_VH[part].to(dtype)
+                add_product(sums_NH, product_NT, weight_VH[part].to(dtype))
             if sums_VH is not None:
-                sums_VH[part] = product_NT.t() @ hidden_NH
+                add_product(sums_VH[part], product_NT.t(), hidden_NH)
 
     def _scatter(self, part: slice, gradient_NT: Tensor) -> None:
         """Lay the gradient of one tile out as a dense matrix."""
@@ -119,6 +114,14 @@ class LogitsGradient:
         return (self.lengths_B.cumsum(0) - self.lengths_B).to(self.gradient_BV.device)
 
 
+def add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left @ right`` in place, also to sums of another dtype."""
+    if sums.dtype == left.dtype:
+        sums.addmm_(left, right)
+    else:
+        sums += left @ right
+
+
 def add_rows(sums_RH: Tensor, row_E: Tensor, gradient_E: Tensor, factor: Tensor, index_E: Tensor) -> None:
     """Add ``gradient[e] * factor[index[e]]`` to ``sums[row[e]]`` for every entry.
 
@@ -132,15 +135,6 @@ def add_rows(sums_RH: Tensor, row_E: Tensor, gradient_E: Tensor, factor: Tensor,
     step = max(1, GATHERED_NUMBERS // factor.shape[1])
     for start in range(0, len(row_E), step):
         part = slice(start, start + step)
-        rows_U, counts_U = torch.unique_consecutive(row_E[part], return_counts=True)
         products_EH = gradient_E[part, None] * factor[index_E[part]]
-        sums_UH = torch.segment_reduce(products_EH, "sum", lengths=counts_U, unsafe=True)
-        # No row occurs twice, so the order of additions is fixed.
-        sums_RH.index_add_(0, rows_U, sums_UH.to(sums_RH.dtype))
-
-
-def lazy_zeros_like(weight_VH: Tensor) -> Tensor:
-    """Return zeros; on the CPU the system maps their pages when they are first written: untouched rows cost nothing."""
-    if weight_VH.device.type == "cpu" and weight_VH.dtype in NUMPY_DTYPES:
-        return torch.from_numpy(np.zeros(tuple(weight_VH.shape), NUMPY_DTYPES[weight_VH.dtype]))
-    return torch.zeros_like(weight_VH)
+        row_U, sum_UH = sum_rows(row_E[part], products_EH)
+        sums_RH.index_add_(0, row_U, sum_UH.to(sums_RH.dtype))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from soju.models.shared_gradient import lazy_zeros_like, offer_gradient, offered_gradient
 from soju.models.splade_gradients import LogitsGradient
 from soju.models.splade_tiles import TileReducer, product_dtype, tiles
 
@@ -108,11 +109,15 @@ class _SignedMaxima(torch.autograd.Function):
         if not lengths_B.all():
             gradient_BV = gradient_BV.masked_fill((lengths_B == 0).to(gradient_BV.device)[:, None], 0)
         gradient = LogitsGradient(gradient_BV.contiguous(), argmax_BV, lengths_B)
-        hidden_gradient_NH, weight_gradient_VH = gradient.factors(
-            hidden_NH, weight_VH, wanted=(for_hidden, for_weight), tile=ctx.tile, dtype=ctx.dtype
-        )
+        sums_NH = torch.zeros_like(hidden_NH, dtype=gradient_BV.dtype) if for_hidden else None
+        sums_VH = offered = offered_gradient(weight_VH) if for_weight else None
+        if for_weight and sums_VH is None:
+            sums_VH = lazy_zeros_like(weight_VH)
+            offer_gradient(weight_VH, sums_VH)
+        gradient.add_to(sums_NH, sums_VH, hidden_NH, weight_VH, tile=ctx.tile, dtype=ctx.dtype)
         bias_gradient_V = gradient_BV.sum(dim=0).to(ctx.bias_dtype) if for_bias else None
-        return hidden_gradient_NH, weight_gradient_VH, bias_gradient_V, None, None, None
+        hidden_gradient_NH = None if sums_NH is None else sums_NH.to(hidden_NH.dtype)
+        return hidden_gradient_NH, (sums_VH if offered is None else None), bias_gradient_V, None, None, None
 
 
 class _SpladeWeights(torch.autograd.Function):

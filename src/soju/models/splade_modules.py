@@ -17,6 +17,7 @@ from sentence_transformers.sparse_encoder.modules import SpladePooling
 from torch import Tensor, nn
 
 from soju.core.errors import UserError
+from soju.models.shared_gradient import share_gradient
 from soju.models.splade_head import signed_maxima, splade_weights
 
 _skip_output: ContextVar[bool] = ContextVar("_skip_output", default=False)
@@ -128,6 +129,9 @@ def fuse(modules: list[Any], *, name: str) -> None:
     output.__class__ = OutputEmbedding
     transformer.__class__, pooling.__class__ = FusedTransformer, FusedPooling
     pooling.embedding_dimension = output.out_features
+    embedding = transformer.model.get_input_embeddings()
+    if embedding.weight is output.weight:
+        share_gradient(embedding)
     if not _hidden_states_give_logits(transformer):
         raise UserError(
             f"{name}: {type(transformer.model).__name__} does more to its logits than its output embedding does, which "
