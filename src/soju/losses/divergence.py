@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-_NEVER = -1e4
+NEVER = -1e4
 """A logit whose probability is 0; finite, because 0 times the logarithm of 0 must stay 0."""
 SHORTEST = 1e-6
 """Vectors shorter than this count as zero: their direction is noise and its gradient, 1 / length, has no bound."""
@@ -46,17 +46,17 @@ def in_batch_distillation(
         raise ValueError(f"temperature must be > 0, got {temperature}")
     # Half precision is no good for numbers that are divided by 0.05 and exponentiated.
     with torch.autocast(student_BV.device.type, enabled=False):
-        student_BB = _cosines(student_BV) / temperature
-        teacher_BB = _cosines(teacher_BD.detach()) / temperature
+        student_BB = cosines(student_BV) / temperature
+        teacher_BB = cosines(teacher_BD.detach()) / temperature
         if not with_self:
             itself_BB = torch.eye(len(student_BB), dtype=torch.bool, device=student_BB.device)
-            student_BB = student_BB.masked_fill(itself_BB, _NEVER)
-            teacher_BB = teacher_BB.masked_fill(itself_BB, _NEVER)
+            student_BB = student_BB.masked_fill(itself_BB, NEVER)
+            teacher_BB = teacher_BB.masked_fill(itself_BB, NEVER)
         target_BB = log_softmax(teacher_BB, dim=1).to(student_BB.dtype)
         return kl_div(log_softmax(student_BB, dim=1), target_BB, log_target=True, reduction="batchmean")
 
 
-def _cosines(vectors: Tensor) -> Tensor:
+def cosines(vectors: Tensor) -> Tensor:
     """Return the ``(B, B)`` cosines without a normalised copy of the vectors; float64 stays float64."""
     if vectors.dtype != torch.float64:
         vectors = vectors.float()

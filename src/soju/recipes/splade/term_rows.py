@@ -219,6 +219,19 @@ def training_rows(
     )
 
 
+def partners(sizes: Sequence[int]) -> Tensor:
+    """Return the place of each text's translation in a batch of rows of one or two texts, -1 for none.
+
+    >>> partners([2, 1, 2]).tolist()
+    [1, 0, -1, 4, 3]
+    """
+    places: list[int] = []
+    for size in sizes:
+        start = len(places)
+        places += [start + 1, start] if size == 2 else [-1]
+    return torch.tensor(places)
+
+
 class TermsCollator:
     """Makes a batch of rows: padded tokens, targets, teacher vectors."""
 
@@ -243,7 +256,11 @@ class TermsCollator:
         return {
             "text_input_ids": input_ids,
             "text_attention_mask": mask,
-            "label": {"targets": targets, **self._teacher([n for row in rows for n in self._rows.teacher[row]])},
+            "label": {
+                "targets": targets,
+                "partner": partners([len(self._rows.input_ids[row]) for row in rows]),
+                **self._teacher([n for row in rows for n in self._rows.teacher[row]]),
+            },
         }
 
     def _teacher(self, numbers: Sequence[int]) -> dict[str, Tensor]:

@@ -145,6 +145,9 @@ class LossSettings(Settings):
     """Weight of the hinge that pulls up targets below `target_margin`."""
     distillation: float = Field(default=1.5, ge=0)
     """Weight of the in-batch distillation; 0 needs no teacher."""
+    translation: float = Field(default=0.0, ge=0)
+    """Weight of telling a text's translation from the other texts of the batch (InfoNCE); needs `both_directions`, but
+    no teacher."""
     flops: float = Field(default=5e-5, ge=0)
     """Weight of the sparsity penalty."""
     target_margin: float = Field(default=2.0, gt=0)
@@ -229,6 +232,8 @@ class TermsConfig(Settings):
     def _parts_fit(self) -> Self:
         if self.losses.distillation > 0 and self.teacher is None:
             raise ValueError("losses.distillation needs a teacher; give teacher.model, or set losses.distillation to 0")
+        if self.losses.translation > 0 and not self.data.both_directions:
+            raise ValueError("losses.translation needs both texts of a row; set data.both_directions to true")
         scratch = isinstance(self.student, ScratchStudent)
         if scratch and not (self.data.pairs or self.data.passages):
             raise ValueError("a student from scratch needs data.pairs or data.passages for its tokenizer and table")

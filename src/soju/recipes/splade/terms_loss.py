@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from soju.losses.contrastive import in_batch_translation
 from soju.losses.divergence import in_batch_distillation
 from soju.losses.sparsity import flops
 from soju.losses.terms import signed_terms, v19_terms
@@ -73,6 +74,11 @@ class TermsLoss(nn.Module):
                 with_self=settings.with_self,
             )
             weights["distillation"] = settings.distillation
+        if settings.translation > 0:
+            raw["translation"] = in_batch_translation(
+                weights_BV, labels["partner"].to(weights_BV.device), temperature=settings.temperature
+            )
+            weights["translation"] = settings.translation
         raw["flops"] = flops(weights_BV, term_cost_V=self.term_cost_V, across_ranks=True)
         weights["flops"] = settings.flops if self.progress() >= settings.flops_from else 0.0
         self.raw_terms = {name: value.detach() for name, value in raw.items()}

@@ -21,6 +21,7 @@ _PANELS = {
     "loss_english": "English targets",
     "loss_margin": "margin",
     "loss_distillation": "distillation",
+    "loss_translation": "translation",
     "loss_flops": "FLOPS",
     "loss_active_terms": "active terms a text",
 }
