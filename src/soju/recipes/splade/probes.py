@@ -61,13 +61,13 @@ def probe_report(
         function_words: Function words of both languages, which count as noise.
 
     Returns:
-        ``preservation``, ``activation``, their sum ``combined``, ``noise`` (fractions), ``active_terms``, and the ten
-        heaviest terms of each probe.
+        ``preservation`` and ``activation`` (0 where the vocabulary can spell none of the words), their sum
+        ``combined``, ``noise`` (fractions), ``active_terms``, and the ten heaviest terms of each probe.
     """
     top = top_terms(vectors, TOP)
     korean = [set(ids) for ids in terms_of([probe.korean for probe in PROBES])]
     english = [set(ids) for ids in terms_of([probe.english for probe in PROBES])]
-    preservation, activation = found_share(top, korean), found_share(top, english)
+    preservation, activation = (found_share(top, expected) if any(expected) else 0.0 for expected in (korean, english))
     return {
         "preservation": preservation,
         "activation": activation,

@@ -75,8 +75,8 @@ class Validation(BaseEvaluator):
         for language, expected in (("English", self._english), ("Korean", self._korean)):
             if not any(expected):
                 raise UserError(
-                    f"data.dev_terms: none of the {len(rows):,} development words has a {language} term that the "
-                    "vocabulary can spell; set a larger share"
+                    f"data.dev_terms: none of the {len(rows):,} development words has a term in {language} that "
+                    "the vocabulary can spell; set a larger share"
                 )
         self._vocabulary = vocabulary
         self._probes = probes
@@ -272,7 +272,7 @@ def training_arguments(
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
         learning_rate=training.learning_rate,
-        learning_rate_mapping={r"\.layers\.": layers} if layers else {},
+        learning_rate_mapping={r"\.layers?\.": layers} if layers else {},
         weight_decay=training.weight_decay,
         lr_scheduler_type="linear",
         warmup_steps=training.warm_up,
