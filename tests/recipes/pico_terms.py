@@ -1,7 +1,7 @@
 """Runs of mode ``terms`` that take a second: hidden 32, one layer, twelve sentence pairs; also a program to kill.
 
-With ``tests`` on PYTHONPATH, ``python pico_terms.py`` runs for each line ``FOLDER [key=value ...]`` it reads, in a fork
-that costs no imports, and resumes when there is a run to resume.
+With ``tests`` on PYTHONPATH, ``python pico_terms.py START`` runs, in a fork that costs no imports, for each line it
+reads: ``recipe FOLDER`` the whole recipe, ``student FOLDER`` only the training, from START; what was begun is resumed.
 """
 
 import os
@@ -10,11 +10,10 @@ import traceback
 from pathlib import Path
 
 import torch
-from small_bilingual import PAIRS, TERMS
 
 from models.pico_masked_lms import build
+from recipes.small_bilingual import PAIRS, TERMS
 from soju.core.config import apply_overrides
-from soju.core.errors import UserError
 from soju.core.records import Term, TermRow
 from soju.data.log import ReadLog
 from soju.models.splade_encoder import SpladeEncoder
@@ -23,6 +22,7 @@ from soju.recipes.splade.reading import RunData, TrainingData
 from soju.recipes.splade.student import plain_vocabulary
 from soju.recipes.splade.term_rows import training_rows
 from soju.recipes.splade.terms_training import train_student
+from soju.report import run_report
 
 DEV = [
     TermRow("의사", (Term("doctor", 1.0),)),
@@ -105,17 +105,21 @@ def run_pico(folder, *overrides, resume=None):
     return run_mode(config, run_dir, data=scratch_data(), resume=resume or begun, workers=1)
 
 
-class Pretrained:
-    """`train_student` on a masked language model of two layers with its own vocabulary."""
+def save_start(folder):
+    """Save a masked language model of two layers; its tokenizer is another one every time it is trained."""
+    model, tokenizer = build("unigram")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
-    def __init__(self, folder, *overrides):
+
+class Pretrained:
+    """`train_student` on a masked language model with its own vocabulary."""
+
+    def __init__(self, folder, *overrides, start):
         self.folder = folder
-        self.start = folder / "start"
-        if not self.start.is_dir():
-            model, tokenizer = build("unigram")
-            model.save_pretrained(self.start)
-            tokenizer.save_pretrained(self.start)
-        student = {"init": "pretrained", "model": str(self.start), "max_length": 16}
+        self.start = start
+        student = {"init": "pretrained", "model": str(start), "max_length": 16}
         data = {"terms": ["unused.jsonl"]}
         self.config = config_of({**SCRATCH, "student": student, "data": data}, *overrides)
         self.vocabulary = plain_vocabulary(self.student().tokenizer)
@@ -130,21 +134,32 @@ class Pretrained:
         )
 
 
-def serve():
+def no_figures(figures, folder):
+    """Stand in for `draw_figures`, which takes longer than all the rest of a run."""
+    return []
+
+
+def run_line(kind, folder, start):
+    run_report.draw_figures = no_figures
+    if kind == "recipe":
+        run_pico(folder)
+    else:
+        folder.mkdir(exist_ok=True)
+        Pretrained(folder, start=start).train()
+
+
+def serve(start):
     """Answer each line with the process id of the fork, and with its exit code when it ends."""
     torch.set_num_threads(1)
     print("ready", flush=True)
     for line in sys.stdin:
-        folder, *overrides = line.split()
+        kind, folder = line.split()
         child = os.fork()
         if child == 0:
             with open(os.devnull, "w") as nothing:
                 os.dup2(nothing.fileno(), 1)
             try:
-                run_pico(Path(folder), *overrides)
-            except UserError as error:
-                print(error, file=sys.stderr, flush=True)
-                os._exit(error.exit_code)
+                run_line(kind, Path(folder), start)
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
@@ -154,4 +169,4 @@ def serve():
 
 
 if __name__ == "__main__":
-    serve()
+    serve(Path(sys.argv[1]))

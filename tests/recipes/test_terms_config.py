@@ -44,6 +44,7 @@ def test_an_unknown_mode_is_refused_with_the_ones_there_are(mode):
     ("override", "message"),
     [
         ("losses.distillation=1.5", "losses.distillation needs a teacher"),
+        ("losses.translation=1", "losses.translation needs both texts of a row; set data.both_directions to true"),
         ("teacher={}", "teacher: give either model or vectors"),
         ("teacher={model: a/b, vectors: v.safetensors}", "teacher: give either model or vectors"),
         ("data.terms=[]", "terms are needed"),

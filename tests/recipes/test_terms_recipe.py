@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from pico_terms import DEV, SCRATCH, WORDS, Pretrained
+from pico_terms import DEV, SCRATCH, WORDS, no_figures, save_start
 from sentence_transformers import SparseEncoder
 from small_bilingual import PAIRS, TERMS
 
@@ -64,6 +64,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def run(folder):
     return folder / "run"
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    monkeypatch.setattr("soju.report.run_report.draw_figures", no_figures)
 
 
 def test_a_run_leaves_everything_the_report_promises(run):
@@ -206,14 +211,14 @@ def test_a_saved_student_is_scored_as_the_run_scored_it(folder, run, tmp_path):
         assert len(found) == 1
 
 
-def test_the_same_settings_give_the_same_bytes(folder, run):
+def test_the_same_settings_give_the_same_bytes(folder, run, undrawn):
     soju("train", folder / "pico.yaml", "--out", folder / "again", "evaluation.sets=[]", "--workers", 1)
     for name in ("best", "final", "untrained", "static"):
         weights = f"{name}/model.safetensors"
         assert (folder / "again" / weights).read_bytes() == (run / weights).read_bytes(), name
 
 
-def test_a_finished_run_can_be_resumed_and_stays_as_it_was(folder, run):
+def test_a_finished_run_can_be_resumed_and_stays_as_it_was(folder, run, undrawn):
     before = {name: (run / name / "model.safetensors").read_bytes() for name in ("best", "final")}
     history = (run / "history.jsonl").read_bytes()
     soju("train", folder / "pico.yaml", "--out", run, "--resume", "--workers", 1)
@@ -240,9 +245,9 @@ def test_what_cannot_be_resumed_is_refused(folder, run, monkeypatch, arguments, 
     assert message in str(refused.value)
 
 
-def test_the_published_preset_trains_a_pretrained_student_of_a_teacher(tmp_path, monkeypatch, capsys):
+def test_the_published_preset_trains_a_pretrained_student_of_a_teacher(tmp_path, monkeypatch, capsys, undrawn):
     monkeypatch.chdir(tmp_path)
-    Pretrained(tmp_path)
+    save_start(tmp_path / "start")
     save_pico_teacher(tmp_path / "teacher")
     rows = [{"ko": ko, "terms": list(terms)} for ko, *terms in WORDS]
     (tmp_path / "terms.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -139,7 +139,16 @@ def test_the_collator_keeps_the_texts_of_a_row_together(vocabulary):
     assert batch["text_attention_mask"].tolist() == [[1] * 4, [1] * 4, [1, 1, 1, 0], [1, 1, 1, 0]]
     targets = batch["label"]["targets"]
     assert (targets.rows, targets.source.rows_T.tolist()) == (4, [0, 0, 1, 1, 2, 3])
-    assert batch["label"].keys() == {"targets"}
+    assert batch["label"]["partner"].tolist() == [1, 0, 3, 2]  # each text's translation
+    assert "teacher" not in batch["label"]
+
+
+def test_a_text_whose_row_has_no_translation_has_no_partner(vocabulary):
+    terms = [term_row("물", ("깊은", 1.0)), ROW]
+    batch = TermsCollator(rows_of(vocabulary, terms, "data.both_directions=true"), None, pad_id=0)(
+        [{"row": 0}, {"row": 1}]
+    )
+    assert batch["label"]["partner"].tolist() == [-1, 2, 1]
 
 
 def test_the_collator_hands_out_the_teachers_vectors_of_the_texts_that_have_one(vocabulary):
