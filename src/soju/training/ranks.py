@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
 from torch import distributed
 
 from soju.core.errors import UserError
 
 T = TypeVar("T")
+
+
+def ranks_on_cpu() -> bool:
+    """Tell whether torchrun started several processes on a machine without a GPU.
+
+    accelerate and transformers must be told (``cpu``, ``use_cpu``), or each process would train alone.
+    """
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+
+
+def join_ranks() -> None:
+    """Form one group of the processes that torchrun started; call it before anything is shared between them."""
+    PartialState(cpu=ranks_on_cpu())
 
 
 def largest(values: list[int], device: torch.device) -> list[int]:

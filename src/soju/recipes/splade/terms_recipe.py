@@ -42,6 +42,7 @@ from soju.recipes.splade.terms_config import PretrainedStudent, ScratchStudent, 
 from soju.recipes.splade.terms_report import student_card, training_figures
 from soju.recipes.splade.terms_training import Trained, planned_steps, refuse_missing_device, train_student
 from soju.report.run_report import write_report
+from soju.training.ranks import join_ranks
 
 UNTRAINED = "untrained student"
 
@@ -71,6 +72,7 @@ def run(
     """
     disable_progress_bar()  # of the libraries: they would draw one for every file of weights
     refuse_missing_device(config.training)
+    join_ranks()
 
     # 1. Read the data; refuse broken rows and evaluation texts that were trained on.
     data = data or read_run_data(config)

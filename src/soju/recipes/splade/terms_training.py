@@ -40,7 +40,7 @@ from soju.recipes.splade.terms_loss import TermsLoss
 from soju.search.weighting import idf
 from soju.training.checkpoints import checkpoint_step, newest_verified, resume_path, set_aside_after
 from soju.training.judging import OnEvaluation
-from soju.training.ranks import on_main_process
+from soju.training.ranks import on_main_process, ranks_on_cpu
 from soju.training.reliable import ReliableTrainer
 from soju.training.sampling import LengthBuckets
 
@@ -270,6 +270,7 @@ def training_arguments(
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.accumulation,
         num_train_epochs=training.epochs,
+        use_cpu=ranks_on_cpu(),
         max_steps=training.max_steps or -1,
         learning_rate=training.learning_rate,
         learning_rate_mapping={r"\.layers?\.": layers} if layers else {},
