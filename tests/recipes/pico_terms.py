@@ -116,14 +116,14 @@ def save_start(folder):
 class Pretrained:
     """`train_student` on a masked language model with its own vocabulary."""
 
-    def __init__(self, folder, *overrides, start):
+    def __init__(self, folder, *overrides, start, terms=ROWS):
         self.folder = folder
         self.start = start
         student = {"init": "pretrained", "model": str(start), "max_length": 16}
         data = {"terms": ["unused.jsonl"]}
         self.config = config_of({**SCRATCH, "student": student, "data": data}, *overrides)
         self.vocabulary = plain_vocabulary(self.student().tokenizer)
-        self.rows = training_rows(ROWS, [], self.vocabulary, self.config)
+        self.rows = training_rows(terms, [], self.vocabulary, self.config)
 
     def student(self):
         return SpladeEncoder(self.start, max_seq_length=16, device="cpu")
