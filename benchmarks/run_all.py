@@ -19,7 +19,10 @@ PAGE = HERE.parent / "docs" / "performance.md"
 COMMANDS = {
     "alignment": ["alignment.py", "--data", "{data}"],
     "search": ["search.py", "--documents", "100000", "1000000"],
+    "splade_head": ["splade_head.py", "--data", "{data}"],
     "terms_loss": ["terms_loss.py"],
+    "training_throughput": ["training_throughput.py", "--data", "{data}"],
+    "encode": ["encode.py", "--data", "{data}"],
 }
 INTRODUCTION = """# Performance
 
