@@ -43,11 +43,15 @@ def test_help_names_every_verb_and_loads_no_torch(tmp_path):
         "search",
         "expand-text",
         "export",
+        "trim",
+        "verify",
     ):
         assert verb in shown
 
 
-@pytest.mark.parametrize("verb", ["train", "index", "search", "expand-text", "check", "verify", "export", "evaluate"])
+@pytest.mark.parametrize(
+    "verb", ["train", "index", "search", "expand-text", "check", "verify", "export", "evaluate", "trim"]
+)
 def test_every_verb_explains_itself(tmp_path, verb):
     result = soju(verb, "--help", cwd=tmp_path)
     assert result.returncode == 0
@@ -98,7 +102,7 @@ def test_broken_rows_are_skipped_and_counted_when_told_to(tmp_path):
         (["verify", "nowhere"], "nothing to check"),
         (["report", "nowhere"], "nowhere"),
         (["index", "nowhere", "corpus.jsonl"], "soju index MODEL CORPUS... INDEX"),
-        (["compare", "a", "b"], "query_scores.json"),
+        (["compare", "a", "b"], "a: no config.json, so this is not a model folder"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_code_2(tmp_path, arguments, message):
