@@ -36,15 +36,20 @@ class Server:
         self.process = subprocess.Popen(program, env=environment, text=True, bufsize=1, **pipes)
         assert self.process.stdout.readline() == "ready\n"
 
-    def run(self, kind, folder, *, kill_after=None):
-        """Run to the end, or kill the run so many seconds after its start; returns the exit code."""
+    def run(self, kind, folder, *, kill_after=None, kill_at=None):
+        """Run to the end, or kill the run after so many seconds or once a path is there; returns the exit code."""
         self.process.stdin.write(f"{kind} {folder}\n")
         child = int(self.process.stdout.readline())
         if kill_after is not None:
-            ended, _, _ = select.select([self.process.stdout], [], [], kill_after)
-            if not ended:
-                os.kill(child, signal.SIGKILL)
+            ended = self._ended(within=kill_after)
+        while kill_at is not None and not (ended := self._ended(within=0.001)) and not kill_at.exists():
+            pass
+        if (kill_after is not None or kill_at is not None) and not ended:
+            os.kill(child, signal.SIGKILL)
         return int(self.process.stdout.readline())
+
+    def _ended(self, *, within):
+        return bool(select.select([self.process.stdout], [], [], within)[0])
 
     def close(self):
         self.process.stdin.close()
@@ -103,10 +108,13 @@ def kill_and_resume(kind, straight, folder, moments):
     return codes.count(-signal.SIGKILL)
 
 
-def test_a_training_killed_three_times_ends_with_the_same_bytes(straight, tmp_path):
-    generator = random.Random(5)
-    moments = [generator.uniform(0.3, 0.8) for _ in range(3)]
-    assert kill_and_resume("student", straight, tmp_path / "run", moments) >= 1
+def test_a_training_killed_after_each_of_its_checkpoints_ends_with_the_same_bytes(straight, tmp_path):
+    expected = straight.of("student")
+    folder = tmp_path / "run"
+    for step in (3, 6, 9):
+        straight.server.run("student", folder, kill_at=folder / "checkpoints" / f"checkpoint-{step}")
+    assert straight.server.run("student", folder) == 0
+    assert_same("student", folder, expected)
 
 
 @pytest.mark.slow
