@@ -1,15 +1,16 @@
 """The loops of the SPLADE head that torch has no fast operator for, on the CPU.
 
 Shape letters: B = texts, N = tokens of all texts one after the other, H = hidden width, V = terms, T = terms of a tile.
-All loops are split over columns, never over texts: each number is summed by one thread in one order, so that results do
-not depend on the number of threads.
+Loops are split so that each number is summed by one thread in one order: results do not depend on how many there are.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,10 @@ SERIAL = 1 << 18
 """Loops over fewer numbers than this are not worth handing a share to a second thread, which takes about 50 µs."""
 LINE = 16
 """Threads meet at multiples of this many columns: a cache line of float32."""
+SHARES = 4
+"""Shares of rows for each thread, because some hold more entries than others."""
+TERMS_IN_CACHE = 1024
+"""Rows of the output embedding that stay in the cache while the texts go through them."""
 
 
 def usable(tensor: torch.Tensor) -> bool:
@@ -47,12 +52,11 @@ def reduce_tile(
         argmax_BV: Likewise, counted from the text's first token. None when no gradient will be asked for.
         start: First term of the tile.
     """
+    columns = logits_NT.shape[1]
     if argmax_BV is None:
-        _over_columns(_max, logits_NT.shape[1], logits_NT.size, logits_NT, offsets, maxima_BV, start)
+        _share_out(_max, columns, LINE, logits_NT.size, logits_NT, offsets, maxima_BV, start)
     else:
-        _over_columns(
-            _max_and_argmax, logits_NT.shape[1], logits_NT.size, logits_NT, offsets, maxima_BV, argmax_BV, start
-        )
+        _share_out(_max_and_argmax, columns, LINE, logits_NT.size, logits_NT, offsets, maxima_BV, argmax_BV, start)
 
 
 def add_outer_products(
@@ -79,8 +83,9 @@ def add_outer_products(
         into_terms: Which of the two factors' gradients to sum.
     """
     task = _add_into_terms if into_terms else _add_into_tokens
+    texts, terms = gradient_BV.shape
     work = int(np.count_nonzero(gradient_BV)) * factor.shape[1]
-    _over_columns(task, factor.shape[1], work, gradient_BV, argmax_BV, offsets, factor, sums)
+    _share_out(task, terms if into_terms else texts, 1, work, gradient_BV, argmax_BV, offsets, factor, sums)
 
 
 def scatter_tile(
@@ -91,21 +96,22 @@ def scatter_tile(
     _scatter(gradient_BV, argmax_BV, offsets, start, logits_gradient_NT)
 
 
-def _over_columns(task: Callable[..., None], columns: int, work: int, *arguments: Any) -> None:
-    """Run ``task(*arguments, first, last)`` over ranges of columns, on as many threads as torch uses."""
-    threads = 1 if work < SERIAL else min(torch.get_num_threads(), max(1, columns // LINE))
-    edges = [columns * i // threads // LINE * LINE for i in range(threads)] + [columns]
-    others: list[Future[None]] = []
-    if threads > 1:
-        pool = _pool(threads - 1)
-        others = [pool.submit(task, *arguments, edges[i], edges[i + 1]) for i in range(1, threads)]
-    task(*arguments, 0, edges[1])
-    for other in others:
-        other.result()
+def _share_out(task: Callable[..., None], count: int, multiple: int, work: int, *arguments: Any) -> None:
+    """Run ``task(*arguments, first, last)`` over ranges of ``count`` things, on as many threads as torch uses."""
+    threads = torch.get_num_threads()
+    shares = min(threads * (SHARES if multiple == 1 else 1), count // multiple)
+    if threads == 1 or shares < 2 or work < SERIAL:
+        task(*arguments, 0, count)
+        return
+    edges = [count * share // shares // multiple * multiple for share in range(shares)] + [count]
+    pool = _pool(threads, os.getpid())
+    for done in [pool.submit(task, *arguments, first, last) for first, last in pairwise(edges)]:
+        done.result()
 
 
 @lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Return threads of this process: a fork inherits the object, not its threads."""
     return ThreadPoolExecutor(threads, thread_name_prefix="splade-head")
 
 
@@ -153,13 +159,13 @@ def _add_into_terms(
     first: int,
     last: int,
 ) -> None:
-    for v in range(gradient_BV.shape[1]):
+    for v in range(first, last):
         for b in range(gradient_BV.shape[0]):
             gradient = gradient_BV[b, v]
             if gradient != 0:
-                hidden_H = hidden_NH[offsets[b] + argmax_BV[b, v], first:last]
-                sum_H = sums_VH[v, first:last]
-                for h in range(last - first):
+                hidden_H = hidden_NH[offsets[b] + argmax_BV[b, v]]
+                sum_H = sums_VH[v]
+                for h in range(len(sum_H)):
                     sum_H[h] += gradient * hidden_H[h]
 
 
@@ -173,14 +179,16 @@ def _add_into_tokens(
     first: int,
     last: int,
 ) -> None:
-    for v in range(gradient_BV.shape[1]):
-        for b in range(gradient_BV.shape[0]):
-            gradient = gradient_BV[b, v]
-            if gradient != 0:
-                weight_H = weight_VH[v, first:last]
-                sum_H = sums_NH[offsets[b] + argmax_BV[b, v], first:last]
-                for h in range(last - first):
-                    sum_H[h] += gradient * weight_H[h]
+    for start in range(0, gradient_BV.shape[1], TERMS_IN_CACHE):
+        stop = min(start + TERMS_IN_CACHE, gradient_BV.shape[1])
+        for b in range(first, last):
+            for v in range(start, stop):
+                gradient = gradient_BV[b, v]
+                if gradient != 0:
+                    weight_H = weight_VH[v]
+                    sum_H = sums_NH[offsets[b] + argmax_BV[b, v]]
+                    for h in range(len(sum_H)):
+                        sum_H[h] += gradient * weight_H[h]
 
 
 @njit(cache=True, nogil=True)

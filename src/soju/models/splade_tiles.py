@@ -17,6 +17,8 @@ from soju.models import splade_loops
 
 TILE_NUMBERS = 3 << 20
 """Logits of a tile: 12 MiB in float32, which the last-level cache of a few cores holds beside the tile's weights."""
+TILE_NUMBERS_ELSEWHERE = 1 << 26
+"""The same on other devices, where starting a kernel costs more than a cache saves: 128 MiB in half precision."""
 NARROWEST_TILE = 1024
 """A matrix product over fewer terms than this wastes its start-up."""
 
@@ -30,11 +32,11 @@ class TileReducer:
         self._offsets = text_offsets(lengths_B)
         self._longest = int(lengths_B.max()) if len(lengths_B) else 0
         terms = len(weight_VH)
-        self.width = min(tile or tile_width(len(hidden_NH), terms), terms)
-        # One row more than there are tokens: it stands for padding where texts are laid side by side.
-        numbers = (len(hidden_NH) + 1) * self.width
-        self._buffer = torch.empty(numbers, dtype=self._hidden_NH.dtype, device=hidden_NH.device)
         self._with_loops = splade_loops.usable(hidden_NH)
+        numbers = TILE_NUMBERS if self._with_loops else TILE_NUMBERS_ELSEWHERE
+        self.width = min(tile or tile_width(len(hidden_NH), terms, numbers), terms)
+        # One row more than there are tokens: it stands for padding where texts are laid side by side.
+        self._buffer = self._hidden_NH.new_empty((len(hidden_NH) + 1) * self.width)
         self._rows_BS = None if self._with_loops else padded_rows(lengths_B).to(hidden_NH.device)
 
     @property
@@ -90,9 +92,9 @@ def product_dtype(hidden_NH: Tensor) -> torch.dtype:
     return hidden_NH.dtype
 
 
-def tile_width(tokens: int, terms: int) -> int:
-    """Return how many terms to work on at a time."""
-    return max(1, min(terms, max(NARROWEST_TILE, TILE_NUMBERS // max(tokens, 1) // 64 * 64)))
+def tile_width(tokens: int, terms: int, numbers: int = TILE_NUMBERS) -> int:
+    """Return how many terms to work on at a time, so that a tile holds about so many ``numbers``."""
+    return max(1, min(terms, max(NARROWEST_TILE, numbers // max(tokens, 1) // 64 * 64)))
 
 
 def tiles(terms: int, width: int) -> Iterator[slice]:
