@@ -211,6 +211,15 @@ def test_a_saved_student_is_scored_as_the_run_scored_it(folder, run, tmp_path):
         assert len(found) == 1
 
 
+def test_two_models_are_compared_query_by_query_and_on_the_probes(run, capsys):
+    soju("compare", run, run, "--samples", 100)
+    shown = capsys.readouterr().out
+    assert "+0.0000" in shown
+    assert "머신러닝" in shown
+    soju("compare", run / "untrained", run / "best")
+    assert "음성인식" in capsys.readouterr().out
+
+
 def test_the_same_settings_give_the_same_bytes(folder, run, undrawn):
     soju("train", folder / "pico.yaml", "--out", folder / "again", "evaluation.sets=[]", "--workers", 1)
     for name in ("best", "final", "untrained", "static"):
