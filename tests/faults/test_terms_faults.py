@@ -118,6 +118,7 @@ def test_a_training_killed_after_each_of_its_checkpoints_ends_with_the_same_byte
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", ["student", "recipe"])
 def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bytes(straight, tmp_path, kind):
     generator = random.Random(11)
@@ -127,6 +128,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bytes(straight
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_run_killed_again_and_again_still_gets_to_its_end(straight, tmp_path):
     generator = random.Random(17)
     moments = [generator.uniform(0.3, 0.9) for _ in range(12)]
