@@ -1,0 +1,195 @@
+"""Verbs about runs: presets, check, train, evaluate, compare, report, verify, demo."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from soju import __version__
+from soju.cli.console import (
+    Config,
+    Overrides,
+    app,
+    as_reported,
+    console,
+    free_folder,
+    print_scores,
+    print_tables,
+    read_config,
+    say,
+    tell_skipped,
+)
+from soju.core.errors import DataError, UserError
+
+
+@app.command(rich_help_panel="Runs")
+def version() -> None:
+    """Print the version."""
+    console.print(__version__)
+
+
+@app.command(rich_help_panel="Runs")
+def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] = None) -> None:
+    """List the presets, or print one to start from."""
+    from soju.presets import preset_names, preset_text
+
+    if name is not None:
+        typer.echo(preset_text(name), nl=False)
+        return
+    for known in preset_names():
+        console.print(f"[bold]{known}[/]  {preset_text(known).splitlines()[0].removeprefix('# ')}")
+
+
+@app.command(rich_help_panel="Runs")
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Check configuration and data; train nothing."""
+    from soju.data.statistics import format_statistics
+    from soju.recipes.splade.reading import read_run_data
+
+    settings, _ = read_config(config, overrides)
+    try:
+        data = read_run_data(settings)
+    except DataError as error:  # a check lists everything, a run that stops only the beginning
+        raise DataError(error.problems, count=error.count, shown=len(error.problems)) from None
+    for part in ("pairs", "passages", "terms"):
+        if part in data.training.statistics:
+            console.print(format_statistics(data.training.statistics[part], title=part))
+    for texts in data.evaluation:
+        sizes = ", ".join(f"{name} {len(queries):,} queries" for name, (queries, _) in texts.directions.items())
+        say(f"{texts.name}: {sizes}")
+    if not tell_skipped(data.training.log):
+        say("No problem found.", style="green")
+
+
+@app.command(rich_help_panel="Runs")
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME when not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint that verifies.")] = False,
+    resume_from: Annotated[Path | None, typer.Option(help="Go on from this checkpoint.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
+) -> None:
+    """Train, score, export and report."""
+    from soju.recipes.splade.modes import open_run_folder, run_mode
+    from soju.recipes.splade.reading import read_run_data
+
+    settings, text = read_config(config, overrides)
+    data = read_run_data(settings)
+    speaks = int(os.environ.get("RANK", "0")) == 0
+    if speaks:
+        tell_skipped(data.training.log)
+    folder = out or Path("runs") / settings.name
+    run_dir = open_run_folder(folder, settings, text, resumes=resume or resume_from is not None)
+    report_page = run_mode(settings, run_dir, data=data, resume=resume_from or resume, workers=workers)
+    if speaks:
+        print_scores(folder)
+        say(f"Model   {report_page.parent / ('best' if run_dir.best.is_dir() else 'final')}\nReport  {report_page}")
+
+
+@app.command(rich_help_panel="Runs")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Write the scores to this JSON file as well.")] = None,
+) -> None:
+    """Score a model on the test sets of a configuration, against BM25 and dictionary look-up."""
+    from soju.core.files import write_json
+    from soju.recipes.splade.indexing import model_folder, open_model, search_settings_of
+    from soju.recipes.splade.reading import read_run_data
+    from soju.recipes.splade.scoring import Subject, score
+
+    settings, _ = read_config(config, overrides)
+    encoder, _ = open_model(model)
+    folder = model_folder(model)
+    subject = Subject(
+        f"soju {folder.parent.name if folder.name in ('best', 'final') else folder.name}",
+        encoder,
+        search_settings_of(folder),
+    )
+    measured = score([subject], read_run_data(settings), settings, folder)
+    comparisons = as_reported(measured.comparisons)
+    print_tables(measured.scores, comparisons)
+    if out is not None:
+        write_json(out, [item.to_json() for item in measured.scores])
+
+
+@app.command(rich_help_panel="Runs")
+def compare(
+    subject: Annotated[Path, typer.Argument(metavar="RUN", help="The run or model in question.")],
+    baseline: Annotated[Path, typer.Argument(metavar="BASELINE", help="The run or model it is compared with.")],
+    samples: Annotated[int, typer.Option(min=100, help="Resamples of the paired bootstrap.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Their seed.")] = 0,
+) -> None:
+    """Compare two runs query by query, with intervals, and what their models light up for the probe words."""
+    from soju.recipes.splade.comparing import compare_runs, probe_models
+    from soju.report.terminal import differences_table, probes_table
+
+    if (subject / "query_scores.json").is_file() or (baseline / "query_scores.json").is_file():
+        differences = compare_runs(subject, baseline, samples=samples, seed=seed)
+        console.print(differences_table(as_reported(differences), title=f"{subject} minus {baseline}"))
+    console.print(probes_table(probe_models([str(subject), str(baseline)])))
+
+
+@app.command(rich_help_panel="Runs")
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
+    """Write the report of a run again."""
+    from soju.report.run_report import write_report
+
+    say(str(write_report(run_folder)))
+
+
+@app.command(rich_help_panel="Runs")
+def verify(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, model or index folder.")]) -> None:
+    """Check every file against the manifests written with it."""
+    from soju.core.files import MANIFEST
+    from soju.quality.integrity import check_tree
+
+    total = broken = 0
+    for checked in check_tree(folder):
+        total += 1
+        if checked.problem is None:
+            say(f"intact  {checked.path}", style="green")
+        else:
+            broken += 1
+            say(f"broken  {checked.problem}", style="red")
+    if not total:
+        raise UserError(
+            f"{folder}: no {MANIFEST} in it, so there is nothing to check; give a run, model or index folder"
+        )
+    if broken:
+        raise UserError(f"{folder}: {broken} of {total} folders are not as they were written; see the lines above")
+
+
+@app.command(rich_help_panel="Runs")
+def demo(
+    recipe: Annotated[Literal["splade"], typer.Argument(help="The recipe to show.")] = "splade",
+    out: Annotated[Path | None, typer.Option(help="Run folder; a new one below runs/ when not given.")] = None,
+) -> None:
+    """Run a recipe on our own samples, offline, and search what it made."""
+    from soju.recipes.splade.demo import QUERY, STATIC, STUDENT, run_demo
+    from soju.report.terminal import hits_table
+
+    folder = out or free_folder(Path("runs") / f"demo-{recipe}")
+    console.print("1/2  Distilling a static Korean–English searcher from our own samples ...")
+    static = run_demo(STATIC, folder / "static")
+    print_scores(folder / "static")
+    (found,) = static.search([QUERY])
+    console.print(hits_table(found))
+    console.print("2/2  Training a neural student that starts as such a searcher ...")
+    student = run_demo(STUDENT, folder / "student")
+    print_scores(folder / "student")
+    (found,) = student.search([QUERY])
+    console.print(hits_table(found))
+    say(f"Reports  {static.report}\n         {student.report}")
+    if sys.stdin.isatty():
+        console.print("Ask the student in Korean or English; an empty line ends.")
+        with suppress(EOFError):
+            while query := console.input("? ").strip():
+                console.print(hits_table(student.search([query])[0]))
