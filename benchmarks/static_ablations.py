@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from soju.core.config import apply_overrides, parse_yaml, validate
-from soju.evaluation.retrieval import RetrievalSet, evaluate
+from soju.evaluation.retrieval import evaluate
 from soju.evaluation.significance import Measurement, compare
 from soju.models.morphemes import analyse
 from soju.presets import preset_text
@@ -56,9 +56,8 @@ def measure(config: StaticConfig, data: RunData, name: str, seen: dict[str, list
     remark = f"{encoder.translations_VV.nnz:,}"
     cells: Cells = {}
     for texts in data.evaluation:
-        for direction, (queries, documents) in texts.directions.items():
-            test_set = RetrievalSet.from_pairs(f"{texts.name}/{direction}", queries, documents)
-            run = test_set.run_of(search_all(Subject(SUBJECT, encoder, config.search), queries, documents))
+        for test_set in texts.directions.values():
+            run = test_set.run_of(search_all(Subject(SUBJECT, encoder, config.search), test_set))
             cells[test_set.name] = evaluate(run, test_set, subject=name, metrics=["recall@10"]).measurements[0]
     return cells, remark
 

@@ -60,7 +60,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
         if part in data.training.statistics:
             console.print(format_statistics(data.training.statistics[part], title=part))
     for texts in data.evaluation:
-        sizes = ", ".join(f"{name} {len(queries):,} queries" for name, (queries, _) in texts.directions.items())
+        sizes = ", ".join(f"{name} {len(one.queries):,} queries" for name, one in texts.directions.items())
         say(f"{texts.name}: {sizes}")
     if not tell_skipped(data.training.log):
         say("No problem found.", style="green")

@@ -61,3 +61,13 @@ class PassageRow:
     en: str
     query_ko: str
     query_en: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What one document is worth as an answer to one query."""
+
+    query: str
+    document: str
+    gain: int
+    """1 or more is relevant, the more the better; 0 or less is not."""

@@ -27,6 +27,7 @@ FORMATS: dict[Kind, tuple[Format, ...]] = {
     "triplets": ("jsonl", "tsv"),
     "documents": ("jsonl", "tsv", "txt"),
     "passages": ("jsonl", "tsv"),
+    "judgements": ("tsv",),
 }
 """What each kind of row may be stored as."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from soju.core.records import Document, PairRow, PassageRow, TermRow, TripletRow
+from soju.core.records import Document, Judgement, PairRow, PassageRow, TermRow, TripletRow
 from soju.data.fields import show
 from soju.data.formats import header_of, parse_json, parse_tsv
 from soju.data.hub import read_hub
@@ -70,6 +70,17 @@ def read_rows(
     select: SourceFilter | None = ...,
     max_line_bytes: int = ...,
 ) -> Iterator[PassageRow]: ...
+@overload
+def read_rows(
+    sources: Sequence[str],
+    kind: Literal["judgements"],
+    *,
+    log: ReadLog,
+    root: Path | None = ...,
+    select: SourceFilter | None = ...,
+    max_line_bytes: int = ...,
+    check: Callable[[Judgement, Place], None] | None = ...,
+) -> Iterator[Judgement]: ...
 def read_rows(
     sources: Sequence[str],
     kind: Kind,
@@ -78,6 +89,7 @@ def read_rows(
     root: Path | None = None,
     select: SourceFilter | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
+    check: Callable[[Any, Place], None] | None = None,
 ) -> Iterator[Row]:
     """Yield the good rows of all sources in order and record the others in `log`.
 
@@ -91,6 +103,7 @@ def read_rows(
         root: Folder that relative paths start from; the working folder when ``None``.
         select: Read only lines of some sources; needs exactly one data file.
         max_line_bytes: Longer lines are refused.
+        check: Sees every row that is good by itself and may refuse it at its place.
 
     Yields:
         Rows that hold what `soju.data.rows` promises.
@@ -103,7 +116,7 @@ def read_rows(
             log.refuse_file(select.file, 0, "a source filter serves exactly one data file", remedy, "select-several")
             return
         selector = LineSelector(select, root=root, log=log)
-    reading = _Reading(kind, log, selector, max_line_bytes, several=len(found) > 1)
+    reading = _Reading(kind, log, selector, max_line_bytes, several=len(found) > 1, check=check)
     for source in found:
         yield from reading.rows_of(source)
 
@@ -117,6 +130,7 @@ class _Reading:
     selector: LineSelector | None
     max_line_bytes: int
     several: bool
+    check: Callable[[Any, Place], None] | None = None
     known_ids: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def rows_of(self, source: FileSource | HubSource) -> Iterator[Row]:
@@ -128,6 +142,8 @@ class _Reading:
             row = None if raw is None else parse(raw, place)
             if isinstance(row, Document | PassageRow):
                 self.refuse_known_id(row.id, place)
+            if row is not None and self.check is not None:
+                self.check(row, place)
             if place.problems:
                 counts.refused += 1
                 self.log.refuse_row(place.problems)

@@ -6,19 +6,21 @@ ends, is in Unicode NFC, encodes as UTF-8, and holds no control character but ta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from soju.core.records import Document, PairRow, PassageRow, Term, TermRow, TripletRow
+from soju.core.records import Document, Judgement, PairRow, PassageRow, Term, TermRow, TripletRow
 from soju.data.fields import HANGUL, choice_of, clean_text, describe, id_of, show, similarity_of, text_field
 from soju.data.log import SKIP, Place
 
-Kind = Literal["terms", "pairs", "query_pairs", "triplets", "documents", "passages"]
-Row = TermRow | PairRow | TripletRow | Document | PassageRow
+Kind = Literal["terms", "pairs", "query_pairs", "triplets", "documents", "passages", "judgements"]
+Row = TermRow | PairRow | TripletRow | Document | PassageRow | Judgement
 RawRow = Mapping[str, Any]
 
 PAIR_TYPES = ("single_term", "monolingual", "cross_lingual")
 DIFFICULTIES = ("easy", "medium", "hard")
+_WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,9}")
 
 COLUMNS: dict[Kind, tuple[str, ...]] = {
     "pairs": ("ko", "en"),
@@ -26,6 +28,7 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
     "triplets": ("query", "positive", "negative", "pair_type", "difficulty"),
     "documents": ("id", "text"),
     "passages": ("id", "domain", "ko", "en", "query_ko", "query_en"),
+    "judgements": ("query-id", "corpus-id", "score"),
 }
 """Columns of a TSV file without a header, by kind. Terms have no TSV form."""
 
@@ -213,6 +216,27 @@ def parse_passage(row: RawRow, place: Place) -> PassageRow | None:
     return None if place.problems else PassageRow(name, domain, ko, en, query_ko, query_en)
 
 
+def parse_judgement(row: RawRow, place: Place) -> Judgement | None:
+    """Read BEIR's query-id, corpus-id and score, a whole number: 1 or more is relevant, 0 or less is not.
+
+    Args:
+        row: The columns of a TSV line by name.
+        place: Gets the problems.
+
+    Returns:
+        The judgement, or ``None`` when it was refused.
+    """
+    query = text_field(row, "query-id", place)
+    document = text_field(row, "corpus-id", place)
+    score = text_field(row, "score", place)
+    if score is not None and _WHOLE_NUMBER.fullmatch(score) is None:
+        what = f"{show(score)} is no whole number"
+        place.refuse("score", what, f"write 1 or more for an answer, 0 for none, {SKIP}", "not-a-whole-number")
+    if query is None or document is None or score is None or place.problems:
+        return None
+    return Judgement(query, document, int(score))
+
+
 PARSERS: dict[Kind, Callable[[RawRow, Place], Row | None]] = {
     "terms": parse_terms,
     "pairs": parse_pair,
@@ -220,6 +244,7 @@ PARSERS: dict[Kind, Callable[[RawRow, Place], Row | None]] = {
     "triplets": parse_triplet,
     "documents": parse_document,
     "passages": parse_passage,
+    "judgements": parse_judgement,
 }
 
 

@@ -129,7 +129,7 @@ class RowStatistics:
             self.triplets.setdefault(row.pair_type, Counter())[row.difficulty] += 1
         elif isinstance(row, Document):
             self._add_text(f"document.{_language(row.text)}", row.text)
-        else:
+        elif isinstance(row, PassageRow):
             self._add_passage(row)
 
     def _add_terms(self, row: TermRow) -> None:

@@ -235,6 +235,11 @@ def _check_run(run: Mapping[str, Sequence[str]], test_set: RetrievalSet) -> None
             seen.add(document)
 
 
+def cut_off(metric: str) -> int:
+    """Return how many documents a metric looks at, 1,000 for ``recall@1000``; `UserError` when there is no such one."""
+    return _parse(metric)[1]
+
+
 def _parse(metric: str) -> tuple[str, int]:
     name, _, k = metric.partition("@")
     if name not in _METRICS or not k.isdecimal() or int(k) < 1:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from soju.core.config import Settings
+from soju.evaluation.retrieval import cut_off
 
 
 class SelectSettings(Settings):
@@ -67,11 +68,17 @@ class TestSet(Settings):
     """Sentence pairs: each Korean side asks for its English side among all of them, and the other way round."""
     passages: tuple[str, ...] = ()
     """Passages with queries in both languages: four directions."""
+    beir: str | None = None
+    """Folder with ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/SPLIT.tsv``, relative to ``data.root``."""
+    split: str = Field(default="test", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Which judgements of the folder `beir` to ask for."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> TestSet:
-        if bool(self.pairs) == bool(self.passages):
-            raise ValueError("give either pairs or passages")
+        if sum(map(bool, (self.pairs, self.passages, self.beir))) != 1:
+            raise ValueError("give one of pairs, passages and beir")
+        if self.split != "test" and not self.beir:
+            raise ValueError("split is about beir; leave it out")
         return self
 
 
@@ -82,6 +89,9 @@ class EvaluationSettings(Settings):
     """Retrieval test sets."""
     terms: tuple[str, ...] = ()
     """Head words kept out of the training data, for unseen-term activation."""
+    more_metrics: tuple[str, ...] = ()
+    """Measured beside recall@10, nDCG@10, MRR@10, recall@1 and recall@100: ``ndcg@K``, ``mrr@K``, ``recall@K``. The
+    deepest decides how many documents every system gives."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Resamples of the paired bootstrap."""
     latency_queries: int = Field(default=200, ge=1)
@@ -90,6 +100,13 @@ class EvaluationSettings(Settings):
     """Queries whose search results the report shows."""
     probes: tuple[str, ...] = ("머신러닝", "데이터베이스", "추천시스템", "음성인식", "artificial intelligence")
     """Texts whose expansion the report shows."""
+
+    @field_validator("more_metrics")
+    @classmethod
+    def _known_metrics(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        for metric in metrics:
+            cut_off(metric)
+        return metrics
 
     @model_validator(mode="after")
     def _names_differ(self) -> EvaluationSettings:

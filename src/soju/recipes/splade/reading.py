@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from soju.core.errors import UserError
-from soju.core.records import PairRow, PassageRow, TermRow
+from soju.core.records import PairRow, TermRow
+from soju.data.beir import BeirSet, read_beir
 from soju.data.checks import normalise_for_overlap, refuse_overlap
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
 from soju.data.source_filter import SourceFilter
 from soju.data.split import held_out
 from soju.data.statistics import RowStatistics, counted
+from soju.evaluation.retrieval import RetrievalSet
 from soju.recipes.splade.config import DataSettings, StaticConfig, TestSet
 from soju.recipes.splade.terms_config import ScratchStudent, TermsConfig
 
@@ -41,10 +43,11 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationTexts:
-    """One test set as read: queries and documents of each direction, document i answers query i."""
+    """One test set as read."""
 
     name: str
-    directions: dict[str, tuple[list[str], list[str]]]
+    directions: dict[str, RetrievalSet]
+    """By direction (``ko-en``), or by split for the layout of BEIR, whose languages nobody names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +74,12 @@ def read_run_data(config: SpladeConfig) -> RunData:
     log = ReadLog()
     dev_share = config.data.dev_terms if isinstance(config, TermsConfig) else 0.0
     training = _read_training(config.data, seed=config.seed, dev_share=dev_share, log=log)
-    evaluation = [_read_test_set(test_set, config.data, log=log) for test_set in config.evaluation.sets]
+    test_rows = [_read_test_rows(test_set, config.data, log=log) for test_set in config.evaluation.sets]
     unseen = list(_read(config.evaluation.terms, "terms", config.data, log))
     log.raise_if_broken(config.data.on_error)
     training.unseen_terms.extend(unseen)
     training.statistics["reading"] = log.to_json()
-    for texts in evaluation:
-        if any(len(queries) < 2 for queries, _ in texts.directions.values()):
-            raise UserError(f"evaluation set {texts.name}: fewer than two rows; give more, or leave the set out")
+    evaluation = [_test_set_of(*pair) for pair in zip(config.evaluation.sets, test_rows, strict=True)]
     _refuse_too_little(config, training)
     for texts in evaluation:
         refuse_overlap(_training_texts(training.pairs), _texts(texts), evaluation=texts.name)
@@ -136,16 +137,33 @@ def _wanted(rows: Iterable[TermRow], settings: DataSettings) -> Iterator[TermRow
     yield from (row for row in rows if wanted.issuperset(row.sources))
 
 
-def _read_test_set(test_set: TestSet, settings: DataSettings, *, log: ReadLog) -> EvaluationTexts:
+def _read_test_rows(test_set: TestSet, settings: DataSettings, *, log: ReadLog) -> list[Any] | BeirSet:
+    if test_set.beir is not None:
+        return read_beir(
+            test_set.beir, log=log, split=test_set.split, root=settings.root, max_line_bytes=settings.max_line_bytes
+        )
     if test_set.pairs:
-        pairs = list(_read(test_set.pairs, "query_pairs", settings, log))
-        ko, en = [pair.ko for pair in pairs], [pair.en for pair in pairs]
-        return EvaluationTexts(test_set.name, {"ko-en": (ko, en), "en-ko": (en, ko)})
-    rows: list[PassageRow] = list(_read(test_set.passages, "passages", settings, log))
-    queries = {"ko": [row.query_ko for row in rows], "en": [row.query_en for row in rows]}
-    passages = {"ko": [row.ko for row in rows], "en": [row.en for row in rows]}
-    directions = ("ko-en", "en-ko", "ko-ko", "en-en")
-    return EvaluationTexts(test_set.name, {d: (queries[d[:2]], passages[d[3:]]) for d in directions})
+        return list(_read(test_set.pairs, "query_pairs", settings, log))
+    return list(_read(test_set.passages, "passages", settings, log))
+
+
+def _test_set_of(test_set: TestSet, rows: list[Any] | BeirSet) -> EvaluationTexts:
+    """Arrange the rows of a test set as queries, documents and what answers what."""
+    name = test_set.name
+    if len(rows.queries if isinstance(rows, BeirSet) else rows) < 2:
+        raise UserError(f"evaluation set {name}: fewer than two rows with an answer; give more, or leave the set out")
+    if isinstance(rows, BeirSet):
+        one = RetrievalSet.create(f"{name}/{test_set.split}", rows.queries, rows.documents, rows.judgements)
+        return EvaluationTexts(name, {test_set.split: one})
+    documents = {"ko": [row.ko for row in rows], "en": [row.en for row in rows]}
+    queries = documents
+    directions: tuple[str, ...] = ("ko-en", "en-ko")
+    if test_set.passages:
+        queries = {"ko": [row.query_ko for row in rows], "en": [row.query_en for row in rows]}
+        directions += ("ko-ko", "en-en")
+    return EvaluationTexts(
+        name, {d: RetrievalSet.from_pairs(f"{name}/{d}", queries[d[:2]], documents[d[3:]]) for d in directions}
+    )
 
 
 def _read(
@@ -163,5 +181,9 @@ def _training_texts(pairs: Iterable[PairRow]) -> Iterator[str]:
 
 
 def _texts(texts: EvaluationTexts) -> list[str]:
-    unique = {text: None for queries, documents in texts.directions.values() for text in (*queries, *documents)}
+    """Return the texts that training must not hold: queries and what answers them."""
+    unique: dict[str, None] = {}
+    for one in texts.directions.values():
+        unique.update(dict.fromkeys(one.queries.values()))
+        unique.update(dict.fromkeys(one.documents[key] for gains in one.judgements.values() for key in gains))
     return list(unique)

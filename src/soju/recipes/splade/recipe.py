@@ -16,7 +16,7 @@ from soju.recipes.splade.encoders import TermEncoder
 from soju.recipes.splade.exporting import export
 from soju.recipes.splade.indexing import PACKAGED_MODEL, expand, index_documents, search_index
 from soju.recipes.splade.reading import EvaluationTexts, RunData, read_run_data
-from soju.recipes.splade.scoring import METRICS, SUBJECT, Measured, Subject, score
+from soju.recipes.splade.scoring import SUBJECT, Measured, Subject, metrics_of, score
 from soju.recipes.splade.static_training import TrainingLog, train_static
 from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
 from soju.report.run_report import write_report
@@ -105,11 +105,11 @@ def example_searches(
     run_dir: RunDirectory,
     model: Path,
 ) -> list[dict[str, Any]]:
-    """Index the English documents of the first test set in the run folder and answer the example queries."""
+    """Index the documents of the first direction of the first test set and answer the example queries."""
     if not test_sets:
         return []
-    _, texts = test_sets[0].directions["ko-en"]
-    documents = (Document(f"{test_sets[0].name}-{number:04d}", text) for number, text in enumerate(texts, start=1))
+    first = next(iter(test_sets[0].directions.values()))
+    documents = (Document(f"{test_sets[0].name}-{key}", text) for key, text in first.documents.items())
     index = index_documents(run_dir.path / "index", documents, model, overwrite=True)
     return [search.model_dump(mode="json") for search in search_index(index, encoder, settings.examples, k=3)]
 
@@ -180,7 +180,7 @@ def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
             ),
             Example(title="Encode in Python", code=_PYTHON_USAGE),
         ),
-        scores=tuple(score for score in scores if score.name in METRICS),
+        scores=tuple(score for score in scores if score.name in metrics_of(config.evaluation)),
         data=data_sources(config.card, data),
         command=f"soju train {config.card.command or config.name}",
         seed=config.seed,

@@ -19,16 +19,17 @@ from soju.core.progress import track
 from soju.core.records import Document, TermRow
 from soju.core.score import Score
 from soju.evaluation.efficiency import active_terms, bytes_on_disk, flops, latency, posting_skew, throughput
-from soju.evaluation.retrieval import RetrievalResult, RetrievalSet, evaluate
+from soju.evaluation.retrieval import RetrievalResult, RetrievalSet, cut_off, evaluate
 from soju.evaluation.setting import Setting
 from soju.evaluation.significance import Comparison, Measurement, compare
 from soju.evaluation.terms import evaluate_terms
 from soju.models.static_encoder import StaticEncoder
-from soju.recipes.splade.config import EvaluationSettings, SearchSettings
+from soju.recipes.splade.config import EvaluationSettings, SearchSettings, StaticConfig
 from soju.recipes.splade.encoders import TermEncoder
 from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms, terms_of
 from soju.recipes.splade.indexing import index_settings
-from soju.recipes.splade.reading import EvaluationTexts, RunData, SpladeConfig
+from soju.recipes.splade.neural_config import NeuralConfig
+from soju.recipes.splade.reading import EvaluationTexts, RunData
 from soju.recipes.splade.student import Vocabulary
 from soju.search.dictionary import Dictionary, DictionarySearcher
 from soju.search.fusion import reciprocal_rank_fusion
@@ -38,13 +39,19 @@ from soju.search.lexical import Bm25Searcher, KoreanEnglishAnalyzer
 SUBJECT = "soju static"
 STUDENT = "soju student"
 METRICS = ("recall@10", "ndcg@10", "mrr@10", "recall@1", "recall@100")
-DEPTH = 100
-"""Documents taken from each system; nothing is measured deeper."""
+"""What every run measures; `EvaluationSettings.more_metrics` adds to them."""
+PRUNED = ("ko-ko", "en-en")
+"""Directions without a pruning curve: words that stand on both sides find their text whatever is pruned."""
 MASSES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 """Shares of the expansion weight on the pruning curve."""
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 Rankings = Sequence[Sequence[int] | NDArray[np.int64]]
+
+
+def metrics_of(settings: EvaluationSettings) -> tuple[str, ...]:
+    """Return what a run measures, without repetitions."""
+    return tuple(dict.fromkeys((*METRICS, *settings.more_metrics)))
 
 
 @dataclass(slots=True)
@@ -85,7 +92,7 @@ class Subject:
 def score(
     subjects: Sequence[Subject],
     data: RunData,
-    config: SpladeConfig,
+    config: StaticConfig | NeuralConfig,
     folder: Path,
     *,
     teacher: Embed | None = None,
@@ -147,26 +154,25 @@ def score_retrieval(
     rounds = [(texts, direction) for texts in test_sets for direction in texts.directions]
     curves: dict[str, list[float]] = {}
     ours = subjects[0]
+    depth = max(map(cut_off, metrics_of(settings)))
     for texts, direction in track(rounds, "evaluate"):
-        queries, documents = texts.directions[direction]
-        test_set = RetrievalSet.from_pairs(f"{texts.name}/{direction}", queries, documents)
+        test_set = texts.directions[direction]
+        queries, documents = list(test_set.queries.values()), list(test_set.documents.values())
         rankings: dict[str, Rankings] = {}
         for subject in subjects:
             with _index_of(subject, documents) as index:
                 vectors = subject.encoder.encode_queries(queries)
-                rankings[subject.name] = _search(index, vectors)
-                if subject is ours and texts is test_sets[0] and direction in ("ko-en", "en-ko"):
-                    curves[test_set.name] = [
-                        _recall_at_10(_search(index, _pruned_queries(subject.encoder, queries, vectors, mass)))
-                        for mass in MASSES
-                    ]
-        rankings["BM25"] = Bm25Searcher(documents, analyzer).search(queries, DEPTH)[0]
+                rankings[subject.name] = _search(index, vectors, depth)
+                if subject is ours and texts is test_sets[0] and direction not in PRUNED:
+                    lighter = (_pruned_queries(subject.encoder, queries, vectors, mass) for mass in MASSES)
+                    curves[test_set.name] = [_recall_at_10(_search(index, some, 10), test_set) for some in lighter]
+        rankings["BM25"] = Bm25Searcher(documents, analyzer).search(queries, depth)[0]
         if dictionary is not None:
-            rankings["dictionary"] = DictionarySearcher(documents, dictionary).search(queries, DEPTH)[0]
+            rankings["dictionary"] = DictionarySearcher(documents, dictionary).search(queries, depth)[0]
         if teacher is not None:
-            rankings["dense teacher"] = _search_dense(teacher, queries, documents)
+            rankings["dense teacher"] = _search_dense(teacher, queries, documents, depth)
         rankings["soju + BM25"] = [
-            [document for document, _ in reciprocal_rank_fusion([list(sparse), list(lexical)], limit=DEPTH)]
+            [document for document, _ in reciprocal_rank_fusion([list(sparse), list(lexical)], limit=depth)]
             for sparse, lexical in zip(rankings[ours.name], rankings["BM25"], strict=True)
         ]
         _evaluate(measured, rankings, test_set, settings, seed=seed)
@@ -189,7 +195,7 @@ def _evaluate(
             test_set.run_of(ranking),
             test_set,
             subject=subject,
-            metrics=METRICS,
+            metrics=metrics_of(settings),
             samples=settings.bootstrap_samples,
             seed=seed,
         )
@@ -202,10 +208,10 @@ def _evaluate(
             measured.comparisons.append(compare(*pair, samples=settings.bootstrap_samples, seed=seed))
 
 
-def search_all(subject: Subject, queries: Sequence[str], documents: Sequence[str]) -> list[list[int]]:
+def search_all(subject: Subject, test_set: RetrievalSet, *, depth: int = 100) -> list[list[int]]:
     """Index the documents and return, for each query, document positions best first."""
-    with _index_of(subject, documents) as index:
-        return _search(index, subject.encoder.encode_queries(queries))
+    with _index_of(subject, list(test_set.documents.values())) as index:
+        return _search(index, subject.encoder.encode_queries(list(test_set.queries.values())), depth)
 
 
 def pruned(encoder: StaticEncoder, mass: float) -> StaticEncoder:
@@ -226,9 +232,10 @@ def score_cost(subject: Subject, folder: Path, texts: EvaluationTexts, settings:
     Returns:
         Costs of the model and of an index of the documents; latency includes encoding the query.
     """
-    direction, (queries, documents) = next(iter(texts.directions.items()))
+    direction, test_set = next(iter(texts.directions.items()))
+    queries, documents = list(test_set.queries.values()), list(test_set.documents.values())
     encoder = subject.encoder
-    setting = _setting(subject.name, RetrievalSet.from_pairs(f"cost on {texts.name} {direction}", queries, documents))
+    setting = Setting(subject.name, f"cost on {texts.name} {direction}", test_set.hash)
     query_vectors, document_vectors = encoder.encode_queries(queries), encoder.encode_documents(documents)
     scores = active_terms(query_vectors, setting, side="query")[:1]
     scores += active_terms(document_vectors, setting, side="document")[:1]
@@ -238,7 +245,7 @@ def score_cost(subject: Subject, folder: Path, texts: EvaluationTexts, settings:
     with _index_of(subject, documents) as index:
         scores.append(_renamed(bytes_on_disk(index.folder, setting), "index bytes"))
         search: Callable[[str], object] = lambda query: index.search(encoder.encode_queries([query]), 10)  # noqa: E731
-        scores += latency(search, list(queries[: settings.latency_queries]), setting)
+        scores += latency(search, queries[: settings.latency_queries], setting)
     scores.append(throughput(encoder.encode_documents, documents[:2000], setting))
     return scores
 
@@ -263,7 +270,7 @@ def score_unseen_terms(
     encoder = subject.encoder
     english, korean = expected_terms(rows, vocabulary.terms if vocabulary else terms_of(encoder))
     texts = [f"{row.ko}\t{[term.text for term in row.terms]}" for row in rows]
-    setting = _setting(subject.name, RetrievalSet.from_pairs("unseen terms", texts, texts))
+    setting = Setting(subject.name, "unseen terms", RetrievalSet.from_pairs("unseen terms", texts, texts).hash)
     return evaluate_terms(
         encoder.encode_queries([row.ko for row in rows]),
         english=english,
@@ -272,10 +279,6 @@ def score_unseen_terms(
         function_words=FUNCTION_WORDS,
         setting=setting,
     )
-
-
-def _setting(subject: str, test_set: RetrievalSet) -> Setting:
-    return Setting(subject=subject, test_set=test_set.name, data_hash=test_set.hash)
 
 
 @contextmanager
@@ -293,15 +296,19 @@ def _index_of(subject: Subject, documents: Sequence[str]) -> Iterator[SparseInde
         )
 
 
-def _search(index: SparseIndex, query_vectors: csr_array) -> list[list[int]]:
-    ranked = index.rank(query_vectors, DEPTH, engine="exact")
+def _search(index: SparseIndex, query_vectors: csr_array, depth: int) -> list[list[int]]:
+    ranked = index.rank(query_vectors, depth, engine="exact")
     return [[int(document) for document in row] for row in ranked]
 
 
-def _search_dense(teacher: Embed, queries: Sequence[str], documents: Sequence[str]) -> list[list[int]]:
-    similarities = teacher(queries) @ teacher(documents).T
-    order = np.argsort(-similarities, axis=1, kind="stable")[:, :DEPTH]
-    return [[int(document) for document in row] for row in order]
+def _search_dense(teacher: Embed, queries: Sequence[str], documents: Sequence[str], depth: int) -> list[list[int]]:
+    queries_QE, documents_DE = teacher(queries), teacher(documents)
+    rankings: list[list[int]] = []
+    for start in range(0, len(queries), 256):  # bounds the memory of the product
+        similarities = queries_QE[start : start + 256] @ documents_DE.T
+        order = np.argsort(-similarities, axis=1, kind="stable")[:, :depth]
+        rankings += [[int(document) for document in row] for row in order]
+    return rankings
 
 
 def _pruned_queries(encoder: TermEncoder, queries: Sequence[str], vectors: csr_array, mass: float) -> csr_array:
@@ -311,8 +318,10 @@ def _pruned_queries(encoder: TermEncoder, queries: Sequence[str], vectors: csr_a
     return prune_by_mass(vectors, mass=mass)
 
 
-def _recall_at_10(rankings: Rankings) -> float:
-    return sum(query in ranking[:10] for query, ranking in enumerate(rankings)) / len(rankings)
+def _recall_at_10(rankings: Rankings, test_set: RetrievalSet) -> float:
+    run = test_set.run_of([ranking[:10] for ranking in rankings])
+    shares = [sum(key in gains for key in run[query]) / len(gains) for query, gains in test_set.judgements.items()]
+    return sum(shares) / len(shares)
 
 
 def _renamed(score: Score, name: str) -> Score:

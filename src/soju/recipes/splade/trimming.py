@@ -170,9 +170,10 @@ def _kind_of(source: FileSource, log: ReadLog) -> Kind | None:
 def _kind_of_tsv(columns: list[str]) -> Kind | None:
     """Tell by the header, or without one by the number of columns; of two, the Korean side of a pair comes first."""
     names = sorted(name.strip().lower() for name in columns)
-    named = next((kind for kind, expected in COLUMNS.items() if sorted(expected) == names), None)
+    known = {kind: expected for kind, expected in COLUMNS.items() if kind != "judgements"}  # which hold no text
+    named = next((kind for kind, expected in known.items() if sorted(expected) == names), None)
     if named is not None or len(columns) != 2:
-        return named or next((kind for kind, expected in COLUMNS.items() if len(expected) == len(columns)), None)
+        return named or next((kind for kind, expected in known.items() if len(expected) == len(columns)), None)
     return "pairs" if language_of(columns[0]) == "ko" else "documents"
 
 
