@@ -24,12 +24,11 @@ from soju.evaluation.setting import Setting
 from soju.evaluation.significance import Comparison, Measurement, compare
 from soju.evaluation.terms import evaluate_terms
 from soju.models.static_encoder import StaticEncoder
-from soju.recipes.splade.config import EvaluationSettings, SearchSettings, StaticConfig
+from soju.recipes.splade.config import EvaluationSettings, SearchSettings
 from soju.recipes.splade.encoders import TermEncoder
 from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms, terms_of
 from soju.recipes.splade.indexing import index_settings
-from soju.recipes.splade.neural_config import NeuralConfig
-from soju.recipes.splade.reading import EvaluationTexts, RunData
+from soju.recipes.splade.reading import EvaluationTexts, RunData, SpladeConfig
 from soju.recipes.splade.student import Vocabulary
 from soju.search.dictionary import Dictionary, DictionarySearcher
 from soju.search.fusion import reciprocal_rank_fusion
@@ -40,7 +39,7 @@ SUBJECT = "soju static"
 STUDENT = "soju student"
 METRICS = ("recall@10", "ndcg@10", "mrr@10", "recall@1", "recall@100")
 """What every run measures; `EvaluationSettings.more_metrics` adds to them."""
-PRUNED = ("ko-ko", "en-en")
+NOT_PRUNED = ("ko-ko", "en-en")
 """Directions without a pruning curve: words that stand on both sides find their text whatever is pruned."""
 MASSES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 """Shares of the expansion weight on the pruning curve."""
@@ -92,7 +91,7 @@ class Subject:
 def score(
     subjects: Sequence[Subject],
     data: RunData,
-    config: StaticConfig | NeuralConfig,
+    config: SpladeConfig,
     folder: Path,
     *,
     teacher: Embed | None = None,
@@ -163,7 +162,7 @@ def score_retrieval(
             with _index_of(subject, documents) as index:
                 vectors = subject.encoder.encode_queries(queries)
                 rankings[subject.name] = _search(index, vectors, depth)
-                if subject is ours and texts is test_sets[0] and direction not in PRUNED:
+                if subject is ours and texts is test_sets[0] and direction not in NOT_PRUNED:
                     lighter = (_pruned_queries(subject.encoder, queries, vectors, mass) for mass in MASSES)
                     curves[test_set.name] = [_recall_at_10(_search(index, some, 10), test_set) for some in lighter]
         rankings["BM25"] = Bm25Searcher(documents, analyzer).search(queries, depth)[0]
