@@ -11,7 +11,8 @@ import yaml
 from soju.cli import app
 from soju.core.config import validate
 from soju.presets import preset_names
-from soju.recipes.splade.terms_config import LossSettings, ScratchStudent, TeacherSettings, TermsConfig
+from soju.recipes.splade.neural_config import ScratchStudent, TeacherSettings
+from soju.recipes.splade.terms_config import LossSettings, TermsConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {

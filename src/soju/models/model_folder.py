@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from soju.core.errors import UserError
+from soju.core.files import sha256
 
 PACKAGE = "package:"
 WEIGHTS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _DOWNLOADED = ("*.json", f"*{WEIGHTS}", "*.txt", "*.model", "*.jinja")
 _NOT_NEEDED = ("onnx/*", "openvino/*")
+_ABOUT = (".md", ".png", ".gitattributes")
+"""Files beside a model that what it computes does not depend on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,15 @@ def find_model_folder(name: str, *, revision: str | None = None, code: bool = Fa
         found = _from_hub(name, revision, code=code)
     refuse_pickled_weights(found.path, name)
     return found
+
+
+def content_hash(folder: Path) -> str:
+    """Return a SHA-256 over all files of a model but those that are only about it."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix not in _ABOUT and path.name not in _ABOUT:
+            digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def refuse_pickled_weights(folder: Path, name: str) -> None:

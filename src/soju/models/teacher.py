@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -11,11 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soju.core.errors import UserError
-from soju.core.files import sha256
-from soju.models.model_folder import find_model_folder
-
-_ABOUT = (".md", ".png", ".gitattributes")
-"""Files beside a model that its vectors do not depend on."""
+from soju.models.model_folder import content_hash, find_model_folder
 
 
 class Teacher(Protocol):
@@ -70,7 +65,7 @@ class SentenceTransformerTeacher:
         if self._folder.commit is not None:
             model = f"{self._folder.name}@{self._folder.commit}"
         else:
-            model = f"sha256:{self._hash_files()}"
+            model = f"sha256:{content_hash(self._folder.path)}"
         return {"model": model, "max_length": self._max_length, "prompt": self._prompt}
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -108,14 +103,6 @@ class SentenceTransformerTeacher:
         if self._max_length is not None:
             model.max_seq_length = self._max_length
         return model.eval()
-
-    def _hash_files(self) -> str:
-        root = self._folder.path
-        digest = hashlib.sha256()
-        for path in sorted(root.rglob("*")):
-            if path.is_file() and path.suffix not in _ABOUT and path.name not in _ABOUT:
-                digest.update(f"{path.relative_to(root).as_posix()} {sha256(path)}\n".encode())
-        return digest.hexdigest()
 
 
 def unit_vectors(vectors_ND: NDArray[Any], texts: Sequence[str], *, source: str) -> NDArray[np.float32]:

@@ -18,7 +18,8 @@ from soju.data.split import held_out
 from soju.data.statistics import RowStatistics, counted
 from soju.evaluation.retrieval import RetrievalSet
 from soju.recipes.splade.config import DataSettings, StaticConfig, TestSet
-from soju.recipes.splade.terms_config import ScratchStudent, TermsConfig
+from soju.recipes.splade.neural_config import ScratchStudent
+from soju.recipes.splade.terms_config import TermsConfig
 
 SpladeConfig = StaticConfig | TermsConfig
 

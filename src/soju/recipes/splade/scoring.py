@@ -24,11 +24,12 @@ from soju.evaluation.setting import Setting
 from soju.evaluation.significance import Comparison, Measurement, compare
 from soju.evaluation.terms import evaluate_terms
 from soju.models.static_encoder import StaticEncoder
-from soju.recipes.splade.config import EvaluationSettings, SearchSettings
+from soju.recipes.splade.config import EvaluationSettings, SearchSettings, StaticConfig
 from soju.recipes.splade.encoders import TermEncoder
 from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms, terms_of
 from soju.recipes.splade.indexing import index_settings
-from soju.recipes.splade.reading import EvaluationTexts, RunData, SpladeConfig
+from soju.recipes.splade.neural_config import NeuralConfig
+from soju.recipes.splade.reading import EvaluationTexts, RunData
 from soju.recipes.splade.student import Vocabulary
 from soju.search.dictionary import Dictionary, DictionarySearcher
 from soju.search.fusion import reciprocal_rank_fusion
@@ -91,7 +92,7 @@ class Subject:
 def score(
     subjects: Sequence[Subject],
     data: RunData,
-    config: SpladeConfig,
+    config: StaticConfig | NeuralConfig,
     folder: Path,
     *,
     teacher: Embed | None = None,

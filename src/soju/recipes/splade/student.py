@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from soju.export.stock_tokenizer import stock_tokenizer
 from soju.models.canonical import strongest_terms
 from soju.models.splade_encoder import SpladeEncoder
 from soju.models.static_encoder import StaticEncoder
-from soju.recipes.splade.terms_config import PretrainedStudent, ScratchStudent, WarmUpSettings
+from soju.recipes.splade.neural_config import PretrainedStudent, ScratchStudent, WarmUpSettings
 from soju.search.weighting import idf
 from soju.training.sampling import length_batches
 
@@ -82,8 +83,10 @@ def lexicon_vocabulary(tokenizer: PreTrainedTokenizerBase, static: StaticEncoder
 
 
 def pretrained_student(settings: PretrainedStudent, *, similarity: str) -> SpladeEncoder:
-    """Load a masked language model as a student."""
-    return SpladeEncoder(settings.model, max_seq_length=settings.max_length, similarity_fn_name=similarity)
+    """Load a masked language model, or the best model of a run, as a student."""
+    best = Path(settings.model) / "best"
+    source = str(best) if best.is_dir() else settings.model
+    return SpladeEncoder(source, max_seq_length=settings.max_length, similarity_fn_name=similarity)
 
 
 def scratch_student(

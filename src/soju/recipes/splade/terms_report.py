@@ -1,18 +1,12 @@
-"""What the report and the model card say of a training from term mappings."""
+"""What the report shows of a training from term mappings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from soju.core.files import read_json_lines
-from soju.core.score import Score
-from soju.recipes.splade.reading import RunData
-from soju.recipes.splade.recipe import data_sources
-from soju.recipes.splade.scoring import METRICS
-from soju.recipes.splade.terms_config import TermsConfig
-from soju.report.model_card import Example, ModelCard, render_model_card
+from soju.recipes.splade.student_report import curves
 
 _PANELS = {
     "loss": "total loss",
@@ -30,12 +24,6 @@ _VALIDATED = {
     "eval_preservation.ko@50": "preservation, Korean",
     "eval_noise@50": "noise",
 }
-_STOCK_USAGE = """from sentence_transformers import SparseEncoder
-
-model = SparseEncoder("MODEL")
-queries = model.encode_query(["심장 혈관이 막혔을 때 가슴 통증"])
-documents = model.encode_document(["Blocked coronary arteries cause chest pain."])
-print(model.similarity(queries, documents))"""
 
 
 def training_figures(run_folder: Path) -> list[dict[str, Any]]:
@@ -49,7 +37,7 @@ def training_figures(run_folder: Path) -> list[dict[str, Any]]:
             "caption": "Raw, unweighted losses, each the mean since the row before; the total is weighted.",
             "kind": "grid",
             "x_label": "step",
-            "series": [_series(history, key, name) for key, name in _PANELS.items() if _has(history, key)],
+            "series": curves(history, _PANELS),
         },
         {
             "id": "validation",
@@ -58,7 +46,7 @@ def training_figures(run_folder: Path) -> list[dict[str, Any]]:
             "kind": "line",
             "x_label": "step",
             "y_label": "share",
-            "series": [_series(history, key, name) for key, name in _VALIDATED.items() if _has(history, key)],
+            "series": curves(history, _VALIDATED),
         },
         {
             "id": "probes",
@@ -67,56 +55,7 @@ def training_figures(run_folder: Path) -> list[dict[str, Any]]:
             "kind": "line",
             "x_label": "step",
             "y_label": "share",
-            "series": [
-                _series(probes, key, key) for key in ("activation", "preservation", "noise") if _has(probes, key)
-            ],
+            "series": curves(probes, {name: name for name in ("activation", "preservation", "noise")}),
         },
     ]
     return [figure for figure in figures if figure["series"]]
-
-
-def student_card(config: TermsConfig, data: RunData, scores: Sequence[Score]) -> str:
-    """Write the model's README."""
-    teacher = config.teacher
-    taught = (
-        f" It was taught by {teacher.model or 'precomputed vectors'}." if teacher and config.losses.distillation else ""
-    )
-    card = ModelCard(
-        name=config.name,
-        summary=(
-            "A cross-lingual learned sparse encoder (SPLADE) for Korean and English: a text lights up its own terms "
-            f"and their translations, so one inverted index answers in both languages.{taught}"
-        ),
-        licence=config.card.licence,
-        licence_name=config.card.licence_name,
-        tags=("sparse-encoder", "splade", "cross-lingual", "korean"),
-        pipeline_tag="feature-extraction",
-        library_name="sentence-transformers",
-        base_model=config.student.model if config.student.init == "pretrained" else None,
-        examples=(
-            Example(title="Encode with sentence-transformers", code=_STOCK_USAGE),
-            Example(
-                title="Search your own text",
-                language="bash",
-                code='soju index MODEL corpus.jsonl INDEX\nsoju search INDEX "질의"',
-            ),
-        ),
-        scores=tuple(score for score in scores if score.name in METRICS),
-        data=data_sources(config.card, data),
-        command=f"soju train {config.card.command or config.name}",
-        seed=config.seed,
-        limits=(
-            f"Texts are cut after {config.student.max_length} tokens.",
-            "It was measured on short texts; other domains may differ.",
-        ),
-    )
-    return render_model_card(card)
-
-
-def _has(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
-    return any(isinstance(row.get(key), int | float) for row in rows)
-
-
-def _series(rows: Sequence[Mapping[str, Any]], key: str, name: str) -> dict[str, Any]:
-    points = {row["step"]: float(row[key]) for row in rows if isinstance(row.get(key), int | float)}
-    return {"name": name, "x": list(points), "y": list(points.values())}
