@@ -136,7 +136,7 @@ def corpus_texts(corpus: Sequence[str], log: ReadLog) -> Iterator[str]:
             remedy = "save its rows as .jsonl and name the file"
             log.refuse_file(source.name, 0, "a hub data set cannot be a corpus to trim by", remedy, "hub")
             continue
-        kind = _kind_of(source, log)
+        kind = kind_of(source, log)
         if kind is not None:
             for row in read_rows([source.name], kind, log=log):
                 yield from _texts_of(row)
@@ -150,7 +150,8 @@ def _sampled(texts: Iterable[str], sample: list[str]) -> Iterator[str]:
         yield text
 
 
-def _kind_of(source: FileSource, log: ReadLog) -> Kind | None:
+def kind_of(source: FileSource, log: ReadLog) -> Kind | None:
+    """Tell by its first row what a file holds; ``None`` when a problem was added to the log."""
     first = _first_line(source)
     if source.format == "txt" or first is None:
         return "documents"  # whose reader says what is wrong and where
