@@ -35,9 +35,9 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Config = Annotated[str, typer.Argument(help="A YAML file or the name of a preset.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key=value.", show_default=False)]
-Engine = Literal["auto", "exact", "seismic"]
+AnyEngine = Literal["auto", "exact", "seismic", "opensearch", "qdrant"]
 OnError = Literal["stop", "skip"]
-ExportFormat = Literal["tsv", "query-tokens", "stock-static", "low-rank"]
+ExportFormat = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx"]
 
 
 @app.callback()

@@ -11,7 +11,6 @@ References:
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,17 @@ from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
 from soju.core.files import atomic_writer
+from soju.core.token_names import escape_token, unescape_token
+
+__all__ = [
+    "escape_token",
+    "index_body",
+    "query_tokens",
+    "search_body",
+    "unescape_token",
+    "write_query_tokens",
+    "write_token_table",
+]
 
 Engine = Literal["opensearch", "elasticsearch"]
 
@@ -29,39 +39,6 @@ MAX_WEIGHT = 64.0
 """Largest query weight Lucene's ``FeatureField.newLinearQuery`` takes, so the bound of every exported weight."""
 DECIMALS = 6
 """Weights are rounded to this many decimals; one that rounds to 0 is left out."""
-
-_EMPTY = "%"
-_UNSAFE = re.compile(r"[%.\x00-\x1f\x7f]")
-_ESCAPED = re.compile(r"%([0-9A-F]{2})")
-
-
-def escape_token(name: str) -> str:
-    """Return a name the engines take: ``%``, ``.`` and control characters become ``%`` and two hex digits.
-
-    The empty name becomes a lone ``%``, which nothing else turns into.
-
-    >>> escape_token("3.5%")
-    '3%2E5%25'
-    """
-    return _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", name) or _EMPTY
-
-
-def unescape_token(token: str) -> str:
-    """Return the name `escape_token` was given.
-
-    Args:
-        token: Result of `escape_token`.
-
-    Returns:
-        The name.
-
-    Raises:
-        UserError: If `token` is not a result of `escape_token`.
-    """
-    name = "" if token == _EMPTY else _ESCAPED.sub(lambda match: chr(int(match[1], 16)), token)
-    if escape_token(name) != token:
-        raise UserError(f"{token!r} is no escaped token; only what escape_token returns can be read back")
-    return name
 
 
 def query_tokens(

@@ -263,6 +263,11 @@ class SparseIndex:
         return sum(segment.entry.chunks for segment in self.segments)
 
     @property
+    def idf_V(self) -> NDArray[np.float32] | None:
+        """What a query's weights are multiplied with, ``(V,)`` in nats; none for ``as_is``."""
+        return self._idf_V
+
+    @property
     def empty_documents(self) -> tuple[int, tuple[str, ...]]:
         """How many documents have no term, and the ids of the first."""
         entries = [segment.entry for segment in self.segments]

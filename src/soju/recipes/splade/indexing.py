@@ -19,6 +19,7 @@ from soju.models.static_encoder import read_model_config
 from soju.recipes.splade.config import SearchSettings
 from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder, load_encoder
 from soju.report.run_contents import Expansion, ExpansionTerm, Hit, MatchedTerm, Search
+from soju.search import hits as search_hits
 from soju.search.index import Engine, SparseIndex
 from soju.search.index_settings import IndexSettings
 from soju.search.weighting import WeightingSettings
@@ -149,7 +150,7 @@ def build_index(
         UserError: If the folder is taken.
     """
     log, source = ReadLog(), model_folder(model)
-    rows = _read_documents(corpus, on_error, log)
+    rows = read_documents(corpus, on_error, log)
     return index_documents(folder, rows, source, engine=engine, overwrite=overwrite), log
 
 
@@ -180,7 +181,7 @@ def add_to_index(
     """Add the documents of files to an index of the same model; returns it, how many were added, and the log."""
     log = ReadLog()
     index, encoder = open_index(folder, model)
-    added = index.add(_read_documents(corpus, on_error, log), encoder.encode_documents)
+    added = index.add(read_documents(corpus, on_error, log), encoder.encode_documents)
     return index, added, log
 
 
@@ -189,32 +190,34 @@ def search_index(
 ) -> list[Search]:
     """Search, with the terms that matched."""
     found = index.search(encoder.encode_queries(queries), k, engine=engine)
-    return [
-        Search(
-            query=query,
-            engine="soju",
-            hits=tuple(
-                Hit(
-                    rank=rank,
-                    document_id=hit.document_id,
-                    score=hit.score,
-                    passage=hit.text,
-                    matched=tuple(
-                        MatchedTerm(
-                            term=term.term,
-                            language=term.language,
-                            query_weight=term.query_weight,
-                            document_weight=term.document_weight,
-                            contribution=term.contribution,
-                        )
-                        for term in hit.matched
-                    ),
-                )
-                for rank, hit in enumerate(hits, start=1)
-            ),
-        )
-        for query, hits in zip(queries, found, strict=True)
-    ]
+    return [show_hits(query, hits) for query, hits in zip(queries, found, strict=True)]
+
+
+def show_hits(query: str, hits: Sequence[search_hits.Hit], *, engine: str = "soju") -> Search:
+    """Return what a search found in the form reports and the command line show."""
+    return Search(
+        query=query,
+        engine=engine,
+        hits=tuple(
+            Hit(
+                rank=rank,
+                document_id=hit.document_id,
+                score=hit.score,
+                passage=hit.text,
+                matched=tuple(
+                    MatchedTerm(
+                        term=term.term,
+                        language=term.language,
+                        query_weight=term.query_weight,
+                        document_weight=term.document_weight,
+                        contribution=term.contribution,
+                    )
+                    for term in hit.matched
+                ),
+            )
+            for rank, hit in enumerate(hits, start=1)
+        ),
+    )
 
 
 def expand(encoder: TermEncoder, texts: Sequence[str], *, k: int = 20) -> list[Expansion]:
@@ -232,7 +235,8 @@ def _heaviest(vectors: csr_array, row: int, terms: Sequence[str], k: int) -> tup
     )
 
 
-def _read_documents(corpus: Sequence[str], on_error: OnError, log: ReadLog) -> Iterator[Document]:
+def read_documents(corpus: Sequence[str], on_error: OnError, log: ReadLog) -> Iterator[Document]:
+    """Yield the documents of files; an empty corpus or, with ``stop``, broken rows raise at the end."""
     yield from read_rows(corpus, "documents", log=log)
     if not log.kept and not log.reasons:
         raise UserError(f"{', '.join(corpus)}: no document; give a .jsonl, .tsv or .txt file with at least one")
