@@ -8,21 +8,35 @@ from typing import Annotated
 import typer
 
 from soju.cli.console import ExportFormat, OnError, app, say, tell_skipped
+from soju.core.errors import UserError
 
 
 @app.command(rich_help_panel="Models")
 def export(
     model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
     target: Annotated[Path, typer.Argument(help="File or folder to write.")],
-    to: Annotated[ExportFormat, typer.Option(help="low-rank is approximate, the others are exact.")],
-    hidden_size: Annotated[int, typer.Option(min=16, help="Width of the low-rank form.")] = 512,
+    to: Annotated[ExportFormat, typer.Option(help="onnx is for neural models, the others for static ones.")],
+    hidden_size: Annotated[int, typer.Option(min=16, help="Width of the low-rank form, which is approximate.")] = 512,
+    top_terms: Annotated[int, typer.Option(min=1, help="onnx: terms the graph gives of each text.")] = 128,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="onnx: also write int8 weights, and how close they are.")
+    ] = False,
 ) -> None:
     """Write a model for programs that do not know soju."""
-    from soju.recipes.splade.exporting import FORMATS
+    from soju.recipes.splade.exporting import FORMATS, export_graph
     from soju.recipes.splade.exporting import export as write
     from soju.recipes.splade.indexing import model_folder, open_model, search_settings_of
 
-    encoder, _ = open_model(model)
+    encoder, fingerprint = open_model(model)
+    if to == "onnx":
+        written = export_graph(encoder, target, top_terms=top_terms, int8=int8, fingerprint=fingerprint)
+        say(f"{target}: {FORMATS[to]}")
+        say(f"largest difference of a weight: {written['parity']['largest_difference']:.1e}")
+        for name, value in written.get("int8", {}).items():
+            say(f"int8 {name}: {value if isinstance(value, int | str) else format(value, '.4f')}")
+        return
+    if int8:
+        raise UserError("--int8 belongs to --to onnx; leave it out")
     prior = search_settings_of(model_folder(model)).prior_documents
     write(encoder, target, to, prior_documents=prior, hidden_size=hidden_size)
     say(f"{target}: {FORMATS[to]}")

@@ -1,9 +1,9 @@
-"""Write a static model in the formats of other programs. What ``soju export`` does."""
+"""Write a model in the formats of other programs. What ``soju export`` does."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,37 +12,37 @@ from soju.core.errors import UserError
 from soju.export.query_tokens import write_token_table
 from soju.export.term_table import write_term_table
 from soju.models.static_encoder import StaticEncoder
-from soju.recipes.splade.encoders import TermEncoder
+from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder
 from soju.search.weighting import idf
 
-Format = Literal["tsv", "query-tokens", "stock-static", "low-rank"]
+Format = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx"]
 FORMATS: dict[Format, str] = {
     "tsv": "a file of source, target and weight",
     "query-tokens": "a JSONL file of the weighted terms of every piece, for OpenSearch and its kin",
     "stock-static": "a SparseEncoder folder of the unexpanded side: one weight a piece",
     "low-rank": "a SparseEncoder folder of the expanded side, approximate",
+    "onnx": "a folder for onnxruntime: a graph that ends in the heaviest terms",
 }
 
 
 def export(
     encoder: TermEncoder, target: Path, form: Format, *, prior_documents: float = 10_000, hidden_size: int = 512
 ) -> None:
-    """Write one format.
+    """Write one format of a static model.
 
     Args:
         encoder: The model.
         target: File or folder, must not exist.
-        form: One of `FORMATS`.
+        form: One of `FORMATS` but ``onnx``, which is `export_graph`.
         prior_documents: Weight of the training text in the idf that query weights carry outside an index of ours.
         hidden_size: Width of the low-rank form.
 
     Raises:
         UserError: If the target exists, or the model is a neural one, which is in its stock form already.
     """
-    if target.exists():
-        raise UserError(f"{target}: exists already; give another name or remove it first")
+    _refuse_taken(target)
     if not isinstance(encoder, StaticEncoder):
-        raise UserError("a neural model is saved as sentence-transformers loads it; copy its folder")
+        raise UserError("a neural model is saved as sentence-transformers loads it; copy its folder, or use --to onnx")
     if form == "tsv":
         write_term_table(target, encoder.translations_VV, encoder.terms)
     elif form == "query-tokens":
@@ -57,6 +57,52 @@ def export(
         from soju.export.low_rank import factorise_codes, save_low_rank
 
         save_low_rank(target, factorise_codes(encoder.query_VV, hidden_size=hidden_size), encoder.tokenizer)
+
+
+def export_graph(
+    encoder: TermEncoder, target: Path, *, top_terms: int = 128, int8: bool = False, fingerprint: str
+) -> dict[str, Any]:
+    """Write a neural model as an ONNX graph that ends in the heaviest terms.
+
+    Args:
+        encoder: The model; its weights become float32.
+        target: Folder, must not exist.
+        top_terms: Terms to keep of each text.
+        int8: Also write a graph with int8 weights.
+        fingerprint: What names the model, see `soju.recipes.splade.indexing.fingerprint_of`.
+
+    Returns:
+        What was written and measured, see `soju.export.onnx_model.export_onnx`.
+
+    Raises:
+        UserError: If the target exists, the model is a static one, or the graph differs from it.
+    """
+    from soju.export.onnx_model import OnnxSource, export_onnx
+
+    _refuse_taken(target)
+    if not isinstance(encoder, NeuralEncoder):
+        forms = ", ".join(form for form in FORMATS if form != "onnx")
+        raise UserError(f"a static model has no network to export as a graph; choose --to {forms}")
+    model = encoder.model.float()
+    source = OnnxSource(
+        model=model[0].model,
+        tokenizer=model.tokenizer,
+        encode=model.encode_sparse,
+        terms=encoder.terms,
+        max_length=model[0].max_seq_length,
+        activations=2 if model[1].activation_function == "log1p_relu" else 1,
+        about={
+            "prompt": model.prompts.get(model.default_prompt_name or "", ""),
+            "similarity": model.similarity_fn_name,
+            "source_sha256": fingerprint,
+        },
+    )
+    return export_onnx(target, source, k=top_terms, int8=int8)
+
+
+def _refuse_taken(target: Path) -> None:
+    if target.exists():
+        raise UserError(f"{target}: exists already; give another name or remove it first")
 
 
 def training_idf(encoder: StaticEncoder, prior_documents: float) -> NDArray[np.float32]:
