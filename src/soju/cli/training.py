@@ -56,7 +56,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
         data = read_run_data(settings)
     except DataError as error:  # a check lists everything, a run that stops only the beginning
         raise DataError(error.problems, count=error.count, shown=len(error.problems)) from None
-    for part in ("pairs", "passages", "terms"):
+    for part in ("pairs", "passages", "terms", "triplets"):
         if part in data.training.statistics:
             console.print(format_statistics(data.training.statistics[part], title=part))
     for texts in data.evaluation:

@@ -41,6 +41,9 @@ class TripletRow:
     negative: str
     pair_type: str
     difficulty: str
+    positive_score: float | None = None
+    """How well a teacher says the positive answers the query, in the teacher's unit; `negative_score` alike."""
+    negative_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,23 @@ def similarity_of(value: object, field: str, place: Place) -> float | None:
     return float(value)
 
 
+def score_of(row: Mapping[str, Any], field: str, place: Place) -> float | None:
+    """Return ``row[field]`` when it is there: any finite number."""
+    value = row.get(field)
+    if value is None:
+        return None
+    if type(value) is not int and type(value) is not float:
+        place.refuse(field, f"expected a number, got {describe(value)}", f"write a number, {SKIP}", "wrong-type")
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        place.refuse(field, f"{value} is not a finite number", f"write a number, {SKIP}", "not-finite")
+        return None
+    if isinstance(value, int) and abs(value) > 10**30:
+        place.refuse(field, "a huge number", f"write a number, {SKIP}", "out-of-range")
+        return None
+    return float(value)
+
+
 def id_of(row: Mapping[str, Any], names: tuple[str, ...], place: Place) -> str | None:
     """Return the id under the first of `names` that is there; a whole number becomes its digits."""
     for name in names:

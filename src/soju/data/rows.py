@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from soju.core.records import Document, Judgement, PairRow, PassageRow, Term, TermRow, TripletRow
-from soju.data.fields import HANGUL, choice_of, clean_text, describe, id_of, show, similarity_of, text_field
+from soju.data.fields import HANGUL, choice_of, clean_text, describe, id_of, score_of, show, similarity_of, text_field
 from soju.data.log import SKIP, Place
 
 Kind = Literal["terms", "pairs", "query_pairs", "triplets", "documents", "passages", "judgements"]
@@ -140,6 +140,8 @@ def parse_query_pair(row: RawRow, place: Place) -> PairRow | None:
 def parse_triplet(row: RawRow, place: Place) -> TripletRow | None:
     """Read query, positive, negative, pair_type (`PAIR_TYPES`) and difficulty (`DIFFICULTIES`), all strings.
 
+    A teacher's numbers positive_score and negative_score may stand beside them.
+
     Args:
         row: The JSON object, or the columns of a TSV line by name.
         place: Gets the problems; two equal texts among query, positive and negative are one.
@@ -162,7 +164,8 @@ def parse_triplet(row: RawRow, place: Place) -> TripletRow | None:
                 place.refuse(field, what, f"use another {field}, {SKIP}", "identical-sides")
     if query is None or positive is None or negative is None or pair_type is None or difficulty is None:
         return None
-    return None if place.problems else TripletRow(query, positive, negative, pair_type, difficulty)
+    scores = [score_of(row, field, place) for field in ("positive_score", "negative_score")]
+    return None if place.problems else TripletRow(query, positive, negative, pair_type, difficulty, *scores)
 
 
 def parse_document(row: RawRow, place: Place) -> Document | None:

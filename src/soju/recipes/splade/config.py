@@ -39,6 +39,8 @@ class DataSettings(Settings):
     """Share of the head words kept out of training to measure unseen-term activation on, chosen by hash."""
     on_error: Literal["stop", "skip"] = "stop"
     """What to do when rows are broken: stop and list them, or leave them out and count them."""
+    drop_overlap: bool = False
+    """Leave out and count pairs and triplets that hold a text of an evaluation set, instead of refusing to train."""
     max_line_bytes: int = Field(default=1_000_000, ge=1_000)
     """Longer lines are refused."""
 
@@ -68,6 +70,8 @@ class TestSet(Settings):
     """Sentence pairs: each Korean side asks for its English side among all of them, and the other way round."""
     passages: tuple[str, ...] = ()
     """Passages with queries in both languages: four directions."""
+    triplets: tuple[str, ...] = ()
+    """Triplets: each query asks for its positives among all texts of its pair type; a direction for each type."""
     beir: str | None = None
     """Folder with ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/SPLIT.tsv``, relative to ``data.root``."""
     split: str = Field(default="test", pattern=r"^[A-Za-z0-9_.-]+$")
@@ -75,8 +79,8 @@ class TestSet(Settings):
 
     @model_validator(mode="after")
     def _one_kind(self) -> TestSet:
-        if sum(map(bool, (self.pairs, self.passages, self.beir))) != 1:
-            raise ValueError("give one of pairs, passages and beir")
+        if sum(map(bool, (self.pairs, self.passages, self.triplets, self.beir))) != 1:
+            raise ValueError("give one of pairs, passages, triplets and beir")
         if self.split != "test" and not self.beir:
             raise ValueError("split is about beir; leave it out")
         return self

@@ -52,13 +52,15 @@ class NeuralEncoder:
     Args:
         model: The model.
         batch_size: Texts at a time.
+        similarity: ``dot`` or ``cosine``; the model's own when not given.
     """
 
     document_share_V: NDArray[np.float32] | None = None
 
-    def __init__(self, model: SpladeEncoder, *, batch_size: int = 64) -> None:
+    def __init__(self, model: SpladeEncoder, *, batch_size: int = 64, similarity: str | None = None) -> None:
         self.model = model.eval()
         self._batch_size = batch_size
+        self._similarity = similarity or model.similarity_fn_name
 
     @classmethod
     def load(cls, folder: Path) -> NeuralEncoder:
@@ -84,10 +86,13 @@ class NeuralEncoder:
     def encode_documents(self, texts: Sequence[str]) -> csr_array:
         """Return the term weights of texts, ``(B, V)``, of length 1 with cosine similarity."""
         vectors = self.encode_queries(texts)
-        if self.model.similarity_fn_name != "cosine":
-            return vectors
-        lengths = np.sqrt(np.asarray(vectors.multiply(vectors).sum(axis=1)).ravel())
-        return csr_array(diags_array(1 / np.maximum(lengths, 1e-9).astype(np.float32)) @ vectors)
+        return unit_rows(vectors) if self._similarity == "cosine" else vectors
+
+
+def unit_rows(vectors: csr_array) -> csr_array:
+    """Divide each row by its length; a zero row stays zero."""
+    lengths = np.sqrt(np.asarray(vectors.multiply(vectors).sum(axis=1)).ravel())
+    return csr_array(diags_array(1 / np.maximum(lengths, 1e-9).astype(np.float32)) @ vectors)
 
 
 def spelled_pieces(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[str, ...]:

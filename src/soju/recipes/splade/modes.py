@@ -14,8 +14,13 @@ from soju.core.run_directory import RunDirectory
 from soju.recipes.splade.config import StaticConfig
 from soju.recipes.splade.reading import RunData, SpladeConfig
 from soju.recipes.splade.terms_config import TermsConfig
+from soju.recipes.splade.triplets_config import TripletsConfig
 
-MODES: dict[str, type[StaticConfig] | type[TermsConfig]] = {"static": StaticConfig, "terms": TermsConfig}
+MODES: dict[str, type[StaticConfig] | type[TermsConfig] | type[TripletsConfig]] = {
+    "static": StaticConfig,
+    "terms": TermsConfig,
+    "triplets": TripletsConfig,
+}
 _PATIENCE = 60.0
 """Seconds other ranks wait for the first one to make the run folder."""
 
@@ -74,11 +79,15 @@ def run_mode(
     settings: SpladeConfig, run_dir: RunDirectory, *, data: RunData, resume: bool | Path = False, workers: int = 2
 ) -> Path:
     """Run the recipe in the mode of the settings; returns the report. See the modes' own ``run``."""
+    start = resume if isinstance(resume, Path) else None
     if isinstance(settings, TermsConfig):
         from soju.recipes.splade.terms_recipe import run as run_terms
 
-        start = resume if isinstance(resume, Path) else None
         return run_terms(settings, run_dir, data=data, resume=start, workers=workers)
+    if isinstance(settings, TripletsConfig):
+        from soju.recipes.splade.triplets_recipe import run as run_triplets
+
+        return run_triplets(settings, run_dir, data=data, resume=start, workers=workers)
     from soju.recipes.splade.recipe import run as run_static
 
     if resume:

@@ -34,6 +34,8 @@ class PretrainedStudent(Settings):
     init: Literal["pretrained"]
     model: str
     """Folder or hub id of any ``*ForMaskedLM`` checkpoint, or a run of ours to go on from (its best model)."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout of layers and attention in training; the checkpoint's own when not given."""
     max_length: int = Field(default=64, ge=4)
     """Tokens after which a text is cut."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from soju.core.errors import UserError
-from soju.core.records import PairRow, TermRow
+from soju.core.records import PairRow, TermRow, TripletRow
 from soju.data.beir import BeirSet, read_beir
 from soju.data.checks import normalise_for_overlap, refuse_overlap
 from soju.data.log import ReadLog
@@ -20,8 +20,9 @@ from soju.evaluation.retrieval import RetrievalSet
 from soju.recipes.splade.config import DataSettings, StaticConfig, TestSet
 from soju.recipes.splade.neural_config import ScratchStudent
 from soju.recipes.splade.terms_config import TermsConfig
+from soju.recipes.splade.triplets_config import TripletsConfig
 
-SpladeConfig = StaticConfig | TermsConfig
+SpladeConfig = StaticConfig | TermsConfig | TripletsConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,10 @@ class TrainingData:
     """What was read and refused, evaluation data included."""
     statistics: dict[str, Any]
     """For ``data.json``."""
+    triplets: list[TripletRow] = field(default_factory=list)
+    """Rows of mode ``triplets``."""
+    dev_triplets: list[TripletRow] = field(default_factory=list)
+    """Rows whose queries were kept out of `triplets` to choose the best checkpoint on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,28 +81,70 @@ def read_run_data(config: SpladeConfig) -> RunData:
     dev_share = config.data.dev_terms if isinstance(config, TermsConfig) else 0.0
     training = _read_training(config.data, seed=config.seed, dev_share=dev_share, log=log)
     test_rows = [_read_test_rows(test_set, config.data, log=log) for test_set in config.evaluation.sets]
-    unseen = list(_read(config.evaluation.terms, "terms", config.data, log))
+    training.unseen_terms.extend(_read(config.evaluation.terms, "terms", config.data, log))
+    if isinstance(config, TripletsConfig):
+        _read_triplets(config, training, log=log)
     log.raise_if_broken(config.data.on_error)
-    training.unseen_terms.extend(unseen)
     training.statistics["reading"] = log.to_json()
     evaluation = [_test_set_of(*pair) for pair in zip(config.evaluation.sets, test_rows, strict=True)]
+    if config.data.drop_overlap:
+        _drop_overlap(training, evaluation)
     _refuse_too_little(config, training)
     for texts in evaluation:
-        refuse_overlap(_training_texts(training.pairs), _texts(texts), evaluation=texts.name)
+        refuse_overlap(_training_texts(training), _texts(texts), evaluation=texts.name)
     refuse_overlap(
         (row.ko for row in training.terms), [row.ko for row in training.unseen_terms], evaluation="evaluation.terms"
     )
     return RunData(training, evaluation)
 
 
+def _read_triplets(config: TripletsConfig, training: TrainingData, *, log: ReadLog) -> None:
+    """Add the triplets; words that are kept out of the terms to measure on are kept out of the triplets too."""
+    data, seed = config.data, config.seed
+    counts = RowStatistics()
+    unseen = {normalise_for_overlap(row.ko) for row in training.unseen_terms}
+    for source in data.triplets:
+        for row in counted(_read([source], "triplets", data, log), counts):
+            query = normalise_for_overlap(row.query)
+            if row.pair_type == "single_term" and query in unseen:
+                continue
+            if not data.dev_triplets and held_out(query, seed=seed + 1, share=data.dev_share):
+                training.dev_triplets.append(row)
+            else:
+                training.triplets.append(row)
+                training.source_rows[source] = training.source_rows.get(source, 0) + 1
+    training.dev_triplets.extend(_read(data.dev_triplets, "triplets", data, log))
+    training.statistics["triplets"] = counts.to_json()
+
+
+def _drop_overlap(training: TrainingData, evaluation: Sequence[EvaluationTexts]) -> None:
+    unseen = {normalise_for_overlap(text) for texts in evaluation for text in _texts(texts)}
+
+    def drop(name: str, rows: list[Any], texts_of: Callable[[Any], Iterable[str]]) -> None:
+        kept = [row for row in rows if not any(normalise_for_overlap(text) in unseen for text in texts_of(row))]
+        if len(kept) < len(rows):
+            training.statistics[f"{name}_left_out_for_overlap"] = len(rows) - len(kept)
+        rows[:] = kept
+
+    drop("pairs", training.pairs, _pair_texts)
+    drop("triplets", training.triplets, _triplet_texts)
+    drop("dev_triplets", training.dev_triplets, _triplet_texts)
+
+
 def _refuse_too_little(config: SpladeConfig, training: TrainingData) -> None:
-    aligns = isinstance(config, StaticConfig) or isinstance(config.student, ScratchStudent)
+    aligns = isinstance(config, StaticConfig) or (
+        isinstance(config.student, ScratchStudent) and config.student.static_model is None
+    )
     if aligns and not training.pairs:
         raise UserError("data: no sentence pair is left to train on; check data.pairs, data.passages and data.select")
     if isinstance(config, TermsConfig):
         for rows, setting in ((training.terms, "data.terms"), (training.dev_terms, "data.dev_terms")):
             if not rows:
                 raise UserError(f"{setting}: no head word is left; give more terms, or another share")
+    if isinstance(config, TripletsConfig):
+        for triplets, setting in ((training.triplets, "data.triplets"), (training.dev_triplets, "data.dev_share")):
+            if len(triplets) < 2:
+                raise UserError(f"{setting}: fewer than two triplets are left; give more, or another share")
 
 
 def _read_training(settings: DataSettings, *, seed: int, dev_share: float, log: ReadLog) -> TrainingData:
@@ -145,6 +192,8 @@ def _read_test_rows(test_set: TestSet, settings: DataSettings, *, log: ReadLog) 
         )
     if test_set.pairs:
         return list(_read(test_set.pairs, "query_pairs", settings, log))
+    if test_set.triplets:
+        return list(_read(test_set.triplets, "triplets", settings, log))
     return list(_read(test_set.passages, "passages", settings, log))
 
 
@@ -156,6 +205,9 @@ def _test_set_of(test_set: TestSet, rows: list[Any] | BeirSet) -> EvaluationText
     if isinstance(rows, BeirSet):
         one = RetrievalSet.create(f"{name}/{test_set.split}", rows.queries, rows.documents, rows.judgements)
         return EvaluationTexts(name, {test_set.split: one})
+    if test_set.triplets:
+        kinds = sorted({row.pair_type for row in rows})
+        return EvaluationTexts(name, {kind: _triplet_set(f"{name}/{kind}", rows, kind) for kind in kinds})
     documents = {"ko": [row.ko for row in rows], "en": [row.en for row in rows]}
     queries = documents
     directions: tuple[str, ...] = ("ko-en", "en-ko")
@@ -167,6 +219,16 @@ def _test_set_of(test_set: TestSet, rows: list[Any] | BeirSet) -> EvaluationText
     )
 
 
+def _triplet_set(name: str, rows: Sequence[TripletRow], kind: str) -> RetrievalSet:
+    """Let each query of a pair type find its positives among the positives and negatives of that type."""
+    wanted = [row for row in rows if row.pair_type == kind]
+    documents = dict.fromkeys(text for row in wanted for text in (row.positive, row.negative))
+    answers: dict[str, set[str]] = {}
+    for row in wanted:
+        answers.setdefault(row.query, set()).add(row.positive)
+    return RetrievalSet.create(name, {query: query for query in answers}, {text: text for text in documents}, answers)
+
+
 def _read(
     sources: Sequence[str], kind: Any, settings: DataSettings, log: ReadLog, *, select: SourceFilter | None = None
 ) -> Iterator[Any]:
@@ -175,10 +237,19 @@ def _read(
     return read_rows(sources, kind, log=log, root=settings.root, select=select, max_line_bytes=settings.max_line_bytes)
 
 
-def _training_texts(pairs: Iterable[PairRow]) -> Iterator[str]:
-    for pair in pairs:
-        yield pair.ko
-        yield pair.en
+def _training_texts(training: TrainingData) -> Iterator[str]:
+    for pair in training.pairs:
+        yield from _pair_texts(pair)
+    for row in training.triplets:
+        yield from _triplet_texts(row)
+
+
+def _pair_texts(pair: PairRow) -> tuple[str, str]:
+    return pair.ko, pair.en
+
+
+def _triplet_texts(row: TripletRow) -> tuple[str, str, str]:
+    return row.query, row.positive, row.negative
 
 
 def _texts(texts: EvaluationTexts) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse import diags_array, eye_array
 from tokenizers import Tokenizer
 from transformers import (
+    AutoConfig,
     DataCollatorForLanguageModeling,
     ModernBertConfig,
     ModernBertForMaskedLM,
@@ -25,6 +27,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from soju.core.errors import UserError
 from soju.core.progress import track
 from soju.export.low_rank import SLACK, factorise_codes, normalised_pieces
 from soju.export.stock_tokenizer import stock_tokenizer
@@ -36,6 +39,9 @@ from soju.search.weighting import idf
 from soju.training.sampling import length_batches
 
 _PRIOR_DOCUMENTS = 10_000
+_DROPOUTS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "embedding_dropout", "mlp_dropout", "attention_dropout",
+)  # fmt: skip
 _SPREAD = 0.05
 """Standard deviation of embeddings and head of a lexical start."""
 
@@ -86,7 +92,19 @@ def pretrained_student(settings: PretrainedStudent, *, similarity: str) -> Splad
     """Load a masked language model, or the best model of a run, as a student."""
     best = Path(settings.model) / "best"
     source = str(best) if best.is_dir() else settings.model
-    return SpladeEncoder(source, max_seq_length=settings.max_length, similarity_fn_name=similarity)
+    more: dict[str, Any] = {}
+    if settings.dropout is not None:
+        more["config_kwargs"] = _dropouts(source, settings.dropout)
+    return SpladeEncoder(source, max_seq_length=settings.max_length, similarity_fn_name=similarity, **more)
+
+
+def _dropouts(source: str, dropout: float) -> dict[str, float]:
+    """Return the dropouts of embeddings, layers and attention under the names its architecture has for them."""
+    config = AutoConfig.from_pretrained(source)
+    names = [name for name in _DROPOUTS if hasattr(config, name)]
+    if not names:
+        raise UserError(f"student.dropout: {config.model_type} has none of {', '.join(_DROPOUTS)}; leave it out")
+    return dict.fromkeys(names, dropout)
 
 
 def scratch_student(
