@@ -7,7 +7,7 @@ import re
 from soju.core.errors import UserError
 
 _EMPTY = "%"
-_UNSAFE = re.compile(r"[%.\s\x00-\x1f\x7f\ud800-\udfff]")
+_UNSAFE = re.compile(r"[%.\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _ESCAPED = re.compile(r"(?:%[0-9A-F]{2})+")
 
 

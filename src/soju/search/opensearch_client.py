@@ -188,7 +188,7 @@ class OpenSearchEngine:
         from opensearchpy.exceptions import ConnectionError as NoConnectionError
         from opensearchpy.exceptions import TransportError
 
-        headers = {"Content-Type": "application/x-ndjson"}
+        headers = {"content-type": "application/x-ndjson"}
         try:
             answer: dict[str, Any] = self.client.transport.perform_request("POST", path, headers=headers, body=body)
         except NoConnectionError as error:
