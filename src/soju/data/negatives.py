@@ -26,6 +26,7 @@ Reason = Literal[
     "the query itself",
     "skipped rank",
     "base term or compound",
+    "holds the term",
     "shared translation",
     "above the highest score",
     "too close to the positive",
@@ -99,8 +100,9 @@ class TermGuard:
     - the term rows give them a translation or synonym in common, or one as a translation of the other,
     - one contains a translation of the other: "symptom" is no negative of 임상증상.
 
-    Containment alone is sometimes accidental (art, start). That costs a negative; a missed relation teaches a
-    falsehood. Texts that are no terms (`Text.is_term`) are never related: sentences share words.
+    A longer text that holds a term, query or answer, is about it, and no negative either. Containment alone is
+    sometimes accidental (art, start). That costs a negative; a missed relation teaches a falsehood. Queries that are no
+    terms (`Text.is_term`) have no such relations: sentences share words.
 
     Args:
         rows: Head words with their terms.
@@ -125,7 +127,9 @@ class TermGuard:
             The reason, or ``None``.
         """
         terms = [anchor for anchor in anchors if anchor.is_term]
-        if not terms or not candidate.is_term:
+        if not candidate.is_term:
+            return "holds the term" if any(_is_part(term, candidate, hangul=2, other=4) for term in terms) else None
+        if not terms:
             return None
         if any(_one_contains_the_other(anchor, candidate, hangul=1, other=3) for anchor in terms):
             return "base term or compound"
@@ -142,9 +146,12 @@ class TermGuard:
 
 def _one_contains_the_other(first: Text, second: Text, *, hangul: int, other: int) -> bool:
     short, long = (first, second) if len(first.key) <= len(second.key) else (second, first)
-    if short.key not in long.key:
-        return False
-    return len(short.key) >= (hangul if short.holds_hangul else other)
+    return _is_part(short, long, hangul=hangul, other=other)
+
+
+def _is_part(short: Text, long: Text, *, hangul: int, other: int) -> bool:
+    """Tell whether one text stands in another and is long enough, in characters, for that to be no accident."""
+    return short.key in long.key and len(short.key) >= (hangul if short.holds_hangul else other)
 
 
 def choose(

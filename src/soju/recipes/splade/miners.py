@@ -83,11 +83,11 @@ class Bm25Model:
         Raises:
             UserError: If a question is in another language than its answer and there is no dictionary.
         """
-        crossing = sum(question.crosses_languages for question in questions)
-        if crossing and self.dictionary is None:
+        crossing = next((question for question in questions if question.crosses_languages), None)
+        if crossing is not None and self.dictionary is None:
             raise UserError(
-                f"{crossing:,} questions are in another language than their answers, where BM25 finds names and "
-                "numbers only; give a dictionary with --terms FILE, or mine with --miner ko-en-static"
+                f'"{crossing.query[:60]}" is in another language than its answer, where BM25 finds names and numbers '
+                "only; give a dictionary with --terms FILE, or mine with --miner ko-en-static"
             )
         return Bm25Miner(Bm25Searcher(documents, self.analyzer), self.dictionary)
 

@@ -163,6 +163,7 @@ def mine(
         "filter": None if judging_model is None else dict(judging_model.identity),
         "depth": depth,
         "choice": choice.model_dump(mode="json"),
+        "chunk": CHUNK,
         "content": _fingerprint(questions, pools, term_rows),
     }
     parts = Parts(out, settings, resume=resume)
