@@ -1,11 +1,8 @@
-"""A local web page that shows what a model makes of a text. Computes nothing: functions are passed in."""
+"""A page on this machine that shows what a model makes of a text. It computes nothing: functions are passed in."""
+
+from importlib.util import find_spec
 
 from soju.core.errors import MissingExtraError
 
-try:
-    import starlette
-    import uvicorn
-except ImportError:
-    raise MissingExtraError("soju explore", "explore") from None
-
-__all__ = ["starlette", "uvicorn"]
+if not all(find_spec(package) for package in ("starlette", "uvicorn")):
+    raise MissingExtraError("soju explore", "explore")
