@@ -42,15 +42,18 @@ def test_help_names_every_verb_and_loads_no_torch(tmp_path):
         "index",
         "search",
         "expand-text",
+        "explore",
         "export",
         "trim",
+        "mine",
         "verify",
     ):
         assert verb in shown
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "index", "search", "expand-text", "check", "verify", "export", "evaluate", "trim"]
+    "verb",
+    ["train", "index", "search", "expand-text", "explore", "check", "verify", "export", "evaluate", "trim", "mine"],
 )
 def test_every_verb_explains_itself(tmp_path, verb):
     result = soju(verb, "--help", cwd=tmp_path)
