@@ -3,6 +3,8 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -24,8 +26,6 @@ from soju.recipes.splade.indexing import index_documents, model_folder
 from soju.recipes.splade.miners import SparseModel, is_sparse
 from soju.recipes.splade.mining import ALL_DROPPED, NOTHING_FOUND, POSITIVE_UNKNOWN, mine
 
-PASSAGES = "samples:passages.heldout"
-
 
 def write(path, rows):
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -41,11 +41,22 @@ def pairs(*texts):
 
 
 @pytest.fixture(scope="module")
-def mined(tmp_path_factory):
-    """The packaged passages, mined with the packaged model."""
+def passages(tmp_path_factory):
+    """Forty of the packaged passages: 160 questions, 80 documents."""
+    rows = [asdict(row) for row in islice(read_rows(["samples:passages.heldout"], "passages", log=ReadLog()), 40)]
+    return write(tmp_path_factory.mktemp("rows") / "passages.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory, passages):
+    """The passages, mined with the packaged model."""
     out = tmp_path_factory.mktemp("mined") / "triplets.jsonl"
-    report, _ = mine([PASSAGES], out)
+    report, _ = mine([passages], out)
     return out, report
+
+
+def passage_rows(path):
+    return list(read_rows([path], "passages", log=ReadLog()))
 
 
 def test_mined_rows_are_triplets(mined):
@@ -53,13 +64,12 @@ def test_mined_rows_are_triplets(mined):
     log = ReadLog()
     rows = list(read_rows([str(out)], "triplets", log=log))
     log.raise_if_broken()
-    assert len(rows) == report.negatives > 400
+    assert len(rows) == report.negatives > 130
     assert {row.pair_type for row in rows} <= {"monolingual", "cross_lingual"}
 
 
-def test_negatives_answer_another_query_in_the_language_of_the_positive_and_score_lower(mined):
-    passages = list(read_rows([PASSAGES], "passages", log=ReadLog()))
-    answers = {query: {row.ko, row.en} for row in passages for query in (row.query_ko, row.query_en)}
+def test_negatives_answer_another_query_in_the_language_of_the_positive_and_score_lower(mined, passages):
+    answers = {query: {row.ko, row.en} for row in passage_rows(passages) for query in (row.query_ko, row.query_en)}
     for row in triplets(mined[0]):
         assert row["negative"] not in answers[row["query"]]
         assert row["positive"] in answers[row["query"]]
@@ -69,11 +79,11 @@ def test_negatives_answer_another_query_in_the_language_of_the_positive_and_scor
         assert 1 <= row["negative_rank"] <= 100
 
 
-def test_the_summary_accounts_for_every_question(mined):
+def test_the_summary_accounts_for_every_question(mined, passages):
     out, report = mined
     summary = json.loads(out.with_name("triplets.summary.json").read_text(encoding="utf-8"))
-    assert summary["questions"] == 4 * 120 == summary["mined"] + sum(summary["left"].values())
-    assert summary["sources"][PASSAGES]["questions"] == 480
+    assert summary["questions"] == 4 * 40 == summary["mined"] + sum(summary["left"].values())
+    assert summary["sources"][passages]["questions"] == 160
     assert sum(summary["kinds"].values()) == summary["negatives"] == report.negatives
     assert len(summary["examples"]) == min(20, sum(summary["left"].values()))
     assert summary["run"]["choice"]["relative"] == 0.95
@@ -97,13 +107,13 @@ def stop_at(monkeypatch, part, error=Killed):
 
 
 @pytest.mark.parametrize("part", [0, 2, 4])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, mined, part):
-    monkeypatch.setattr(mining, "CHUNK", 100)
+def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, mined, passages, part):
+    monkeypatch.setattr(mining, "CHUNK", 35)
     out = tmp_path / "triplets.jsonl"
     with monkeypatch.context() as stopped:
         stop_at(stopped, part)
         with pytest.raises(Killed):
-            mine([PASSAGES], out)
+            mine([passages], out)
     assert not out.exists()
     parts = sorted((tmp_path / "triplets.jsonl.parts").glob("0*.json"))
     assert len(parts) == part
@@ -112,21 +122,21 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, min
         remaining = []
         real = mining.mine_part
         watched.setattr(mining, "mine_part", lambda *given: remaining.append(1) or real(*given))
-        mine([PASSAGES], out, resume=True)
+        mine([passages], out, resume=True)
     assert len(remaining) == 5 - part
     assert len(before) == part
     assert out.read_bytes() == mined[0].read_bytes()  # which was one part
 
 
 @pytest.mark.slow
-def test_a_killed_process_loses_no_finished_part(tmp_path, mined):
+def test_a_killed_process_loses_no_finished_part(tmp_path, mined, passages):
     code = (
         "import os, signal; from pathlib import Path; from soju.recipes.splade import mining\n"
-        "mining.CHUNK, real = 100, mining.Parts.write\n"
+        "mining.CHUNK, real = 35, mining.Parts.write\n"
         "def write(self, number, value):\n"
         "    os.kill(os.getpid(), signal.SIGKILL) if number == 3 else real(self, number, value)\n"
         "mining.Parts.write = write\n"
-        f"mining.mine(['{PASSAGES}'], Path('triplets.jsonl'))\n"
+        f"mining.mine(['{passages}'], Path('triplets.jsonl'))\n"
     )
     environment = {**os.environ, "PYTHONUTF8": "1"}
     killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False)
@@ -137,40 +147,39 @@ def test_a_killed_process_loses_no_finished_part(tmp_path, mined):
     assert (tmp_path / "triplets.jsonl").read_bytes() == mined[0].read_bytes()
 
 
-def test_another_configuration_does_not_go_on_with_it(tmp_path, monkeypatch):
+def test_another_configuration_does_not_go_on_with_it(tmp_path, monkeypatch, passages):
     out = tmp_path / "triplets.jsonl"
     with monkeypatch.context() as stopped:
         stop_at(stopped, 0)
         with pytest.raises(Killed):
-            mine([PASSAGES], out)
+            mine([passages], out)
     with pytest.raises(UserError, match="holds an unfinished run; go on with --resume"):
-        mine([PASSAGES], out)
+        mine([passages], out)
     with pytest.raises(UserError, match="depth was 100, is 50"):
-        mine([PASSAGES], out, depth=50, resume=True)
+        mine([passages], out, depth=50, resume=True)
     with pytest.raises(UserError, match="content was"):
-        mine(["samples:passages.train"], out, resume=True)
+        mine(["samples:passages.heldout"], out, resume=True)
 
 
-def test_samples_are_drawn_by_seed_whatever_the_parts(tmp_path, monkeypatch):
+def test_samples_are_drawn_by_seed_whatever_the_parts(tmp_path, monkeypatch, passages):
     def draw(name, seed):
-        mine([PASSAGES], tmp_path / name, choice=Choice(pick="sample", per_query=2, seed=seed))
+        mine([passages], tmp_path / name, choice=Choice(pick="sample", per_query=2, seed=seed))
         return (tmp_path / name).read_bytes()
 
     first = draw("first.jsonl", 1)
-    monkeypatch.setattr(mining, "CHUNK", 77)
+    monkeypatch.setattr(mining, "CHUNK", 27)
     assert draw("again.jsonl", 1) == first
     assert draw("other.jsonl", 2) != first
 
 
-def test_an_unlabelled_answer_is_no_negative(tmp_path):
-    passages = list(read_rows([PASSAGES], "passages", log=ReadLog()))
-    planted = {f"{row.en} Indeed." for row in passages}  # no passage of the rows, but answers like one
+def test_an_unlabelled_answer_is_no_negative(tmp_path, passages):
+    planted = {f"{row.en} Indeed." for row in passage_rows(passages)}  # no passage of the rows, but answers like one
     corpus = write(tmp_path / "corpus.jsonl", [{"id": str(n), "text": text} for n, text in enumerate(sorted(planted))])
     wrong = {}
     for name, choice in (("all.jsonl", Choice(relative=None)), ("some.jsonl", Choice())):
-        mine([PASSAGES], tmp_path / name, corpus=[corpus], choice=choice)
+        mine([passages], tmp_path / name, corpus=[corpus], choice=choice)
         wrong[name] = sum(row["negative"] == f"{row['positive']} Indeed." for row in triplets(tmp_path / name))
-    assert wrong["all.jsonl"] > 100
+    assert wrong["all.jsonl"] > 40
     assert wrong["some.jsonl"] == 0
 
 
@@ -253,15 +262,15 @@ def question(query):
     return Question(query, "", "monolingual")
 
 
-def test_the_sparse_miner_ranks_and_scores_as_the_index_does(tmp_path):
-    passages = list(read_rows([PASSAGES], "passages", log=ReadLog()))
-    documents, queries = [row.en for row in passages], [row.query_ko for row in passages][:40]
+def test_the_sparse_miner_ranks_and_scores_as_the_index_does(tmp_path, passages):
+    rows = passage_rows(passages)
+    documents, queries = [row.en for row in rows], [row.query_ko for row in rows]
     folder = model_folder("ko-en-static")
     ranker = SparseModel(folder).over(documents, ())
     rankings, scores = ranker.search([question(query) for query in queries], 10)
     assert max(len(document.split()) for document in documents) <= 120  # an index would cut longer ones
-    rows = [Document(str(number), document) for number, document in enumerate(documents)]
-    index = index_documents(tmp_path / "index", rows, folder)
+    numbered = [Document(str(number), document) for number, document in enumerate(documents)]
+    index = index_documents(tmp_path / "index", numbered, folder)
     hits = index.search(load_encoder(folder).encode_queries(queries), 10)
     assert [list(map(str, ranking)) for ranking in rankings] == [[hit.document_id for hit in found] for found in hits]
     for ours, found in zip(scores, hits, strict=True):
@@ -321,18 +330,18 @@ def test_when_every_candidate_is_dropped_the_summary_says_where(tmp_path):
     assert report.sources[rows]["questions"] == 6
 
 
-def test_what_cannot_be_mined_is_refused(tmp_path):
+def test_what_cannot_be_mined_is_refused(tmp_path, passages):
     documents = write(tmp_path / "documents.jsonl", [{"id": "1", "text": "물"}])
     with pytest.raises(DataError, match=r"documents ask nothing; give pairs.*--corpus"):
         mine([documents], tmp_path / "out.jsonl")
     with pytest.raises(UserError, match=r"name the last argument OUT.jsonl"):
-        mine([PASSAGES], tmp_path / "out.tsv")
+        mine([passages], tmp_path / "out.tsv")
     with pytest.raises(UserError, match="BM25 cannot tell answers from shared words"):
-        mine([PASSAGES], tmp_path / "out.jsonl", filter_model="bm25")
+        mine([passages], tmp_path / "out.jsonl", filter_model="bm25")
     with pytest.raises(UserError, match="nothing is filtered"):
-        mine([PASSAGES], tmp_path / "out.jsonl", filter_model="ko-en-static", choice=Choice(relative=None))
+        mine([passages], tmp_path / "out.jsonl", filter_model="ko-en-static", choice=Choice(relative=None))
     with pytest.raises(UserError, match="not a model folder"):
-        mine([PASSAGES], tmp_path / "out.jsonl", miner=str(tmp_path))
+        mine([passages], tmp_path / "out.jsonl", miner=str(tmp_path))
     alike = write(tmp_path / "terms.jsonl", [{"ko": "책", "terms": ["도서"]}])
     with pytest.raises(UserError, match="no row asks anything"):
         mine([alike], tmp_path / "out.jsonl")
