@@ -37,7 +37,7 @@ Config = Annotated[str, typer.Argument(help="A YAML file or the name of a preset
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key=value.", show_default=False)]
 AnyEngine = Literal["auto", "exact", "seismic", "opensearch", "qdrant"]
 OnError = Literal["stop", "skip"]
-ExportFormat = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx"]
+ExportFormat = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx", "inference-free"]
 
 
 @app.callback()

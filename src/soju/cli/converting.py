@@ -15,18 +15,28 @@ from soju.core.errors import UserError
 def export(
     model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
     target: Annotated[Path, typer.Argument(help="File or folder to write.")],
-    to: Annotated[ExportFormat, typer.Option(help="onnx is for neural models, the others for static ones.")],
+    to: Annotated[ExportFormat, typer.Option(help="onnx and inference-free are for neural models, others for static.")],
     hidden_size: Annotated[int, typer.Option(min=16, help="Width of the low-rank form, which is approximate.")] = 512,
     top_terms: Annotated[int, typer.Option(min=1, help="onnx: terms the graph gives of each text.")] = 128,
     int8: Annotated[
         bool, typer.Option("--int8", help="onnx: also write int8 weights, and how close they are.")
     ] = False,
+    corpus: Annotated[list[str] | None, typer.Option(help="inference-free: documents to count; repeat.")] = None,
+    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
 ) -> None:
     """Write a model for programs that do not know soju."""
     from soju.recipes.splade.exporting import FORMATS, export_graph
     from soju.recipes.splade.exporting import export as write
     from soju.recipes.splade.indexing import model_folder, open_model, search_settings_of
 
+    if to == "inference-free":
+        from soju.recipes.splade.inference_free import make_inference_free
+
+        tell_skipped(make_inference_free(model, corpus or (), target, on_error=on_error))
+        say(f"{target}: {FORMATS[to]}")
+        return
+    if corpus:
+        raise UserError("--corpus belongs to --to inference-free; leave it out")
     encoder, fingerprint = open_model(model)
     if to == "onnx":
         written = export_graph(encoder, target, top_terms=top_terms, int8=int8, fingerprint=fingerprint)

@@ -19,6 +19,8 @@ from soju.models.static_encoder import StaticEncoder
 
 STOCK_MODULES = "modules.json"
 """Stands in every folder that sentence-transformers saved."""
+ROUTER = "router_config.json"
+"""Stands in a folder whose queries and documents go different ways; see `soju.recipes.splade.inference_free`."""
 
 
 class TermEncoder(Protocol):
@@ -113,4 +115,10 @@ def load_encoder(folder: Path) -> StaticEncoder | NeuralEncoder:
     Raises:
         UserError: If the folder is no model, or was altered since it was written.
     """
-    return NeuralEncoder.load(folder) if (folder / STOCK_MODULES).is_file() else StaticEncoder.load(folder)
+    if not (folder / STOCK_MODULES).is_file():
+        return StaticEncoder.load(folder)
+    if (folder / ROUTER).is_file():
+        from soju.recipes.splade.inference_free import InferenceFreeEncoder
+
+        return InferenceFreeEncoder.load(folder)
+    return NeuralEncoder.load(folder)

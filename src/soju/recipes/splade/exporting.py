@@ -15,13 +15,14 @@ from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder
 from soju.search.weighting import idf
 
-Format = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx"]
+Format = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx", "inference-free"]
 FORMATS: dict[Format, str] = {
     "tsv": "a file of source, target and weight",
     "query-tokens": "a JSONL file of the weighted terms of every piece, for OpenSearch and its kin",
     "stock-static": "a SparseEncoder folder of the unexpanded side: one weight a piece",
     "low-rank": "a SparseEncoder folder of the expanded side, approximate",
     "onnx": "a folder for onnxruntime: a graph that ends in the heaviest terms",
+    "inference-free": "a SparseEncoder folder whose queries are looked up in an idf table",
 }
 
 
@@ -33,7 +34,8 @@ def export(
     Args:
         encoder: The model.
         target: File or folder, must not exist.
-        form: One of `FORMATS` but ``onnx``, which is `export_graph`.
+        form: One of `FORMATS` but ``onnx``, which is `export_graph`, and ``inference-free``, which is
+            `soju.recipes.splade.inference_free.make_inference_free`.
         prior_documents: Weight of the training text in the idf that query weights carry outside an index of ours.
         hidden_size: Width of the low-rank form.
 
@@ -42,7 +44,10 @@ def export(
     """
     _refuse_taken(target)
     if not isinstance(encoder, StaticEncoder):
-        raise UserError("a neural model is saved as sentence-transformers loads it; copy its folder, or use --to onnx")
+        raise UserError(
+            "a neural model is saved as sentence-transformers loads it; copy its folder, "
+            "or use --to onnx or inference-free"
+        )
     if form == "tsv":
         write_term_table(target, encoder.translations_VV, encoder.terms)
     elif form == "query-tokens":
@@ -81,7 +86,7 @@ def export_graph(
 
     _refuse_taken(target)
     if not isinstance(encoder, NeuralEncoder):
-        forms = ", ".join(form for form in FORMATS if form != "onnx")
+        forms = ", ".join(form for form in FORMATS if form not in ("onnx", "inference-free"))
         raise UserError(f"a static model has no network to export as a graph; choose --to {forms}")
     model = encoder.model.float()
     source = OnnxSource(

@@ -17,7 +17,7 @@ from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
 from soju.models.static_encoder import read_model_config
 from soju.recipes.splade.config import SearchSettings
-from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder, load_encoder
+from soju.recipes.splade.encoders import ROUTER, NeuralEncoder, TermEncoder, load_encoder
 from soju.report.run_contents import Expansion, ExpansionTerm, Hit, MatchedTerm, Search
 from soju.search import hits as search_hits
 from soju.search.index import Engine, SparseIndex
@@ -78,7 +78,9 @@ def index_settings(encoder: TermEncoder, search: SearchSettings, *, engine: Engi
 
 
 def search_settings_of(folder: Path) -> SearchSettings:
-    """Return the document weighting a model was trained and scored with."""
+    """Return the document weighting a model was trained and scored with; a neural one has none of its own."""
+    if (folder / ROUTER).is_file():  # its config.json files lie in the folders of its modules
+        return SearchSettings()
     return SearchSettings(**read_model_config(folder).get("about", {}).get("search", {}))
 
 
