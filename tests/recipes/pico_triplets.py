@@ -60,6 +60,7 @@ DEV = [
     TripletRow("의사가 학교에 갔다", "the doctor went to school", "the sea is big", "cross_lingual", "easy"),
     TripletRow("백신이 크다", "the vaccine is big", "a student reads a book", "cross_lingual", "hard"),
     TripletRow("바다", "sea", "book", "single_term", "easy"),
+    TripletRow("의사", "doctor", "school", "single_term", "easy"),
 ]
 
 

@@ -116,6 +116,16 @@ class SpladeEncoder(SparseEncoder):
         for module, mode in training.items():  # writing the model card encodes examples
             module.training = mode
 
+    def save_pretrained(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """Write what `save` writes, without a model card unless it is asked for: a trainer's checkpoints need none.
+
+        Args:
+            path: A folder, made when it is missing.
+            *args: As in `SparseEncoder.save_pretrained`.
+            **kwargs: As in `SparseEncoder.save_pretrained`.
+        """
+        self.save(path, *args, **{"create_model_card": False, **kwargs})
+
     def as_stock(self) -> SparseEncoder:
         """Return a stock encoder that shares this one's weights; this one stays as it is."""
         stock = copy.copy(self)

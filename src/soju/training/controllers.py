@@ -104,17 +104,25 @@ class SparsityAlarm:
     Args:
         terms: Size of the vocabulary.
         fewest: Mean active terms of a text below which it has collapsed.
-        densest: Share of the vocabulary above which it is dense.
+        densest: Share of the vocabulary above which it is dense, if these are at least `many` terms.
+        many: See `densest`; a small vocabulary may well be half active.
         patience: Looks in a row before the alarm.
         grace: Steps at the beginning in which nothing is said; a student from scratch starts dense.
     """
 
     def __init__(
-        self, terms: int, *, fewest: float = 1.0, densest: float = 0.5, patience: int = 3, grace: int = 0
+        self,
+        terms: int,
+        *,
+        fewest: float = 1.0,
+        densest: float = 0.5,
+        many: int = 1000,
+        patience: int = 3,
+        grace: int = 0,
     ) -> None:
         self._terms = terms
         self._fewest = fewest
-        self._densest = densest
+        self._most = max(densest * terms, many)
         self._patience = patience
         self._grace = grace
         self._seen = 0
@@ -135,7 +143,7 @@ class SparsityAlarm:
         wrong = None
         if active < self._fewest:
             wrong = f"collapse: {active:.2f} active terms a text; lower the sparsity penalty or the learning rate"
-        elif active > self._densest * self._terms:
+        elif active > self._most:
             wrong = f"all dense: {active:,.0f} of {self._terms:,} terms active; raise the sparsity penalty"
         if wrong is None or step < self._grace:
             self._seen = 0

@@ -206,8 +206,10 @@ def _test_set_of(test_set: TestSet, rows: list[Any] | BeirSet) -> EvaluationText
         one = RetrievalSet.create(f"{name}/{test_set.split}", rows.queries, rows.documents, rows.judgements)
         return EvaluationTexts(name, {test_set.split: one})
     if test_set.triplets:
-        kinds = sorted({row.pair_type for row in rows})
-        return EvaluationTexts(name, {kind: _triplet_set(f"{name}/{kind}", rows, kind) for kind in kinds})
+        made = {kind: _triplet_set(f"{name}/{kind}", rows, kind) for kind in sorted({row.pair_type for row in rows})}
+        if any(len(one.queries) < 2 for one in made.values()):
+            raise UserError(f"evaluation set {name}: a pair type has fewer than two queries; give more, or none of it")
+        return EvaluationTexts(name, made)
     documents = {"ko": [row.ko for row in rows], "en": [row.en for row in rows]}
     queries = documents
     directions: tuple[str, ...] = ("ko-en", "en-ko")
