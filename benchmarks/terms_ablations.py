@@ -24,9 +24,9 @@ from soju.recipes.splade.modes import validate_mode
 from soju.recipes.splade.probes import PROBES
 from soju.recipes.splade.reading import RunData, read_run_data
 from soju.recipes.splade.scoring import Subject, score_unseen_terms
+from soju.recipes.splade.start import Start
 from soju.recipes.splade.term_rows import training_rows
 from soju.recipes.splade.terms_config import TermsConfig
-from soju.recipes.splade.start import Start
 from soju.recipes.splade.terms_training import train_student
 
 PRESET = "splade-v19-small"

@@ -11,14 +11,15 @@ import yaml
 from soju.cli import app
 from soju.core.config import validate
 from soju.presets import preset_names
-from soju.recipes.splade.neural_config import ScratchStudent, TeacherSettings
+from soju.recipes.splade.neural_config import PretrainedStudent, ScratchStudent, TeacherSettings
 from soju.recipes.splade.terms_config import LossSettings, TermsConfig
+from soju.recipes.splade.triplets_config import TripletsConfig, TripletsTeacherSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
-OURS = ("splade_terms.md", "losses.md", "training.md", "mining.md", "engines.md")
+OURS = ("splade_terms.md", "splade_triplets.md", "losses.md", "training.md", "mining.md", "engines.md")
 TERMS = PAGES["splade_terms.md"]
 COMMANDS = {
     name: {option for parameter in command.params for option in parameter.opts}
@@ -43,9 +44,18 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("text", [block for page in OURS for block in blocks(page, "yaml")])
+ABOUT_TRIPLETS = "splade_triplets.md"
+BASE_OF_TRIPLETS = {**BASE, "mode": "triplets", "data": {**BASE["data"], "triplets": ["triplets.jsonl"]}}
+
+
+@pytest.mark.parametrize("text", [block for page in OURS if page != ABOUT_TRIPLETS for block in blocks(page, "yaml")])
 def test_every_yaml_block_is_a_valid_configuration(text):
     validate({**BASE, **yaml.safe_load(text)}, TermsConfig, place="page")
+
+
+@pytest.mark.parametrize("text", blocks(ABOUT_TRIPLETS, "yaml"))
+def test_every_yaml_block_about_triplets_is_a_valid_configuration(text):
+    validate({**BASE_OF_TRIPLETS, **yaml.safe_load(text)}, TripletsConfig, place="page")
 
 
 def test_every_setting_that_a_page_names_exists():
@@ -54,12 +64,13 @@ def test_every_setting_that_a_page_names_exists():
         for page in OURS
         for match in re.findall(r"`(data|student|teacher|losses|training|evaluation)\.(?!json)(\w+)", PAGES[page])
     }
+    groups = ("data", "losses", "training", "evaluation")
+    modes = (TermsConfig, TripletsConfig)
     fields = {
-        name: field.annotation.model_fields
-        for name, field in TermsConfig.model_fields.items()
-        if name in ("data", "losses", "training", "evaluation")
+        name: set().union(*(mode.model_fields[name].annotation.model_fields for mode in modes)) for name in groups
     }
-    fields |= {"student": {**ScratchStudent.model_fields, "model": None}, "teacher": TeacherSettings.model_fields}
+    teachers = TeacherSettings.model_fields.keys() | TripletsTeacherSettings.model_fields.keys()
+    fields |= {"student": {*ScratchStudent.model_fields, *PretrainedStudent.model_fields}, "teacher": teachers}
     assert len(named) > 20
     assert {f"{group}.{name}" for group, name in named if name not in fields[group]} == set()
 

@@ -71,7 +71,8 @@ def test_a_run_leaves_everything_the_report_promises(run):
 def test_rows_are_counted(run):
     data = json.loads((run / "data.json").read_text(encoding="utf-8"))
     assert data["triplets"]["triplets"]["single_term"] == {"hard": 6}
-    assert data["rows"]["kept"] + data["rows"]["without_terms"] == len(TRIPLETS)
+    assert data["rows"]["kept"] == len(TRIPLETS) - 1
+    assert data["rows"]["banned"] == 1  # "추천 시스템" is a probe
     assert data["rows"]["steps"] == 12
 
 

@@ -14,7 +14,8 @@ from soju.core.errors import RegressionError, StoppedError
 from soju.core.files import read_json_lines
 from soju.quality.rollback import Attempt
 from soju.recipes.splade import triplets_training
-from soju.recipes.splade.triplets_training import TripletsValidation, make_trainer, planned_steps, spread, term_costs
+from soju.recipes.splade.triplets_training import make_trainer, planned_steps, spread, term_costs
+from soju.recipes.splade.triplets_validation import TripletsValidation
 from soju.training.curriculum import stage_ends
 
 STEPS = 12

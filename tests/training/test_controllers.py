@@ -15,17 +15,25 @@ def observed(controller, active, texts=4):
 
 
 def test_one_step_by_hand():
-    controller = SparsityController(10, weight=1.0, rate=0.1, smoothing=0.5)
+    controller = SparsityController(10, weight=1.0, rate=0.1, tolerance=1.0, damping=0.5, smoothing=0.5)
     observed(controller, 20)
     assert controller.active == pytest.approx(20)
-    assert controller.weight == pytest.approx(math.exp(0.1 * math.log(2)))
+    error = math.log(2)
+    assert controller.weight == pytest.approx(math.exp(0.1 * error) * math.exp(0.5 * error))
     observed(controller, 5)  # mean (0.5 * 0.5 * 20 + 0.5 * 5) / 0.75
     assert controller.active == pytest.approx(10.0)
-    assert controller.weight == pytest.approx(math.exp(0.1 * math.log(2)))
+    assert controller.weight == pytest.approx(math.exp(0.1 * error))
 
 
-def test_a_step_is_bounded_and_so_is_the_weight():
-    controller = SparsityController(1, weight=1.0, rate=0.5, smoothing=0.0, bounds=(0.1, 2.0))
+def test_beyond_the_tolerance_the_multiplier_moves_at_the_full_rate():
+    for active, error in ((10.5, math.log(1.05) / 0.1), (30, 1.0), (3, -1.0)):
+        controller = SparsityController(10, weight=1.0, rate=0.2, tolerance=0.1, damping=0.0)
+        observed(controller, active)
+        assert controller.weight == pytest.approx(math.exp(0.2 * error))
+
+
+def test_the_weight_is_bounded():
+    controller = SparsityController(1, weight=1.0, rate=0.5, damping=0.0, smoothing=0.0, bounds=(0.1, 2.0))
     observed(controller, 10_000)
     assert controller.weight == pytest.approx(math.exp(0.5))
     observed(controller, 10_000)
@@ -75,7 +83,16 @@ def test_its_state_is_all_it_needs_to_go_on():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"wanted": 0}, {"weight": 0.0}, {"rate": 0.0}, {"smoothing": 1.0}, {"bounds": (2.0, 1.0)}]
+    "wrong",
+    [
+        {"wanted": 0},
+        {"weight": 0.0},
+        {"rate": 0.0},
+        {"tolerance": 0.0},
+        {"damping": -1.0},
+        {"smoothing": 1.0},
+        {"bounds": (2.0, 1.0)},
+    ],
 )
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):

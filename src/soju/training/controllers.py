@@ -18,18 +18,23 @@ from soju.training.ranks import from_all
 class SparsityController:
     """Finds the weight of a sparsity penalty at which texts have the number of active terms wanted.
 
-    Bounded dual ascent in the logarithm: after each optimiser step,
+    Bounded dual ascent in the logarithm, with a proportional term against oscillation: after each optimiser step,
 
-    ``log weight += rate * clip(log(active / wanted), -1, 1)``
+    ``error = clip(log(active / wanted) / tolerance, -1, 1)``, ``multiplier *= exp(rate * error)``,
+    ``weight = multiplier * exp(damping * error)``
 
-    with ``active`` an exponential mean over steps, counted on all ranks together. The constraint's multiplier grows
-    while texts are too dense and shrinks while they are too sparse, so it settles where they are as asked. Its state is
-    part of the checkpoint (`soju.training.extra_state.Stateful`).
+    with ``active`` an exponential mean over steps, counted on all ranks together. The multiplier, for which orders of
+    magnitude matter, moves at the full rate until texts are about as asked, and ever slower from there. It grows while
+    texts are too dense and shrinks while they are too sparse, so it settles where they are as asked. A penalty can only
+    thin out: more terms than the other losses light are not to be had. Its state is part of the checkpoint
+    (`soju.training.extra_state.Stateful`).
 
     Args:
         wanted: Active terms a text, > 0; the weight stays as it is when ``None``, and only the mean is kept.
         weight: Weight to begin with, > 0 if it is to move.
-        rate: Largest step of the logarithm, > 0.
+        rate: Largest step of the multiplier's logarithm, > 0.
+        tolerance: Relative error beyond which it moves at that rate, > 0.
+        damping: Strength of the proportional term, >= 0.
         smoothing: Share of the old mean that stays at each step, in [0, 1).
         bounds: Lowest and highest weight.
 
@@ -37,7 +42,8 @@ class SparsityController:
         ValueError: If a number is out of its range.
 
     References:
-        Boyd and Vandenberghe 2004, Convex Optimization, section 5.5 (dual ascent).
+        Boyd and Vandenberghe 2004, Convex Optimization, section 5.5 (dual ascent). Stooke et al. 2020, arXiv:2007.03964
+        (damped multipliers).
     """
 
     def __init__(
@@ -46,18 +52,25 @@ class SparsityController:
         *,
         weight: float,
         rate: float = 0.05,
+        tolerance: float = 0.1,
+        damping: float = 0.5,
         smoothing: float = 0.9,
         bounds: tuple[float, float] = (1e-8, 100.0),
     ) -> None:
         if wanted is not None and not (wanted > 0 and weight > 0):
             raise ValueError(f"wanted and weight must be > 0, got {wanted} and {weight}")
-        if not (rate > 0 and 0 <= smoothing < 1 and 0 < bounds[0] <= bounds[1]):
-            raise ValueError("rate must be > 0, smoothing in [0, 1), bounds 0 < low <= high")
+        if not (rate > 0 and tolerance > 0 and damping >= 0 and 0 <= smoothing < 1 and 0 < bounds[0] <= bounds[1]):
+            raise ValueError(
+                "rate and tolerance must be > 0, damping >= 0, smoothing in [0, 1), bounds 0 < low <= high"
+            )
         self.wanted = wanted
         self.weight = weight
         self.rate = rate
+        self.tolerance = tolerance
+        self.damping = damping
         self.smoothing = smoothing
         self.bounds = bounds
+        self._multiplier = weight
         self._mean = self._mass = 0.0
         self._terms = self._texts = 0.0
 
@@ -85,17 +98,19 @@ class SparsityController:
         self._mass = self.smoothing * self._mass + (1 - self.smoothing)
         if self.wanted is None or not move:
             return
-        error = min(1.0, max(-1.0, math.log(max(self.active, 1e-3) / self.wanted)))
+        error = min(1.0, max(-1.0, math.log(max(self.active, 1e-3) / self.wanted) / self.tolerance))
         low, high = self.bounds
-        self.weight = min(high, max(low, self.weight * math.exp(self.rate * error)))
+        self._multiplier = min(high, max(low, self._multiplier * math.exp(self.rate * error)))
+        self.weight = min(high, max(low, self._multiplier * math.exp(self.damping * error)))
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"weight": self.weight, "mean": self._mean, "mass": self._mass}
+        return {"weight": self.weight, "multiplier": self._multiplier, "mean": self._mean, "mass": self._mass}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        self.weight, self._mean, self._mass = state["weight"], state["mean"], state["mass"]
+        self.weight, self._multiplier = state["weight"], state["multiplier"]
+        self._mean, self._mass = state["mean"], state["mass"]
 
 
 class SparsityAlarm:

@@ -25,6 +25,8 @@ class TripletsDataSettings(DataSettings):
     """Share of the queries kept out of training to validate on, chosen by a hash, when `dev_triplets` are not given."""
     dev_rows: int = Field(default=1000, ge=2)
     """Most triplets to validate on, spread evenly; their texts are searched among one another."""
+    dev_distractors: int = Field(default=0, ge=0)
+    """Texts of training triplets, spread evenly, that are searched too: among few texts every student is perfect."""
 
 
 class TripletsTeacherSettings(TeacherSettings):

@@ -73,7 +73,17 @@ def run(
         teacher = teacher_scores(config.teacher, rows, seed=config.seed) if taught and config.teacher else None
 
     # 4. Train through the curriculum, validate, judge; roll back what regresses.
-    trained = train_student(start.student, rows, dev, teacher, vocabulary, config, run_dir.path, resume=resume)
+    trained = train_student(
+        start.student,
+        rows,
+        dev,
+        teacher,
+        vocabulary,
+        config,
+        run_dir.path,
+        resume=resume,
+        distractors=spread(rows.texts, config.data.dev_distractors),
+    )
     if not PartialState().is_main_process:
         return run_dir.path / "report.html"
 

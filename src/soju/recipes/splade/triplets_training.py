@@ -1,7 +1,4 @@
-"""Train a student on triplets with the stock trainer: curriculum, controllers, validation, gate and rollback.
-
-Shape letters: Q = development queries, D = their documents, V = terms in the vocabulary.
-"""
+"""Train a student on triplets with the stock trainer: curriculum, controllers, validation, gate and rollback."""
 
 from __future__ import annotations
 
@@ -15,26 +12,22 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from sentence_transformers import SparseEncoderTrainingArguments
-from sentence_transformers.base.evaluation import BaseEvaluator
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from soju.core.errors import UserError
 from soju.core.files import append_json_line
-from soju.core.score import Score
-from soju.evaluation.retrieval import RetrievalSet, evaluate
-from soju.evaluation.setting import Setting
 from soju.losses.sparsity import idf_term_cost
 from soju.models.splade_encoder import SpladeEncoder
 from soju.quality.rollback import Attempt
 from soju.recipes.splade.attempts import SpladeTrainer, Trained, train_judged
-from soju.recipes.splade.encoders import unit_rows
 from soju.recipes.splade.student import Vocabulary
 from soju.recipes.splade.training_arguments import stock_arguments
 from soju.recipes.splade.triplet_rows import TripletRows, TripletsCollator
 from soju.recipes.splade.triplet_teacher import TeacherScores
 from soju.recipes.splade.triplets_config import TripletLossSettings, TripletsConfig, TripletsTrainingSettings
 from soju.recipes.splade.triplets_loss import TripletsLoss, stages_of
+from soju.recipes.splade.triplets_validation import CHOSEN_BY, TripletsValidation
 from soju.search.weighting import idf
 from soju.training.controllers import SparsityAlarm
 from soju.training.curriculum import Curriculum, staged_cosine
@@ -42,10 +35,6 @@ from soju.training.ranks import on_main_process
 from soju.training.scalars import Scalars
 
 logger = logging.getLogger(__name__)
-
-CHOSEN_BY = "mrr@10"
-"""The best checkpoint has the highest MRR@10 of development queries over the texts of all development triplets."""
-_METRICS = (CHOSEN_BY, "recall@1", "recall@10")
 
 
 class TripletsTrainer(SpladeTrainer):
@@ -62,87 +51,6 @@ class TripletsTrainer(SpladeTrainer):
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
-
-
-class TripletsValidation(BaseEvaluator):
-    """Searches the texts of development triplets and takes the loss on them.
-
-    Args:
-        rows: Development triplets, none of whose queries was trained on.
-        config: Settings of the run.
-        pad_id: Of the student's tokenizer.
-    """
-
-    def __init__(self, rows: TripletRows, config: TripletsConfig, *, pad_id: int) -> None:
-        super().__init__()
-        self.primary_metric = CHOSEN_BY
-        self._rows = rows
-        self._config = config
-        self._collate = TripletsCollator(rows, None, pad_id=pad_id)
-        self._queries = list(dict.fromkeys(rows.numbers_R3[:, 0].tolist()))
-        self._documents = list(dict.fromkeys(rows.numbers_R3[:, 1:].ravel().tolist()))
-        self._set = RetrievalSet.create(
-            "dev triplets",
-            {str(number): rows.texts[number] for number in self._queries},
-            {str(number): rows.texts[number] for number in self._documents},
-            {str(query): [str(answer) for answer in sorted(rows.positives[query])] for query in self._queries},
-        )
-        self._setting = Setting("student", self._set.name, self._set.hash)
-        self.loss: TripletsLoss | None = None
-        """Of the trainer, for ``val/loss``; set when there is one."""
-
-    @property
-    def chosen_by(self) -> str:
-        """Name of the score that checkpoints are judged and chosen by."""
-        return CHOSEN_BY
-
-    def judged(self, value: float) -> Score:
-        """Return the score with its signature."""
-        return self._setting.score(
-            CHOSEN_BY, value, unit="fraction", higher_is_better=True, similarity=self._config.similarity
-        )
-
-    def __call__(
-        self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1, **_: Any
-    ) -> dict[str, float]:
-        """Return retrieval over the development texts, active terms and the loss."""
-        queries_QV = model.encode_sparse([self._rows.texts[number] for number in self._queries])
-        documents_DV = model.encode_sparse([self._rows.texts[number] for number in self._documents])
-        stored_DV = unit_rows(documents_DV) if self._config.similarity == "cosine" else documents_DV
-        scores_QD = (queries_QV @ stored_DV.T).toarray()
-        best_Q10 = np.argsort(-scores_QD, axis=1, kind="stable")[:, :10]
-        found = evaluate(
-            self._set.run_of([row[scores_QD[query, row] > 0] for query, row in enumerate(best_Q10)]),
-            self._set,
-            subject="student",
-            metrics=_METRICS,
-            samples=100,
-        )
-        result = {score.name: score.value for score in found.scores}
-        result["active_query"] = queries_QV.nnz / len(self._queries)
-        result["active_document"] = documents_DV.nnz / len(self._documents)
-        if self.loss is not None:
-            result["loss"] = self._mean_loss(self.loss)
-        return result
-
-    @torch.no_grad()
-    def _mean_loss(self, loss: TripletsLoss) -> float:
-        """Return the mean loss over batches of the training's size, at the stage of the step."""
-        size = self._config.training.batch_size
-        training = loss.training
-        loss.eval()
-        values: list[float] = []
-        try:
-            for start in range(0, len(self._rows) - size + 1, size) or (0,):
-                batch = self._collate([{"row": row} for row in range(start, min(start + size, len(self._rows)))])
-                device = next(loss.parameters()).device
-                features = {
-                    name.removeprefix("text_"): value.to(device) for name, value in batch.items() if name != "label"
-                }
-                values.append(float(torch.stack(list(loss([features], batch["label"]).values())).sum()))
-        finally:
-            loss.train(training)
-        return float(np.mean(values))
 
 
 class Steering(TrainerCallback):
@@ -182,6 +90,7 @@ def train_student(
     folder: Path,
     *,
     resume: Path | None = None,
+    distractors: Sequence[str] = (),
 ) -> Trained:
     """Train with validation, gate and rollback; see `train_judged`.
 
@@ -194,12 +103,13 @@ def train_student(
         config: Settings of the run.
         folder: The run folder.
         resume: A checkpoint to go on from.
+        distractors: See `TripletsValidation`.
 
     Returns:
         The checkpoints.
     """
     pad_id = vocabulary.tokenizer.pad_token_id
-    validation = TripletsValidation(dev, config, pad_id=pad_id)
+    validation = TripletsValidation(dev, config, pad_id=pad_id, distractors=distractors)
 
     def trainer(attempt: Attempt) -> TripletsTrainer:
         return make_trainer(student(), rows, teacher, validation, config, folder, attempt, pad_id=pad_id)

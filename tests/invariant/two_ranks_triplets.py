@@ -1,0 +1,53 @@
+"""A training on triplets with asked-for sparsity, for `test_ranks_triplets`: ``two_ranks_triplets.py START FOLDER``."""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import distributed
+
+from recipes.pico_triplets import PretrainedOnTriplets
+from recipes.small_bilingual import train_small
+from soju.core.files import write_json
+from soju.quality.rollback import Attempt
+from soju.recipes.splade.neural_config import ScratchStudent
+from soju.recipes.splade.student import scratch_student
+from soju.recipes.splade.triplets_training import make_trainer
+from soju.training.ranks import join_ranks
+
+BATCH = 8
+STEPS = 300
+WANTED = {"query": 6, "document": 4}
+
+
+def save_start(folder):
+    """Save a student of one layer that starts as a static encoder; about ten terms of a text are active."""
+    shape = {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 32, "max_length": 16}
+    settings = ScratchStudent(init="lexical", **shape)
+    scratch_student(train_small(), settings, [], similarity="cosine", seed=1).save(str(folder), create_model_card=False)
+    return folder
+
+
+def train(start, folder, *, ranks):
+    """Train on eight rows a step together; returns what the controllers ended with."""
+    overrides = (
+        f"training.batch_size={BATCH // ranks}", f"training.max_steps={STEPS}", "losses.flops=0.01",
+        f"sparsity.query_terms={WANTED['query']}", f"sparsity.document_terms={WANTED['document']}",
+    )  # fmt: skip
+    pico = PretrainedOnTriplets(folder, *overrides, start=start)
+    trainer = make_trainer(pico.student(), pico.rows, None, None, pico.config, folder, Attempt(), pad_id=0)
+    trainer.train()
+    return {side: part.state_dict() for side, part in trainer.loss.controllers.items()}
+
+
+def main(start, folder):
+    torch.set_num_threads(1)
+    join_ranks()
+    found = train(start, folder, ranks=2)
+    write_json(folder / f"rank{PartialState().process_index}.json", found)
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
