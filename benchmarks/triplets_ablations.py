@@ -1,10 +1,10 @@
 """What does each ingredient of mode triplets do? Short trainings on real data, three seeds a variant.
 
-A small student (hidden 128, one layer) starts as the static encoder trained on a part of the pairs, once for all
-variants; the seed changes the order of the rows. Every variant is the base but for what its name says. Measured:
-recall@10 and nDCG@10 on parallel.dev in both directions and on the monolingual triplets.dev, and active terms of
-queries and documents of parallel.dev. Prints a Markdown table of means with the range over seeds, for
-docs/experiments.md.
+A small student (hidden 128, one layer) starts as the static encoder trained on the pairs, once for all variants; the
+seed changes the order of the rows. Every variant is the base but for what its name says; mined negatives are those of
+`soju mine` with the static encoder, for the same queries and positives. Measured: recall@10 and nDCG@10 on parallel.dev
+in both directions and on the monolingual triplets.dev, and active terms of queries and documents of parallel.dev.
+Prints a Markdown table of means with the range over seeds, for docs/experiments.md.
 
 Run: python benchmarks/triplets_ablations.py [--data ../shared/data] [--steps 120] [--seeds 1 2 3] [--only NAME ...]
 """
@@ -12,6 +12,7 @@ Run: python benchmarks/triplets_ablations.py [--data ../shared/data] [--steps 12
 from __future__ import annotations
 
 import argparse
+import gzip
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from soju.core.run_directory import RunDirectory
 from soju.evaluation.retrieval import evaluate
 from soju.presets import preset_text
 from soju.recipes.splade.encoders import NeuralEncoder
+from soju.recipes.splade.mining import mine
 from soju.recipes.splade.modes import validate_mode
 from soju.recipes.splade.probes import PROBES
 from soju.recipes.splade.reading import RunData, read_run_data
@@ -75,6 +77,13 @@ def config_of(arguments: argparse.Namespace, seed: int, overrides: list[str]) ->
     return config.model_copy(update={"seed": seed})
 
 
+def write_subset(source: Path, target: Path, rows: int) -> None:
+    """Write about that many triplets, spread evenly over the file."""
+    with gzip.open(source, "rt", encoding="utf-8") as file:
+        lines = file.readlines()
+    target.write_text("".join(spread(lines, rows)), encoding="utf-8")
+
+
 def measure(start: Start, data: RunData, config: TripletsConfig) -> dict[str, float]:
     """Train one student and return what it finds."""
     banned = [probe.source for probe in PROBES]
@@ -114,12 +123,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="*", default=None, help="names of variants")
     parser.add_argument("--start", type=Path, help="run folder whose static encoder and untrained student are used")
-    parser.add_argument("--mined", type=Path, help="triplets of `soju mine`, for the variant with mined negatives")
+    parser.add_argument("--rows", type=int, default=20_000, help="triplets to use, spread evenly")
     arguments = parser.parse_args()
     set_quiet(True)
-    base = config_of(arguments, 13, [])
-    data = read_run_data(base)
     with tempfile.TemporaryDirectory() as temporary:
+        given, mined = Path(temporary) / "given.jsonl", Path(temporary) / "mined.jsonl"
+        write_subset(Path(arguments.data) / "triplets.train.jsonl.gz", given, arguments.rows)
+        base = config_of(arguments, 13, [f"data.triplets=[{given}]"])
+        data = read_run_data(base)
         start = Start(base, RunDirectory(arguments.start or Path(temporary)), data.training, workers=2)
         start.prepare()
         print("| variant | " + " | ".join(COLUMNS) + " |\n| --- |" + " ---: |" * len(COLUMNS))
@@ -130,10 +141,8 @@ def main() -> None:
                 continue
             rows = data
             if name == MINED:
-                if arguments.mined is None:
-                    continue
-                overrides = [*overrides, f"data.triplets=[{arguments.mined.resolve()}]"]
-                rows = read_run_data(config_of(arguments, 13, overrides))
+                mine([str(given)], mined, miner=str(arguments.start or Path(temporary)) + "/static")
+                rows = read_run_data(config_of(arguments, 13, [f"data.triplets=[{mined}]"]))
             runs = [measure(start, rows, config_of(arguments, seed, overrides)) for seed in arguments.seeds]
             cells = []
             for column in COLUMNS:

@@ -17,8 +17,8 @@ from soju.recipes.splade.triplets_training import make_trainer
 from soju.training.ranks import join_ranks
 
 BATCH = 8
-STEPS = 300
-WANTED = {"query": 6, "document": 4}
+STEPS = 1000
+WANTED = {"query": 7, "document": 5}
 
 
 def save_start(folder):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from pico_terms import no_figures, run_pico
+from pico_terms import no_figures, run_pico, save_start
 from pico_triplets import DEV, SCRATCH, TRIPLETS, run_triplets
 from small_bilingual import PAIRS, TERMS
 
@@ -161,3 +161,20 @@ def test_a_run_starts_from_the_packaged_static_model(tmp_path, monkeypatch):
     monkeypatch.setattr("soju.report.run_report.draw_figures", no_figures)
     run_triplets(tmp_path / "run", "student.static_model=ko-en-static", "training.max_steps=1")
     assert (tmp_path / "run" / "static" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["splade-v22", "splade-v23"])
+def test_a_published_preset_is_checked_and_trained_with_a_pico_student(folder, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("soju.report.run_report.draw_figures", no_figures)
+    start = save_start(tmp_path / "start")
+    pico = (
+        f"data.root={folder}", "data.dev_triplets=[dev.jsonl]", f"student.model={start}", "student.max_length=16",
+        "training.batch_size=4", "training.max_steps=3", "training.mixed_precision=off",
+    )  # fmt: skip
+    soju("check", name, *pico)
+    soju("train", name, *pico, "--workers", 1)
+    row = [row for row in read_json_lines(tmp_path / "runs" / name / "history.jsonl") if "loss" in row][-1]
+    assert ("loss_share_margin" in row) == (name == "splade-v22")
+    config = json.loads((tmp_path / "runs" / name / "best" / "config.json").read_text())
+    assert {config[key] for key in config if "dropout" in key and config[key] is not None} == {0.1}

@@ -40,7 +40,8 @@ class DataSettings(Settings):
     on_error: Literal["stop", "skip"] = "stop"
     """What to do when rows are broken: stop and list them, or leave them out and count them."""
     drop_overlap: bool = False
-    """Leave out and count pairs and triplets that hold a text of an evaluation set, instead of refusing to train."""
+    """Leave out and count pairs and triplets that hold a text of an evaluation set, instead of refusing to train; also
+    head words that are one."""
     max_line_bytes: int = Field(default=1_000_000, ge=1_000)
     """Longer lines are refused."""
 

@@ -127,6 +127,7 @@ def _drop_overlap(training: TrainingData, evaluation: Sequence[EvaluationTexts])
         rows[:] = kept
 
     drop("pairs", training.pairs, _pair_texts)
+    drop("terms", training.terms, lambda row: (row.ko,))
     drop("triplets", training.triplets, _triplet_texts)
     drop("dev_triplets", training.dev_triplets, _triplet_texts)
 
