@@ -14,6 +14,7 @@ from soju.recipes.splade.modes import run_mode, validate_mode
 from soju.recipes.splade.neural_config import PretrainedStudent, ScratchStudent
 from soju.recipes.splade.reading import read_run_data
 from soju.recipes.splade.terms_config import TermsConfig
+from soju.recipes.splade.triplets_config import TripletsConfig
 
 PRETRAINED = {
     "recipe": "splade",
@@ -31,8 +32,8 @@ def preset(name, *overrides):
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("splade")])
 def test_every_preset_is_checked_against_the_settings_of_its_mode(name):
-    kind = StaticConfig if "static" in name else TermsConfig
-    assert type(preset(name)) is kind
+    kinds = {"static": StaticConfig, "v22": TripletsConfig, "v23": TripletsConfig}
+    assert type(preset(name)) is next((kind for part, kind in kinds.items() if part in name), TermsConfig)
 
 
 @pytest.mark.parametrize("mode", ["triplet", None, 3])

@@ -54,7 +54,7 @@ class SparsityController:
         rate: float = 0.05,
         tolerance: float = 0.1,
         damping: float = 0.5,
-        smoothing: float = 0.9,
+        smoothing: float = 0.95,
         bounds: tuple[float, float] = (1e-8, 100.0),
     ) -> None:
         if wanted is not None and not (wanted > 0 and weight > 0):

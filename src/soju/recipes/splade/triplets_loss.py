@@ -28,8 +28,10 @@ from soju.training.cached_gradients import cached_losses
 from soju.training.controllers import SparsityController
 from soju.training.curriculum import Stage, stage_at
 
-LOWEST = 1e-8
-"""Where a penalty begins that its controller moves although its weight is 0."""
+FIRST = 1e-3
+"""Where a penalty begins that is to be steered although its weight is 0."""
+FLOOR = 0.01
+"""Lowest weight of a steered penalty, as a share of the first: from further down it would not be back in time."""
 
 
 class TripletsLoss(nn.Module):
@@ -54,13 +56,13 @@ class TripletsLoss(nn.Module):
         """Returns the optimiser steps done and planned: all that a schedule may depend on."""
         self._weights_of: Callable[[Tensor], Tensor] = model[1].weights
         self.register_buffer("term_cost_V", term_cost_V, persistent=False)
-        sparsity = config.sparsity
+        sparsity, first = config.sparsity, config.losses.flops or FIRST
         self.controllers = {
             side: SparsityController(
                 wanted,
-                weight=max(config.losses.flops, LOWEST) if wanted else config.losses.flops,
+                weight=first if wanted else config.losses.flops,
                 rate=sparsity.rate,
-                bounds=(LOWEST, sparsity.highest),
+                bounds=(FLOOR * first, max(first, sparsity.highest)),
             )
             for side, wanted in (("query", sparsity.query_terms), ("document", sparsity.document_terms))
         }

@@ -34,8 +34,8 @@ _SHARES = {
 _SPARSITY = {
     "loss_active_query": "active terms of queries",
     "loss_active_document": "active terms of documents",
-    "loss_flops_weight_query": "weight of the penalty, queries",
-    "loss_flops_weight_document": "weight of the penalty, documents",
+    "loss_flops_weight_query": "penalty weight, queries",
+    "loss_flops_weight_document": "penalty weight, documents",
 }
 _VALIDATED = {"eval_mrr@10": "MRR@10", "eval_recall@1": "recall@1", "eval_recall@10": "recall@10"}
 
