@@ -152,7 +152,10 @@ class TripletsLoss(nn.Module):
         sides = {"query": queries_BV, "document": documents_CV}
         if self.config.losses.regularize == "query":
             del sides["document"]
-        raw = {side: flops(weights, term_cost_V=self.term_cost_V, across_ranks=True) for side, weights in sides.items()}
+        raw = {
+            side: flops(weights, term_cost_V=self.term_cost_V, across_ranks=self.training)
+            for side, weights in sides.items()
+        }
         weighted = [self.ramp * self.controllers[side].weight * value for side, value in raw.items()]
         return torch.stack(list(raw.values())).sum(), torch.stack(weighted).sum()
 

@@ -85,15 +85,20 @@ class TripletsValidation(BaseEvaluator):
         result["active_query"] = queries_QV.nnz / len(self._queries)
         result["active_document"] = documents_DV.nnz / len(self._documents)
         if self.loss is not None:
-            result["loss"] = self._mean_loss(self.loss)
+            result["loss"] = self._mean_loss(self.loss, model)
         return result
 
     @torch.no_grad()
-    def _mean_loss(self, loss: TripletsLoss) -> float:
-        """Return the mean loss over batches of the training's size, at the stage of the step."""
+    def _mean_loss(self, loss: TripletsLoss, model: Any) -> float:
+        """Return the mean loss over batches of the training's size, at the stage of the step.
+
+        Only the first rank validates, so nothing here may wait for the others: neither the wrapper that the trainer
+        puts around the model, nor a mean over ranks.
+        """
         size = self._config.training.batch_size
-        training = loss.training
+        training, wrapped = loss.training, loss.model
         loss.eval()
+        loss.model = model
         values: list[float] = []
         try:
             for start in range(0, len(self._rows) - size + 1, size) or (0,):
@@ -104,5 +109,6 @@ class TripletsValidation(BaseEvaluator):
                 }
                 values.append(float(torch.stack(list(loss([features], batch["label"]).values())).sum()))
         finally:
+            loss.model = wrapped
             loss.train(training)
         return float(np.mean(values))
