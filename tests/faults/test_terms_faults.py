@@ -108,6 +108,7 @@ def kill_and_resume(kind, straight, folder, moments):
     return codes.count(-signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_training_killed_after_each_of_its_checkpoints_ends_with_the_same_bytes(straight, tmp_path):
     expected = straight.of("student")
     folder = tmp_path / "run"

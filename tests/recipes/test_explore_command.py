@@ -16,6 +16,7 @@ from soju.core.errors import MissingExtraError, UserError
 from soju.report.explore.serving import listen
 
 
+@pytest.mark.slow
 def test_it_prints_its_address_answers_and_ends_with_ctrl_c(tmp_path):
     command = [sys.executable, "-m", "soju", "explore", "ko-en-static", "--port", "0", "--no-browser"]
     environment = {**os.environ, "PYTHONUTF8": "1"}

@@ -157,6 +157,7 @@ def test_a_run_goes_on_from_a_run_of_mode_terms_with_its_vocabulary(tmp_path, mo
     assert read_json_lines(tmp_path / "triplets" / "history.jsonl")
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_packaged_static_model(tmp_path, monkeypatch):
     monkeypatch.setattr("soju.report.run_report.draw_figures", no_figures)
     run_triplets(tmp_path / "run", "student.static_model=ko-en-static", "training.max_steps=1")
