@@ -122,7 +122,7 @@ class SparsityAlarm:
         densest: Share of the vocabulary above which it is dense, if these are at least `many` terms.
         many: See `densest`; a small vocabulary may well be half active.
         patience: Looks in a row before the alarm.
-        grace: Steps at the beginning in which nothing is said; a student from scratch starts dense.
+        grace: Steps at the beginning in which dense vectors are let be; a student from scratch starts dense.
     """
 
     def __init__(
@@ -158,9 +158,9 @@ class SparsityAlarm:
         wrong = None
         if active < self._fewest:
             wrong = f"collapse: {active:.2f} active terms a text; lower the sparsity penalty or the learning rate"
-        elif active > self._most:
+        elif active > self._most and step >= self._grace:
             wrong = f"all dense: {active:,.0f} of {self._terms:,} terms active; raise the sparsity penalty"
-        if wrong is None or step < self._grace:
+        if wrong is None:
             self._seen = 0
             return None
         self._seen += 1

@@ -87,7 +87,7 @@ def train_judged(
     """
     checkpoints = folder / "checkpoints"
     gate = _Gate(validation, training, folder / "verdicts.jsonl")
-    wanted = [resume] if isinstance(resume, Path) else []
+    wanted = [] if resume is None else [resume]
     attempts = 0
 
     def attempt(attempt: Attempt) -> SpladeTrainer:

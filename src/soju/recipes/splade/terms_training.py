@@ -115,7 +115,7 @@ def train_student(
     *,
     resume: Path | None = None,
 ) -> Trained:
-    """Train with validation, gate and rollback.
+    """Train with validation, gate and rollback; see `train_judged`.
 
     Args:
         student: Makes the student as it starts; called once an attempt.
@@ -130,12 +130,6 @@ def train_student(
 
     Returns:
         The checkpoints.
-
-    Raises:
-        RegressionError: If quality fell too often.
-        BadNumbersError: If loss or gradient were not finite too often.
-        StoppedError: After a signal, when the checkpoint is written.
-        UserError: If there is nothing to resume from.
     """
     validation = Validation(dev, vocabulary, folder / "probes.jsonl")
 

@@ -132,7 +132,8 @@ def make_trainer(
     if config.training.cached and PartialState().num_processes > 1:
         raise UserError("training.cached: compares the texts of one process; train on one, or set it to false")
     loss = TripletsLoss(student, config, term_cost_V=term_costs(rows, student, config.losses))
-    alarm = SparsityAlarm(student.get_embedding_dimension())
+    grace = math.ceil(config.training.warm_up * planned_steps(rows, config.training)["steps"])
+    alarm = SparsityAlarm(student.get_embedding_dimension(), grace=grace)
     trainer = TripletsTrainer(
         model=student,
         args=training_arguments(config, folder, rows, data_order=attempt.data_order, validates=validation is not None),
