@@ -5,9 +5,8 @@ import pytest
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data_formats.md").read_text(encoding="utf-8")
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "soju" / "data"
-KINDS = re.findall(
-    r"^\| `(terms|pairs|triplets|documents|passages|judgements)` \| (.*) \| (.*) \| (.*) \|$", PAGE, re.MULTILINE
-)
+NAMES = "terms|pairs|triplets|documents|passages|judgements|similarity|inference|choices"
+KINDS = re.findall(rf"^\| `({NAMES})` \| (.*) \| (.*) \| (.*) \|$", PAGE, re.MULTILINE)
 CELLS = [
     (kind, name, example.replace("⇥", "\t"))
     for kind, *cells in KINDS
@@ -23,7 +22,7 @@ def test_every_example_row_of_the_page_is_read(read, kind, name, example):
 
 
 def test_the_page_has_an_example_for_every_cell():
-    assert len(CELLS) == 12
+    assert len(CELLS) == 15
 
 
 def test_the_page_lists_every_reason_in_the_code():

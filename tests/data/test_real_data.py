@@ -20,6 +20,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATA.is_dir(), reason="th
         ("triplets.train.jsonl.gz", "triplets", 117_686),
         ("triplets.dev.jsonl.gz", "triplets", 2_306),
         ("ko.txt.gz", "documents", 415_550),
+        ("korsts.train.tsv", "similarity", 5_749),
+        ("klue_sts.dev_a.tsv", "similarity", 259),
+        ("stsb_en.dev.tsv", "similarity", 1_000),
+        ("klue_nli.dev_a.tsv", "inference", 2_421),
+        ("kobest_copa.train.jsonl.gz", "choices", 3_076),
+        ("kobest_hellaswag.train.jsonl.gz", "choices", 2_029),
     ],
 )
 def test_no_row_of_the_real_data_is_refused(name, kind, count):

@@ -67,6 +67,36 @@ class PassageRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SimilarityPair:
+    """Two texts and how alike people find them."""
+
+    first: str
+    second: str
+    score: float
+    """From 0, no relation, to 5, the same meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferencePair:
+    """A text and one that follows from it, may follow, or contradicts it."""
+
+    premise: str
+    hypothesis: str
+    label: str
+    """``entailment``, ``neutral`` or ``contradiction``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceQuestion:
+    """A text and several ways to go on or to answer, one of them right."""
+
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+    """Position of the right one in `choices`, from 0."""
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """What one document is worth as an answer to one query."""
 

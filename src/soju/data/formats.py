@@ -8,6 +8,7 @@ from typing import Any, Literal
 from soju.data.fields import describe, show
 from soju.data.log import SKIP, Place
 from soju.data.rows import COLUMNS, Kind
+from soju.data.similarity_pairs import HEADED, header_columns
 
 Format = Literal["jsonl", "tsv", "txt"]
 
@@ -28,6 +29,9 @@ FORMATS: dict[Kind, tuple[Format, ...]] = {
     "documents": ("jsonl", "tsv", "txt"),
     "passages": ("jsonl", "tsv"),
     "judgements": ("tsv",),
+    "similarity": ("jsonl", "tsv"),
+    "inference": ("jsonl", "tsv"),
+    "choices": ("jsonl",),
 }
 """What each kind of row may be stored as."""
 
@@ -81,7 +85,13 @@ def parse_json(text: str, place: Place) -> dict[str, Any] | None:
 
 
 def header_of(text: str, kind: Kind) -> tuple[str, ...] | None:
-    """Return the columns in their order when the first line of a TSV file names exactly the columns of `kind`."""
+    """Return the columns in their order when the first line of a TSV file names exactly the columns of `kind`.
+
+    Kinds of `soju.data.similarity_pairs.HEADED` may have more columns.
+    """
+    if kind in HEADED:
+        found = header_columns(text, kind)
+        return found if isinstance(found, tuple) else None
     names = tuple(name.strip().lower() for name in text.split("\t"))
     return names if sorted(names) == sorted(COLUMNS[kind]) else None
 

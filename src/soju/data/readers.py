@@ -7,13 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from soju.core.records import Document, Judgement, PairRow, PassageRow, TermRow, TripletRow
+from soju.core.records import (
+    ChoiceQuestion,
+    Document,
+    InferencePair,
+    Judgement,
+    PairRow,
+    PassageRow,
+    SimilarityPair,
+    TermRow,
+    TripletRow,
+)
 from soju.data.fields import show
 from soju.data.formats import header_of, parse_json, parse_tsv
 from soju.data.hub import read_hub
 from soju.data.lines import MAX_LINE_BYTES, decode_line, read_lines
 from soju.data.log import SKIP, Place, ReadLog, SourceCounts, printable
 from soju.data.rows import COLUMNS, PARSERS, Kind, Row
+from soju.data.similarity_pairs import HEADED, header_columns
 from soju.data.source_filter import LineSelector, SourceFilter
 from soju.data.sources import FileSource, HubSource, resolve
 
@@ -70,6 +81,36 @@ def read_rows(
     select: SourceFilter | None = ...,
     max_line_bytes: int = ...,
 ) -> Iterator[PassageRow]: ...
+@overload
+def read_rows(
+    sources: Sequence[str],
+    kind: Literal["similarity"],
+    *,
+    log: ReadLog,
+    root: Path | None = ...,
+    select: SourceFilter | None = ...,
+    max_line_bytes: int = ...,
+) -> Iterator[SimilarityPair]: ...
+@overload
+def read_rows(
+    sources: Sequence[str],
+    kind: Literal["inference"],
+    *,
+    log: ReadLog,
+    root: Path | None = ...,
+    select: SourceFilter | None = ...,
+    max_line_bytes: int = ...,
+) -> Iterator[InferencePair]: ...
+@overload
+def read_rows(
+    sources: Sequence[str],
+    kind: Literal["choices"],
+    *,
+    log: ReadLog,
+    root: Path | None = ...,
+    select: SourceFilter | None = ...,
+    max_line_bytes: int = ...,
+) -> Iterator[ChoiceQuestion]: ...
 @overload
 def read_rows(
     sources: Sequence[str],
@@ -172,6 +213,9 @@ class _Reading:
             if number == 1 and source.format == "tsv" and (header := self.header(line)):
                 columns = header
                 continue
+            if source.format == "tsv" and not columns:
+                self.refuse_header(source, place, line)
+                return
             text = decode_line(line, place, self.max_line_bytes)
             if text is None:
                 yield place, None
@@ -205,7 +249,14 @@ class _Reading:
         self.selector.finish(source.name)
 
     def header(self, line: bytes | None) -> tuple[str, ...] | None:
-        return header_of((line or b"").decode("utf-8", "replace").removeprefix("\ufeff"), self.kind)
+        return header_of(_first_text(line), self.kind)
+
+    def refuse_header(self, source: FileSource, place: Place, line: bytes | None) -> None:
+        """Say what the first line of a file whose columns are known by name alone is lacking."""
+        missing = ", ".join(header_columns(_first_text(line), self.kind))
+        remedy = f"write a header as the first line: {'<TAB>'.join(HEADED[self.kind])}"
+        what = f"no header that names each column once: {missing}"
+        self.log.refuse_file(source.name, place.line, what, remedy, "no-header")
 
     def refuse_known_id(self, name: str, place: Place) -> None:
         first = self.known_ids.get(name)
@@ -214,3 +265,7 @@ class _Reading:
             return
         what = f"{show(name)} was the id of {first[0]}:{first[1]} already"
         place.refuse("id", what, f"give every row its own id, {SKIP}", "duplicate-id")
+
+
+def _first_text(line: bytes | None) -> str:
+    return (line or b"").decode("utf-8", "replace").removeprefix("\ufeff")

@@ -10,12 +10,26 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from soju.core.records import Document, Judgement, PairRow, PassageRow, Term, TermRow, TripletRow
+from soju.core.records import (
+    ChoiceQuestion,
+    Document,
+    InferencePair,
+    Judgement,
+    PairRow,
+    PassageRow,
+    SimilarityPair,
+    Term,
+    TermRow,
+    TripletRow,
+)
 from soju.data.fields import HANGUL, choice_of, clean_text, describe, id_of, score_of, show, similarity_of, text_field
 from soju.data.log import SKIP, Place
+from soju.data.similarity_pairs import HeadedKind, parse_choices, parse_inference, parse_similarity
 
-Kind = Literal["terms", "pairs", "query_pairs", "triplets", "documents", "passages", "judgements"]
-Row = TermRow | PairRow | TripletRow | Document | PassageRow | Judgement
+Kind = Literal["terms", "pairs", "query_pairs", "triplets", "documents", "passages", "judgements"] | HeadedKind
+Row = (
+    TermRow | PairRow | TripletRow | Document | PassageRow | Judgement | SimilarityPair | InferencePair | ChoiceQuestion
+)
 RawRow = Mapping[str, Any]
 
 PAIR_TYPES = ("single_term", "monolingual", "cross_lingual")
@@ -30,7 +44,8 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
     "passages": ("id", "domain", "ko", "en", "query_ko", "query_en"),
     "judgements": ("query-id", "corpus-id", "score"),
 }
-"""Columns of a TSV file without a header, by kind. Terms have no TSV form."""
+"""Columns of a TSV file without a header, by kind. Terms have no TSV form; others need a header, see
+`soju.data.similarity_pairs.HEADED`."""
 
 
 def parse_terms(row: RawRow, place: Place) -> TermRow | None:
@@ -248,6 +263,9 @@ PARSERS: dict[Kind, Callable[[RawRow, Place], Row | None]] = {
     "documents": parse_document,
     "passages": parse_passage,
     "judgements": parse_judgement,
+    "similarity": parse_similarity,
+    "inference": parse_inference,
+    "choices": parse_choices,
 }
 
 
