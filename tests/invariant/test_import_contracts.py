@@ -44,6 +44,8 @@ def test_the_contracts_hold(copy):
         ("models/canonical.py", "import soju.recipes.splade.config"),
         ("search/exact.py", "import soju.models.static_encoder"),
         ("evaluation/retrieval.py", "import torch"),
+        ("recipes/splade/config.py", "import soju.recipes.embedding"),
+        ("recipes/judged_training.py", "import soju.recipes.splade.config"),
     ],
 )
 def test_a_breach_is_caught(copy, file, line):

@@ -35,6 +35,12 @@ def test_each_rollback_changes_one_thing_in_turn(failures, data_order, scale, ch
     assert plan(failures) == Attempt(failures, change, data_order, scale)
 
 
+def test_a_guard_of_what_the_model_knows_lowers_the_learning_rate_first():
+    settings = RollbackSettings(max_rollbacks=4, change_first="learning rate")
+    assert [plan(failures, settings).learning_rate_scale for failures in range(5)] == [1.0, 0.5, 0.5, 0.25, 0.25]
+    assert [plan(failures, settings).data_order for failures in range(5)] == [0, 0, 1, 1, 2]
+
+
 def test_after_the_last_rollback_there_is_no_attempt():
     assert plan(5) is None
     assert plan(1, RollbackSettings(max_rollbacks=0)) is None

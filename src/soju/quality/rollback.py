@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from soju.core.errors import BadNumbersError, RegressionError
 from soju.core.files import append_json_line, read_json_lines
 
 T = TypeVar("T")
+Change = Literal["data order", "learning rate"]
 
 
 class RollbackSettings(Settings):
@@ -23,6 +24,8 @@ class RollbackSettings(Settings):
     """Rollbacks before the run gives up; 0 gives up at the first regression."""
     learning_rate_factor: float = Field(0.5, gt=0, lt=1)
     """What the learning rate is multiplied with when it is its turn."""
+    change_first: Change = "data order"
+    """What is changed after the first regression; after the next it is the other's turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Attempt:
 
 
 def next_attempt(failed: Sequence[Attempt], settings: RollbackSettings) -> Attempt | None:
-    """Decide what to try after the attempts that failed: another data order, then a lower learning rate, in turn.
+    """Decide what to try after the attempts that failed: another data order and a lower learning rate, in turn.
 
     Args:
         failed: In the order they were tried.
@@ -55,7 +58,7 @@ def next_attempt(failed: Sequence[Attempt], settings: RollbackSettings) -> Attem
     if len(failed) > settings.max_rollbacks:
         return None
     last = replace(failed[-1], number=len(failed), resume_from=None)
-    if len(failed) % 2 == 1:
+    if (len(failed) % 2 == 1) == (settings.change_first == "data order"):
         return replace(last, change=f"data order {last.data_order + 1}", data_order=last.data_order + 1)
     factor = settings.learning_rate_factor
     return replace(last, change=f"learning rate × {factor:g}", learning_rate_scale=last.learning_rate_scale * factor)

@@ -9,7 +9,7 @@ from typing import Any
 from soju.core.files import write_json, write_manifest, write_text
 from soju.core.run_directory import RunDirectory
 from soju.models.splade_encoder import SpladeEncoder
-from soju.recipes.splade.attempts import Trained
+from soju.recipes.judged_training import Trained
 from soju.recipes.splade.comparing import write_query_scores
 from soju.recipes.splade.encoders import NeuralEncoder
 from soju.recipes.splade.indexing import expand

@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from soju.core.files import write_json
 from soju.core.run_directory import RunDirectory
-from soju.recipes.splade.attempts import Trained
+from soju.recipes.judged_training import Trained
 from soju.recipes.splade.finishing import measure, report, save_models
 from soju.recipes.splade.probes import PROBES
 from soju.recipes.splade.reading import RunData, read_run_data

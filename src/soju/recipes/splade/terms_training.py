@@ -23,8 +23,9 @@ from soju.losses.sparsity import idf_term_cost
 from soju.models.pieces import readable_terms
 from soju.models.splade_encoder import SpladeEncoder
 from soju.models.teacher_cache import Embeddings
-from soju.quality.rollback import Attempt
-from soju.recipes.splade.attempts import SpladeTrainer, Trained, train_judged
+from soju.quality.rollback import Attempt, RollbackSettings
+from soju.recipes.judged_training import BestSoFar, Trained, train_judged
+from soju.recipes.splade.attempts import SpladeTrainer
 from soju.recipes.splade.encoders import spelled_pieces
 from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms
 from soju.recipes.splade.neural_config import TrainingSettings
@@ -136,7 +137,13 @@ def train_student(
     def trainer(attempt: Attempt) -> SpladeTrainer:
         return make_trainer(student(), rows, vectors, vocabulary, validation, config, folder, attempt)
 
-    return train_judged(trainer, validation, config.training, folder, resume=resume)
+    return train_judged(
+        trainer,
+        BestSoFar(validation, config.training.max_drop, folder / "verdicts.jsonl"),
+        folder,
+        rollbacks=RollbackSettings(max_rollbacks=config.training.max_rollbacks),
+        resume=resume,
+    )
 
 
 def make_trainer(

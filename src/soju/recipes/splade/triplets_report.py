@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from soju.core.files import read_json_lines
-from soju.recipes.splade.attempts import Trained
+from soju.recipes.judged_training import Trained
 from soju.recipes.splade.student_report import curves
 from soju.recipes.splade.triplet_rows import TripletRows
 from soju.recipes.splade.triplets_config import TripletsConfig

@@ -19,8 +19,9 @@ from soju.core.errors import UserError
 from soju.core.files import append_json_line
 from soju.losses.sparsity import idf_term_cost
 from soju.models.splade_encoder import SpladeEncoder
-from soju.quality.rollback import Attempt
-from soju.recipes.splade.attempts import SpladeTrainer, Trained, train_judged
+from soju.quality.rollback import Attempt, RollbackSettings
+from soju.recipes.judged_training import BestSoFar, Trained, train_judged
+from soju.recipes.splade.attempts import SpladeTrainer
 from soju.recipes.splade.student import Vocabulary
 from soju.recipes.splade.training_arguments import stock_arguments
 from soju.recipes.splade.triplet_rows import TripletRows, TripletsCollator
@@ -114,7 +115,13 @@ def train_student(
     def trainer(attempt: Attempt) -> TripletsTrainer:
         return make_trainer(student(), rows, teacher, validation, config, folder, attempt, pad_id=pad_id)
 
-    return train_judged(trainer, validation, config.training, folder, resume=resume)
+    return train_judged(
+        trainer,
+        BestSoFar(validation, config.training.max_drop, folder / "verdicts.jsonl"),
+        folder,
+        rollbacks=RollbackSettings(max_rollbacks=config.training.max_rollbacks),
+        resume=resume,
+    )
 
 
 def make_trainer(
