@@ -80,31 +80,69 @@ def compare(
     References:
         Efron and Tibshirani 1993, chapter 16. Sakai 2006, SIGIR. Phipson and Smyth 2010, arXiv:1603.05766 (the + 1).
     """
-    if subject.score.signature != baseline.score.signature:
-        raise UserError(
-            f'"{subject.score.subject}" and "{baseline.score.subject}" were not measured alike '
-            f"({subject.score.signature} / {baseline.score.signature}); evaluate both on the same test set"
-        )
+    require_same_signature(subject.score, baseline.score)
     if subject.values.shape != baseline.values.shape:
         raise UserError(
             f'"{subject.score.subject}" has {len(subject.values):,} queries and "{baseline.score.subject}" '
             f"{len(baseline.values):,}; evaluate both on the same queries"
         )
     differences_Q = _checked(subject.values - baseline.values)
-    difference = float(differences_Q.mean())
-    means_S = resampled_means(differences_Q, samples=samples, seed=seed)
     # Sums in another order differ in the last bits; draws as far out as the observed mean must not be lost to that.
     tolerance = 1e-12 * max(1.0, float(np.abs(differences_Q).max()))
-    extreme = np.count_nonzero(np.abs(means_S - difference) >= abs(difference) - tolerance)
+    return judge_draws(
+        subject.score,
+        baseline.score,
+        difference=float(differences_Q.mean()),
+        draws_S=resampled_means(differences_Q, samples=samples, seed=seed),
+        seed=seed,
+        level=level,
+        tolerance=tolerance,
+    )
+
+
+def require_same_signature(subject: Score, baseline: Score) -> None:
+    """Refuse to compare what was not measured alike (`UserError`)."""
+    if subject.signature != baseline.signature:
+        raise UserError(
+            f'"{subject.subject}" and "{baseline.subject}" were not measured alike '
+            f"({subject.signature} / {baseline.signature}); evaluate both on the same test set"
+        )
+
+
+def judge_draws(
+    subject: Score,
+    baseline: Score,
+    *,
+    difference: float,
+    draws_S: NDArray[np.float64],
+    seed: int,
+    level: float = 0.95,
+    tolerance: float = 1e-12,
+) -> Comparison:
+    """Turn the differences of all draws into an interval and a p-value; see `compare`.
+
+    Args:
+        subject: The system in question.
+        baseline: What it is compared with.
+        difference: Subject minus baseline on the test set itself.
+        draws_S: Subject minus baseline on each draw, ``(S,)``.
+        seed: Seed of the draws, for the record.
+        level: Level of the interval, in (0, 1).
+        tolerance: How much nearer to the null hypothesis a draw may be than the difference and still count as as far.
+
+    Returns:
+        The comparison.
+    """
+    extreme = np.count_nonzero(np.abs(draws_S - difference) >= abs(difference) - tolerance)
     return Comparison(
-        subject=subject.score.subject,
-        baseline=baseline.score.subject,
-        test_set=subject.score.test_set,
-        metric=subject.score.name,
+        subject=subject.subject,
+        baseline=baseline.subject,
+        test_set=subject.test_set,
+        metric=subject.name,
         difference=difference,
-        interval=_percentiles(means_S, level),
-        p_value=(1 + int(extreme)) / (samples + 1),
-        samples=samples,
+        interval=percentiles(draws_S, level),
+        p_value=(1 + int(extreme)) / (len(draws_S) + 1),
+        samples=len(draws_S),
         seed=seed,
     )
 
@@ -124,7 +162,7 @@ def mean_interval(values_Q: ArrayLike, *, samples: int = 2_000, seed: int = 0, l
     Raises:
         UserError: If there are fewer than two values or one is not finite.
     """
-    return _percentiles(resampled_means(values_Q, samples=samples, seed=seed), level)
+    return percentiles(resampled_means(values_Q, samples=samples, seed=seed), level)
 
 
 def resampled_means(values_Q: ArrayLike, *, samples: int, seed: int) -> NDArray[np.float64]:
@@ -162,8 +200,9 @@ def _checked(values_Q: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
-def _percentiles(means_S: NDArray[np.float64], level: float) -> Interval:
+def percentiles(draws_S: NDArray[np.float64], level: float) -> Interval:
+    """Return the interval between the percentiles of draws that leave out ``1 - level``, half on either side."""
     if not 0.0 < level < 1.0:
         raise UserError(f"level: got {level}; give a share between 0 and 1, 0.95 is usual")
-    low, high = np.quantile(means_S, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(draws_S, [(1 - level) / 2, (1 + level) / 2])
     return Interval(low=float(low), high=float(high), level=level)
