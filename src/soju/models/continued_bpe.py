@@ -1,0 +1,121 @@
+"""Which merges does a corpus want? BPE training that goes on from the base and makes only what is wanted.
+
+Plain BPE training counts neighbours in the corpus and merges the most frequent pair, again and again. Here it starts
+from the base's own encoding and may make candidates only, and first halves of Hangul characters, which a base without
+Korean needs on the way.
+
+References:
+    Sennrich, Haddow and Birch 2016, arXiv:1508.07909 (BPE). Purason et al. 2025, arXiv:2512.03989 (continued BPE).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+
+from soju.core.language import is_hangul
+from soju.core.progress import track
+from soju.models.byte_bpe import ByteBpe
+from soju.models.byte_level import token_bytes, token_text
+from soju.models.hangul_pieces import is_unfinished_syllable
+from soju.models.merge_building import MergeBuilder, Pair
+
+
+def count_pre_tokens(base: ByteBpe, texts: Iterable[str]) -> Counter[str]:
+    """Count the pre-tokens of texts that hold Hangul.
+
+    Args:
+        base: Normalises and pre-tokenises.
+        texts: Any number.
+
+    Returns:
+        Count by text of the pre-token.
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(base.pre_tokens(base.normalise(text)))
+    read = {token_text(spelling): count for spelling, count in counts.items()}
+    return Counter({text: count for text, count in read.items() if text is not None and any(map(is_hangul, text))})
+
+
+def continue_bpe(builder: MergeBuilder, base: ByteBpe, counts: Mapping[str, int], *, min_count: int = 2) -> None:
+    """Merge the most frequent allowed pair until none is left that occurs `min_count` times.
+
+    Args:
+        builder: Gets merges and tokens.
+        base: Gives the old encoding of the pre-tokens.
+        counts: Result of `count_pre_tokens`.
+        min_count: Rarest pair that is merged; rarer pre-tokens are left out.
+    """
+    texts = sorted(text for text, count in counts.items() if count >= min_count)
+    words = list(track(base.encode(texts), "corpus", total=len(texts)))
+    pairs = _PairCounts(builder, words, [counts[text] for text in texts])
+    while (pair := pairs.pop(min_count)) is not None:
+        if builder.refusal(*pair) is None:  # a token that another merge made meanwhile may stand in its way
+            builder.append(*pair)
+            pairs.merge(pair)
+
+
+class _PairCounts:
+    """How often each allowed pair of neighbours stands in the words, kept current."""
+
+    def __init__(self, builder: MergeBuilder, words: list[list[int]], frequencies: list[int]) -> None:
+        self._builder = builder
+        self._words = words
+        self._frequencies = frequencies
+        self._counts: Counter[Pair] = Counter()
+        self._places: dict[Pair, list[int]] = {}
+        self._allowed: dict[Pair, bool] = {}
+        for number, word in enumerate(words):
+            self._add(number, Counter(pairwise(word)))
+        self._heap = [(-count, pair) for pair, count in self._counts.items()]
+        heapq.heapify(self._heap)
+
+    def pop(self, min_count: int) -> Pair | None:
+        """Return the most frequent pair, of equals the one with the lowest ids, and forget it."""
+        while self._heap:
+            stored, pair = heapq.heappop(self._heap)
+            count = self._counts[pair]
+            if -stored == count >= min_count:
+                return pair
+            if min_count <= count < -stored:  # counts that grew were pushed when they did
+                heapq.heappush(self._heap, (-count, pair))
+        return None
+
+    def merge(self, pair: Pair) -> None:
+        """Bring the words with a pair up to date with the builder's merges."""
+        grown: set[Pair] = set()
+        for number in sorted(set(self._places.pop(pair))):
+            word = self._words[number]
+            before = Counter(pairwise(word))
+            if pair not in before:
+                continue
+            self._builder.settle(word)
+            after = Counter(pairwise(word))
+            for gone, times in (before - after).items():
+                if gone in self._counts:
+                    self._counts[gone] -= times * self._frequencies[number]
+            grown |= self._add(number, after - before)
+        del self._counts[pair]
+        for new in grown:
+            heapq.heappush(self._heap, (-self._counts[new], new))
+
+    def _add(self, number: int, pairs: Counter[Pair]) -> set[Pair]:
+        added = set()
+        for pair, times in pairs.items():
+            allowed = self._allowed.get(pair)
+            if allowed is None:
+                allowed = self._allowed[pair] = self._is_allowed(pair)
+            if allowed:
+                self._counts[pair] += times * self._frequencies[number]
+                self._places.setdefault(pair, []).append(number)
+                added.add(pair)
+        return added
+
+    def _is_allowed(self, pair: Pair) -> bool:
+        made = self._builder.spelling(pair[0]) + self._builder.spelling(pair[1])
+        if made in self._builder.candidates:
+            return True
+        return is_unfinished_syllable(token_bytes(made)) and self._builder.refusal(*pair) is None
