@@ -15,7 +15,7 @@ from soju.core.errors import UserError
 from soju.core.progress import set_quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from soju.core.score import Score
     from soju.data.log import ReadLog
@@ -80,9 +80,16 @@ def main() -> None:
 
 def read_config(name: str, overrides: list[str] | None) -> tuple[SpladeConfig, str]:
     """Read a YAML file or a preset with overrides; also return its text, for the run folder."""
+    from soju.recipes.splade.modes import validate_mode
+
+    values, text = read_values(name, overrides)
+    return validate_mode(values, place=name), text
+
+
+def read_values(name: str, overrides: list[str] | None) -> tuple[dict[str, Any], str]:
+    """Read a YAML file or a preset with overrides, not yet checked, and its text; `recipe_of` says whose it is."""
     from soju.core.config import apply_overrides, parse_yaml
     from soju.presets import preset_names, preset_text
-    from soju.recipes.splade.modes import validate_mode
 
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
@@ -95,8 +102,14 @@ def read_config(name: str, overrides: list[str] | None) -> tuple[SpladeConfig, s
         values = parse_yaml(text, place=name)
     else:
         raise UserError(f'"{name}" is neither a YAML file nor a preset; presets: {", ".join(preset_names())}')
-    settings = validate_mode(apply_overrides(values, overrides or []), place=name)
-    return settings, text + "".join(f"# override: {override}\n" for override in overrides or [])
+    text += "".join(f"# override: {override}\n" for override in overrides or [])
+    return apply_overrides(values, overrides or []), text
+
+
+def recipe_of(values: Mapping[str, Any]) -> str:
+    """Return which recipe a configuration is for; what names none is checked as ``splade``, which says what is wrong."""
+    recipe = values.get("recipe", "splade")
+    return recipe if isinstance(recipe, str) else "splade"
 
 
 def say(text: str, *, style: str | None = None) -> None:
