@@ -107,7 +107,7 @@ def read_values(name: str, overrides: list[str] | None) -> tuple[dict[str, Any],
 
 
 def recipe_of(values: Mapping[str, Any]) -> str:
-    """Return which recipe a configuration names; without one it is checked as ``splade``, which says what is missing."""
+    """Return which recipe a configuration names; one that names none is checked as ``splade``, which says so."""
     recipe = values.get("recipe", "splade")
     return recipe if isinstance(recipe, str) else "splade"
 
