@@ -171,6 +171,7 @@ def evaluate(
     metrics: Sequence[str] = METRICS,
     samples: int = 2_000,
     seed: int = 0,
+    decisive: Mapping[str, object] | None = None,
 ) -> RetrievalResult:
     """Score a run. All metrics are fractions in [0, 1], higher is better, means over **all** queries of the test set.
 
@@ -187,8 +188,9 @@ def evaluate(
         test_set: Queries, documents and judgements.
         subject: Name of the system.
         metrics: Metrics with cut-off.
-        samples: Resamples for the 95 % interval of each mean; none is given for a single query.
+        samples: Resamples for the 95 % interval of each mean; none is given for a single query, or when this is 0.
         seed: Seed of the resampling.
+        decisive: What else decides the values, apart from the system, for the signatures.
 
     Returns:
         Scores with per-query values in the order of ``test_set.queries``.
@@ -210,12 +212,13 @@ def evaluate(
             values_Q.mean(),
             unit="fraction",
             higher_is_better=True,
-            interval=mean_interval(values_Q, samples=samples, seed=seed) if len(values_Q) > 1 else None,
+            interval=mean_interval(values_Q, samples=samples, seed=seed) if samples and len(values_Q) > 1 else None,
             k=k,
             queries=len(test_set.queries),
             documents=len(test_set.documents),
             ties="as-ranked",
             **({"gain": "linear"} if name == "ndcg" else {}),
+            **(decisive or {}),
         )
         measurements.append(Measurement(score, values_Q))
     return RetrievalResult(measurements, missing=sum(query not in run for query in test_set.queries))

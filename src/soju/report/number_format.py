@@ -8,7 +8,7 @@ from soju.core.score import Interval
 
 _SECONDS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6}
 _COST_WORDS = ("bytes", "terms", "tokens", "parameters", "documents", "postings", "flops", "products", "bits")
-_HEADINGS = {"fraction": "0–1", "percent": "%"}
+_HEADINGS = {"fraction": "0–1", "correlation": "−1–1", "percent": "%"}
 _SCALED = {"bytes", "parameters", *_SECONDS}
 
 
@@ -37,7 +37,7 @@ def format_value(value: float, unit: str) -> str:
         return _scaled(value, 1000, ("", "k", "M", "B", "T"))
     if unit in _SECONDS:
         return _time(value * _SECONDS[unit], unit)
-    if unit == "fraction":
+    if unit in ("fraction", "correlation"):
         return f"{value:.3f}"
     if unit in ("points", "percent"):
         return f"{value:.1f}"
