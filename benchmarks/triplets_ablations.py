@@ -38,8 +38,9 @@ from soju.recipes.splade.triplets_training import spread, train_student
 
 PRESET = "splade-v23-small"
 BASE = [
-    "student.hidden_size=128", "student.layers=1", "student.intermediate_size=256", "student.max_length=48",
-    "student.static.tokenizer={analysed_pairs: 20000, min_count: 8, sub_words: 4000}", "sparsity={}",
+    "student={init: lexical, hidden_size: 128, layers: 1, heads: 4, intermediate_size: 256, max_length: 48, "
+    "static: {tokenizer: {analysed_pairs: 20000, min_count: 8, sub_words: 4000}}}",
+    "data.pairs=[parallel.train.tsv.gz]", "training.learning_rate=1.0e-4", "sparsity={}",
     "data.dev_rows=100", "data.dev_distractors=0",
     "evaluation.sets=[{name: parallel.dev, pairs: [parallel.dev.tsv.gz]}, "
     "{name: triplets.dev, triplets: [triplets.dev.jsonl.gz]}]",

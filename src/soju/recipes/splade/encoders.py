@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +21,6 @@ STOCK_MODULES = "modules.json"
 """Stands in every folder that sentence-transformers saved."""
 ROUTER = "router_config.json"
 """Stands in a folder whose queries and documents go different ways; see `soju.recipes.splade.inference_free`."""
-_COLLECTION = 256
-"""Texts from which they are a test set, whose sides come again the other way round, and not a batch that is timed."""
-_REMEMBERED = 64
 
 
 class TermEncoder(Protocol):
@@ -65,15 +61,8 @@ class NeuralEncoder:
 
     def __init__(self, model: SpladeEncoder, *, batch_size: int = 64, similarity: str | None = None) -> None:
         self.model = model.eval()
-        self._batch_size = batch_size
-        self._similarity = similarity or model.similarity_fn_name
-        self._known: OrderedDict[tuple[str, ...], csr_array] = OrderedDict()
-
-    def with_similarity(self, similarity: str) -> NeuralEncoder:
-        """Return the same encoder with another similarity; what one has encoded, the other knows."""
-        other = NeuralEncoder(self.model, batch_size=self._batch_size, similarity=similarity)
-        other._known = self._known
-        return other
+        self.batch_size = batch_size
+        self.similarity = similarity or model.similarity_fn_name
 
     @classmethod
     def load(cls, folder: Path) -> NeuralEncoder:
@@ -93,20 +82,13 @@ class NeuralEncoder:
         return readable_terms(self.pieces)
 
     def encode_queries(self, texts: Sequence[str]) -> csr_array:
-        """Return the term weights of texts, ``(B, V)``; of the last collections they are remembered."""
-        if len(texts) < _COLLECTION:
-            return self.model.encode_sparse(texts, batch_size=self._batch_size)
-        key = tuple(texts)
-        if key not in self._known:
-            self._known[key] = self.model.encode_sparse(texts, batch_size=self._batch_size)
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        return self._known[key]
+        """Return the term weights of texts, ``(B, V)``."""
+        return self.model.encode_sparse(texts, batch_size=self.batch_size)
 
     def encode_documents(self, texts: Sequence[str]) -> csr_array:
         """Return the term weights of texts, ``(B, V)``, of length 1 with cosine similarity."""
         vectors = self.encode_queries(texts)
-        return unit_rows(vectors) if self._similarity == "cosine" else vectors
+        return unit_rows(vectors) if self.similarity == "cosine" else vectors
 
 
 def unit_rows(vectors: csr_array) -> csr_array:

@@ -22,6 +22,8 @@ from soju.recipes.splade.student_report import student_card
 from soju.report.run_report import write_report
 
 UNTRAINED = "untrained student"
+BEFORE = "student before"
+"""Of a student that goes on from a model that was trained already."""
 
 
 def save_models(trained: Trained, run_dir: RunDirectory) -> NeuralEncoder:
@@ -57,7 +59,8 @@ def measure(
     Returns:
         Everything that was measured, against BM25 and dictionary look-up too.
     """
-    subjects = [Subject(STUDENT, student), *more, Subject(UNTRAINED, NeuralEncoder(start.student()))]
+    before = BEFORE if config.student.init == "pretrained" else UNTRAINED
+    subjects = [Subject(STUDENT, student), *more, Subject(before, NeuralEncoder(start.student()))]
     if start.static is not None:
         subjects.append(Subject(SUBJECT, start.static, start.search))
     measured = score(
@@ -119,6 +122,8 @@ def _recalls(measured: Measured) -> list[str]:
     sentences: list[str] = []
     for name in dict.fromkeys(item.test_set for item in recalls):
         found = {item.subject: item.value for item in recalls if item.test_set == name}
-        others = ", ".join(f"{subject} {found[subject]:.3f}" for subject in (UNTRAINED, SUBJECT) if subject in found)
+        others = ", ".join(
+            f"{subject} {found[subject]:.3f}" for subject in (UNTRAINED, BEFORE, SUBJECT) if subject in found
+        )
         sentences.append(f"Recall@10 on {name}: student {found[STUDENT]:.3f} ({others}).")
     return sentences

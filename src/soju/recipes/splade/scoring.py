@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from soju.evaluation.significance import Comparison, Measurement, compare
 from soju.evaluation.terms import evaluate_terms
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.config import EvaluationSettings, SearchSettings, StaticConfig
-from soju.recipes.splade.encoders import TermEncoder
+from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder
 from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms, terms_of
 from soju.recipes.splade.indexing import index_settings
 from soju.recipes.splade.neural_config import NeuralConfig
@@ -77,6 +77,26 @@ class CachedAnalyzer:
         new = [text for text in dict.fromkeys(texts) if text not in self._words]
         self._words.update(zip(new, self._analyzer.analyze(new), strict=True))
         return [self._words[text] for text in texts]
+
+
+class RememberingEncoder(NeuralEncoder):
+    """Encodes a list of texts once: a test set comes again the other way round, and with another similarity.
+
+    Args:
+        encoder: What encodes.
+        known: What was encoded, by model and texts; shared by those that are scored together.
+    """
+
+    def __init__(self, encoder: NeuralEncoder, known: dict[tuple[int, tuple[str, ...]], csr_array]) -> None:
+        super().__init__(encoder.model, batch_size=encoder.batch_size, similarity=encoder.similarity)
+        self._known = known
+
+    def encode_queries(self, texts: Sequence[str]) -> csr_array:
+        """Return the term weights of texts, ``(B, V)``."""
+        key = id(self.model), tuple(texts)
+        if key not in self._known:
+            self._known[key] = super().encode_queries(texts)
+        return self._known[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +173,8 @@ def score_retrieval(
     dictionary = Dictionary(terms, analyzer) if terms else None
     rounds = [(texts, direction) for texts in test_sets for direction in texts.directions]
     curves: dict[str, list[float]] = {}
+    known: dict[tuple[int, tuple[str, ...]], csr_array] = {}
+    subjects = [_remembering(subject, known) for subject in subjects]
     ours = subjects[0]
     depth = max(map(cut_off, metrics_of(settings)))
     for texts, direction in track(rounds, "evaluate"):
@@ -279,6 +301,11 @@ def score_unseen_terms(
         function_words=FUNCTION_WORDS,
         setting=setting,
     )
+
+
+def _remembering(subject: Subject, known: dict[tuple[int, tuple[str, ...]], csr_array]) -> Subject:
+    encoder = subject.encoder
+    return replace(subject, encoder=RememberingEncoder(encoder, known)) if type(encoder) is NeuralEncoder else subject
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from soju.data.checks import normalise_for_overlap
 from soju.losses.terms import RowTargets, TermTargets
 from soju.recipes.splade.student import Vocabulary
 from soju.recipes.splade.triplet_teacher import TeacherScores
-from soju.training.curriculum import Grouping
+from soju.training.curriculum_sampling import Grouping
 
 _CHUNK = 4096
 

@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from soju.core.files import write_json
 from soju.core.run_directory import RunDirectory
+from soju.recipes.splade.encoders import NeuralEncoder
 from soju.recipes.splade.finishing import measure, report, save_models
 from soju.recipes.splade.probes import PROBES
 from soju.recipes.splade.reading import RunData, read_run_data
@@ -91,7 +92,7 @@ def run(
 
     # 6. Score it, with either similarity, against itself untrained, the static encoder, BM25, dictionary and teacher.
     other = "dot" if config.similarity == "cosine" else "cosine"
-    with_other = Subject(f"soju student ({other})", student.with_similarity(other))
+    with_other = Subject(f"soju student ({other})", NeuralEncoder(student.model, similarity=other))
     taught = taught and config.teacher is not None and config.teacher.kind == "bi_encoder"
     measured = measure(student, start, data, config, run_dir, taught=taught, more=[with_other], workers=workers)
 

@@ -31,7 +31,8 @@ from soju.recipes.splade.triplets_loss import TripletsLoss, stages_of
 from soju.recipes.splade.triplets_validation import CHOSEN_BY, TripletsValidation
 from soju.search.weighting import idf
 from soju.training.controllers import SparsityAlarm
-from soju.training.curriculum import Curriculum, staged_cosine
+from soju.training.curriculum import staged_cosine
+from soju.training.curriculum_sampling import Curriculum
 from soju.training.ranks import on_main_process
 from soju.training.scalars import Scalars
 
