@@ -21,9 +21,12 @@ from soju.cli.console import (
     print_scores,
     print_tables,
     read_config,
+    read_values,
+    recipe_of,
     say,
     tell_skipped,
 )
+from soju.cli.embedding_models import compare_embedding_models, measure_embedding_models
 from soju.core.errors import DataError, UserError
 
 
@@ -99,8 +102,13 @@ def evaluate(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Write the scores to this JSON file as well.")] = None,
 ) -> None:
-    """Score a model on the test sets of a configuration, against BM25 and dictionary look-up."""
+    """Score a model on the test sets of a configuration: a sparse one against BM25 and dictionary look-up."""
     from soju.core.files import write_json
+
+    values, _ = read_values(config, overrides)
+    if recipe_of(values) == "embedding":
+        measure_embedding_models([model], values, place=config, out=out)
+        return
     from soju.recipes.splade.indexing import model_folder, open_model, search_settings_of
     from soju.recipes.splade.reading import read_run_data
     from soju.recipes.splade.scoring import Subject, score
@@ -122,15 +130,35 @@ def evaluate(
 
 @app.command(rich_help_panel="Runs")
 def compare(
-    subject: Annotated[Path, typer.Argument(metavar="RUN", help="The run or model in question.")],
-    baseline: Annotated[Path, typer.Argument(metavar="BASELINE", help="The run or model it is compared with.")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN BASELINE",
+            help="Two runs or models; with --config embedding models, as many as wanted, the first the baseline.",
+        ),
+    ],
+    config: Annotated[
+        str | None, typer.Option(help="Measure embedding models on the test sets of this configuration.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=100, help="Resamples of the paired bootstrap.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Their seed.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="With --config: write everything to this JSON file as well.")] = None,
 ) -> None:
-    """Compare two runs query by query, with intervals, and what their models light up for the probe words."""
+    """Compare two runs query by query, with intervals, and what their models light up for the probe words.
+
+    With --config, which must be of recipe embedding: measure the models side by side, each against the first.
+    """
+    if config is not None:
+        compare_embedding_models([str(model) for model in models], config, samples=samples, seed=seed, out=out)
+        return
+    if len(models) != 2:
+        raise UserError(f"{len(models)} runs; give two, or embedding models with --config")
+    if out is not None:
+        raise UserError("--out: goes with --config; differences of two runs are printed only")
     from soju.recipes.splade.comparing import compare_runs, probe_models
     from soju.report.terminal import differences_table, probes_table
 
+    subject, baseline = models
     if (subject / "query_scores.json").is_file() or (baseline / "query_scores.json").is_file():
         differences = compare_runs(subject, baseline, samples=samples, seed=seed)
         console.print(differences_table(as_reported(differences), title=f"{subject} minus {baseline}"))

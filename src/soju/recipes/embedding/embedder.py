@@ -42,7 +42,7 @@ class Embedder:
         Args:
             subject: Which model.
             settings: How it is asked.
-            load: Loads a folder that stock sentence-transformers cannot load, in place of `load_model`.
+            load: Loads a folder in place of `load_model`, for a caller that keeps models.
 
         Raises:
             UserError: If it cannot be loaded.
@@ -153,7 +153,7 @@ class Embedder:
 
 
 def load_model(name: str, *, dtype: str = "float32") -> Any:
-    """Load a model with stock sentence-transformers: safetensors, no code from the folder.
+    """Load a model with stock sentence-transformers: safetensors, adapters of ours, no code from the folder.
 
     Args:
         name: A folder, ``package:NAME`` or a hub id.
@@ -165,14 +165,14 @@ def load_model(name: str, *, dtype: str = "float32") -> Any:
     Raises:
         UserError: If it cannot be found or loaded.
     """
-    from sentence_transformers import SentenceTransformer
+    from soju.models.adapters import load_adapted
 
     folder = find_model_folder(name).path
     if not (folder / "modules.json").is_file():  # it would be given mean pooling, which may not be its own
         raise UserError(f"{name}: no modules.json, so nothing says how it pools; give a sentence-transformers folder")
     try:
-        model = SentenceTransformer(
-            str(folder),
+        model = load_adapted(
+            folder,
             trust_remote_code=False,
             local_files_only=True,
             model_kwargs={"dtype": dtype, "use_safetensors": True},

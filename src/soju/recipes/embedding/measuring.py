@@ -90,7 +90,7 @@ def measure_models(
         evaluation: Sets, prompt, length.
         data: The sets, when they were read before, see `read_evaluation`.
         root: Folder of relative files when the settings name none.
-        load: Loads folders that stock sentence-transformers cannot.
+        load: Loads folders in place of `soju.recipes.embedding.embedder.load_model`.
 
     Returns:
         Scores, values of items, comparisons with the first model.
