@@ -17,7 +17,8 @@ from soju.core.config import apply_overrides
 from soju.core.records import Term, TermRow
 from soju.data.log import ReadLog
 from soju.models.splade_encoder import SpladeEncoder
-from soju.recipes.splade.modes import open_run_folder, run_mode, validate_mode
+from soju.recipes.run_folder import open_run_folder
+from soju.recipes.splade.modes import run_mode, validate_mode
 from soju.recipes.splade.reading import RunData, TrainingData
 from soju.recipes.splade.student import plain_vocabulary
 from soju.recipes.splade.term_rows import training_rows

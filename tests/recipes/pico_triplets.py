@@ -7,7 +7,8 @@ from recipes.small_bilingual import PAIRS, TERMS
 from soju.core.records import TripletRow
 from soju.data.log import ReadLog
 from soju.models.splade_encoder import SpladeEncoder
-from soju.recipes.splade.modes import open_run_folder, run_mode
+from soju.recipes.run_folder import open_run_folder
+from soju.recipes.splade.modes import run_mode
 from soju.recipes.splade.reading import RunData, TrainingData
 from soju.recipes.splade.student import plain_vocabulary
 from soju.recipes.splade.triplet_rows import triplet_rows

@@ -79,7 +79,8 @@ def train(
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
 ) -> None:
     """Train, score, export and report."""
-    from soju.recipes.splade.modes import open_run_folder, run_mode
+    from soju.recipes.run_folder import open_run_folder
+    from soju.recipes.splade.modes import run_mode
     from soju.recipes.splade.reading import read_run_data
 
     settings, text = read_config(config, overrides)

@@ -37,7 +37,7 @@ def cached_losses(
 
     Args:
         encode: Representations ``(n, V)`` of some texts.
-        features: ``input_ids`` and ``attention_mask``, ``(N, S)``, padded on the right.
+        features: ``input_ids`` and ``attention_mask``, ``(N, S)``.
         losses_of: The weighted losses of all representations ``(N, V)``; their sum is what is minimised.
         mini_batch: Texts that are encoded at a time, >= 1.
 
@@ -108,9 +108,9 @@ def _drawing_again(state: tuple[Tensor, Tensor | None], device: torch.device) ->
 
 
 def _parts(features: Features, mini_batch: int) -> Iterator[Features]:
-    """Cut the texts into mini-batches without columns that only pad."""
-    longest = features["attention_mask"].sum(dim=1)
-    for start in range(0, len(longest), mini_batch):
+    """Cut the texts into mini-batches without columns that only pad, on whichever side."""
+    mask = features["attention_mask"]
+    for start in range(0, len(mask), mini_batch):
         texts = slice(start, start + mini_batch)
-        width = int(longest[texts].max())
-        yield {name: value[texts, :width] for name, value in features.items()}
+        used = mask[texts].any(dim=0)
+        yield {name: value[texts][:, used] for name, value in features.items()}

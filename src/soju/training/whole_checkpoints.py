@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,11 @@ class WholeCheckpoints(_Trainer):
     def _state_to_save(self) -> Mapping[str, Stateful]:
         """Return what belongs into a checkpoint beside the stock files; called on every rank."""
         return {}
+
+    def _weights_to_save(self) -> Iterable[Tensor]:
+        """Return the weights that a checkpoint will hold, to know its size."""
+        weights: Iterable[Tensor] = self.model.state_dict().values()
+        return weights
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -105,7 +110,7 @@ class WholeCheckpoints(_Trainer):
         super()._load_best_model()
 
     def _bytes_needed(self, folder: Path) -> int:
-        tensors = [*self.model.state_dict().values(), *_tensors(self.optimizer.state_dict())]
+        tensors = [*self._weights_to_save(), *_tensors(self.optimizer.state_dict())]
         sizes = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
         earlier = [checkpoints.folder_bytes(path) for path in checkpoints.list_checkpoints(folder)[-1:]]
         return max([sum(sizes.values()) + _SPARE_BYTES, *earlier])

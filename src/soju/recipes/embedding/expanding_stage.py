@@ -1,0 +1,55 @@
+"""Stage 0 inside a run: the base with the donor's Korean tokens, certified."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from soju.core.files import write_text
+from soju.recipes.embedding.config import EmbeddingConfig
+from soju.recipes.embedding.expanding import expand_model
+from soju.recipes.embedding.reading import EmbeddingData
+from soju.recipes.embedding.scratch_base import is_whole
+from soju.recipes.embedding.stages import Accepted
+
+NAME = "stage0"
+
+
+def expand_stage(config: EmbeddingConfig, data: EmbeddingData, base: Path, donor: str, run_folder: Path) -> Accepted:
+    """Expand the base, or read what an earlier start of the run has finished.
+
+    Args:
+        config: Settings of the run.
+        data: Its Korean texts decide the order of tokens, when asked to.
+        base: The base's folder.
+        donor: Folder or hub id of the donor.
+        run_folder: Gets ``stage0``.
+
+    Returns:
+        The expanded model.
+
+    Raises:
+        UserError: If a tokenizer is of a kind that cannot be expanded, or the certificate fails.
+    """
+    folder, settings = run_folder / NAME, config.expansion
+    if not is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)  # what an earlier start wrote and could not certify
+        corpus: Path | None = None
+        if settings.order == "corpus":
+            corpus = run_folder / "training" / "expansion" / "korean.txt"
+            write_text(corpus, "".join(" ".join(text.split()) + "\n" for text in data.korean))
+        expand_model(
+            str(base),
+            donor,
+            folder,
+            corpus=corpus,
+            method=settings.method,
+            initialiser=settings.initialiser,
+            limit=settings.limit,
+            speed=settings.speed,
+            seed=config.seed,
+        )
+    certificate = folder / "certificate.json"
+    looks = json.loads(certificate.read_text(encoding="utf-8"))
+    return Accepted(NAME, folder, looks)
