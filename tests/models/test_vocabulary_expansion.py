@@ -284,3 +284,15 @@ def test_prepended_merges_would_be_no_coarsening():
     )
     assert expansion.collapse(appended) == appended == old  # [한][국어] stays
     assert expansion.collapse(prepended) != old  # [한국][어]
+
+
+def test_a_base_that_looks_up_whole_words_first_is_coarsened_too():
+    base = byte_bpe(parts_of("한국어"), more=("한국",))  # no merge makes 한국, only looking it up does
+    spec = {**base.spec, "model": {**base.spec["model"], "ignore_merges": True}}
+    base = ByteBpe.from_spec(spec, name="llama")
+    expansion = expand_by_merges(base, spelled("국어", "한국어"))
+    found = expanded(base, expansion)
+    assert tokens(found, "한국어") == ["한국어"]
+    for text in ("한국", "한국어", "어한국어", "한국 국어"):
+        (old,), (new,) = base.encode([text]), found.encode([text])
+        assert expansion.collapse(new) == old

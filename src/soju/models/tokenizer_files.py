@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from soju.core.errors import UserError
-from soju.core.files import write_text
+from soju.core.files import write_json, write_text
 from soju.models.byte_bpe import TOKENIZER_FILE, ByteBpe
 from soju.models.vocabulary_expansion import Expansion
 
+CONFIG_FILE = "tokenizer_config.json"
 KEPT_FILES = (
-    "tokenizer_config.json",
+    CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
@@ -48,6 +49,8 @@ def write_tokenizer(base: ByteBpe, expansion: Expansion, folder: Path) -> None:
             _copy(base.folder / name, folder / name)
     for name in _STALE_FILES:
         (folder / name).unlink(missing_ok=True)
+    if expansion.method == "added-tokens":
+        _list_added_tokens(expansion, folder / CONFIG_FILE)
     write_text(folder / TOKENIZER_FILE, json.dumps(expanded_spec(base, expansion), ensure_ascii=False))
 
 
@@ -70,6 +73,16 @@ def expanded_spec(base: ByteBpe, expansion: Expansion) -> dict[str, Any]:
 def _added_token(text: str | None, number: int) -> dict[str, Any]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     return {"id": number, "content": text, **flags}
+
+
+def _list_added_tokens(expansion: Expansion, config: Path) -> None:
+    """Add new added tokens to the list in ``tokenizer_config.json``, which transformers prefers where there is one."""
+    values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    if "added_tokens_decoder" in values:
+        for place, text in enumerate(expansion.texts):
+            token = _added_token(text, expansion.first_id + place)
+            values["added_tokens_decoder"][str(token.pop("id"))] = token
+        write_json(config, values)
 
 
 def _copy(source: Path, target: Path) -> None:
