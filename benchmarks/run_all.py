@@ -23,6 +23,9 @@ COMMANDS = {
     "terms_loss": ["terms_loss.py"],
     "training_throughput": ["training_throughput.py", "--data", "{data}"],
     "encode": ["encode.py", "--data", "{data}"],
+    "tokenizer_expansion": ["tokenizer_expansion.py", "--data", "{data}"],
+    "partitioned_embedding": ["partitioned_embedding.py"],
+    "expansion": ["expansion.py"],
 }
 INTRODUCTION = """# Performance
 

@@ -1,0 +1,223 @@
+"""How fast, and how well, do new rows of an embedding start beside mergekit's tokensurgeon and FOCUS?
+
+Same inputs in one process, each in turn. ``mean``: Korean words of our samples, from a byte-level BPE without
+Korean, against mergekit's ``subword_approximate``; both tokenize. ``omp``: against mergekit's ``batch_omp``. ``focus``:
+weights and rows, against the loop of deepfocus; both get the same auxiliary vectors.
+
+With ``--base`` and ``--donor`` every initialiser expands a real model, and the Korean and English similarity of the
+expanded, untrained models is compared with the base's.
+
+The peers are no extra of soju: mergekit 0.1.5 brings three dozen packages, and deepfocus 1.0.1 needs fasttext, which
+has no wheel and must be compiled. A peer that is not installed is left out of the claims and named under ``missing``.
+To have both: pip install mergekit deepfocus
+
+    python benchmarks/expansion.py [--quick] [--base MODEL --donor TOKENIZER --data ../shared/data --corpus TEXT]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import PreTrainedTokenizerFast
+
+from soju.core.files import write_json
+from soju.models.donor_vectors import DonorVectors
+from soju.models.embedding_init import INITIALISERS, initialise
+from soju.models.matching_pursuit import matching_pursuit
+
+RESULTS = Path(__file__).parent / "results"
+PEERS = {"mergekit": "mergekit", "deepfocus": "deepfocus"}
+GOAL_SPEED = 1.0
+
+
+def timed(run: Callable[[], Tensor], repetitions: int) -> tuple[float, Tensor]:
+    """Return the median seconds of a run and what it returns."""
+    seconds = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        result = run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), result
+
+
+def compare_mean(size: int, repetitions: int) -> list[dict[str, Any]]:
+    """Time the mean of sub-tokens, and count the rows that are the mean of what the tokenizer makes of the word."""
+    from mergekit.tokensurgeon import subword_approximate
+
+    texts = [line for name in ("terms.train.jsonl", "terms.heldout.jsonl") for line in sample(name)]
+    english = [text for text in texts if text.isascii()]
+    words = sorted({word for text in texts for word in text.split() if not word.isascii()})[:size]
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(vocab_size=4000, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    backend.train_from_iterator(english, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    old_VD = torch.randn(backend.get_vocab_size(), 1024, generator=torch.Generator().manual_seed(0))
+    speller = ByteLevel(add_prefix_space=False)
+    spellings = ["".join(piece for piece, _ in speller.pre_tokenize_str(word)) for word in words]
+
+    def ours() -> Tensor:
+        return initialise(old_VD, [encoding.ids for encoding in backend.encode_batch(words)])
+
+    def peer() -> Tensor:
+        return subword_approximate(old_VD, spellings, is_lm_head=False, tok_0=tokenizer)  # as donors spell them
+
+    (our_seconds, our_rows), (peer_seconds, peer_rows) = timed(ours, repetitions), timed(peer, repetitions)
+    truth = torch.stack([old_VD[backend.encode(word).ids].mean(dim=0) for word in words])
+    right = [float((rows - truth).abs().amax(dim=1).lt(1e-4).float().mean()) for rows in (our_rows, peer_rows)]
+    name = f"expansion.mean.{len(words)}"
+    metric = "share of Korean rows that are the mean of the word's sub-tokens (ratio = difference)"
+    share = claim(name, metric, *right, 0.0) | {"ratio": round(right[0] - right[1], 3), "holds": right[0] >= right[1]}
+    return [claim(name, "words per second", len(words) / our_seconds, len(words) / peer_seconds, GOAL_SPEED), share]
+
+
+def sample(name: str) -> list[str]:
+    """Return the texts of one of our sample files."""
+    lines = (files("soju.samples") / name).read_text(encoding="utf-8").splitlines()
+    return [value for line in lines for value in json.loads(line).values() if isinstance(value, str)]
+
+
+def compare_omp(size: int, repetitions: int) -> list[dict[str, Any]]:
+    """Time 32 atoms of each target, and compare what is left of the targets."""
+    from mergekit.tokensurgeon import batch_omp
+
+    target_BF, atom_AF, _ = space(size)
+
+    def left(found: tuple[Tensor, Tensor]) -> Tensor:
+        index_BK, coefficient_BK = found
+        return (target_BF - (coefficient_BK[:, None] @ atom_AF[index_BK]).squeeze(1)).norm(dim=1).mean()
+
+    our_seconds, our_rest = timed(lambda: left(matching_pursuit(target_BF, atom_AF, 32)), repetitions)
+    peer_seconds, peer_rest = timed(lambda: left(batch_omp(target_BF, atom_AF, 32)), repetitions)
+    name = f"expansion.omp.{size}"
+    rest = claim(name, "what is left of a vector (ratio = ours / peer)", float(our_rest), float(peer_rest), 1.0)
+    ratio = float(our_rest / peer_rest)
+    rest |= {"ratio": round(ratio, 3), "goal": "<= 1.01", "holds": ratio <= 1.01}
+    return [claim(name, "tokens per second", size / our_seconds, size / peer_seconds, GOAL_SPEED), rest]
+
+
+def compare_focus(size: int, repetitions: int) -> list[dict[str, Any]]:
+    """Time weights and rows, and check that both made the same rows."""
+    from deepfocus.focus import entmax
+
+    target_BF, anchor_AF, old_AD = space(size)
+    donor = DonorVectors(target_BF, torch.ones(size, dtype=torch.bool), anchor_AF, torch.arange(len(anchor_AF)))
+
+    def peer() -> Tensor:
+        cosine_BA = normalize(target_BF, dim=1) @ normalize(anchor_AF, dim=1).T
+        rows = []
+        for cosine_A in cosine_BA:  # the loop of focus_additional_token_initialization
+            weight_A = entmax.sparsemax(cosine_A)
+            mask_A = weight_A > 0
+            rows.append((weight_A[mask_A, None] * old_AD[mask_A]).sum(dim=0))
+        return torch.stack(rows)
+
+    our_seconds, our_rows = timed(lambda: initialise(old_AD, [(0,)] * size, "focus", donor=donor), repetitions)
+    peer_seconds, peer_rows = timed(peer, repetitions)
+    torch.testing.assert_close(our_rows, peer_rows, atol=1e-3, rtol=1e-3)
+    return [claim(f"expansion.focus.{size}", "tokens per second", size / our_seconds, size / peer_seconds, GOAL_SPEED)]
+
+
+def space(size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return vectors of new tokens and of 8,000 anchors that lie around common directions, and rows of the base."""
+    generator = torch.Generator().manual_seed(0)
+    topics = torch.randn(64, 256, generator=generator)
+    drawn = torch.randn(size + 8000, 64, generator=generator) @ topics / 8
+    vectors = drawn + 0.5 * torch.randn(drawn.shape, generator=generator)
+    return vectors[:size], vectors[size:], torch.randn(8000, 1024, generator=generator)
+
+
+def claim(benchmark: str, metric: str, ours: float, peer: float, goal: float) -> dict[str, Any]:
+    """Return one claim; the ratio says how many times more ours is."""
+    ratio = ours / max(peer, 1e-9)
+    numbers = {"ours": round(ours, 4), "peer": round(peer, 4), "ratio": round(ratio, 3)}
+    return {"benchmark": benchmark, "metric": metric, **numbers, "goal": f">= {goal:g}", "holds": ratio >= goal}
+
+
+def zero_shot(base: str, donor: str, data: Path, corpus: Path | None) -> dict[str, Any]:
+    """Expand a model with each initialiser and score it before any training."""
+    from soju.recipes.embedding.embedder import Subject
+    from soju.recipes.embedding.evaluation_config import EvaluationSettings
+    from soju.recipes.embedding.expanding import expand_model
+    from soju.recipes.embedding.measuring import measure_models
+
+    sets = [
+        {"name": name, "file": str((data / file).resolve()), "language": language}
+        for name, file, language in (
+            ("korsts", "korsts.dev.tsv", "ko"),
+            ("klue", "klue_sts.dev_a.tsv", "ko"),
+            ("stsb", "stsb_en.dev.tsv", "en"),
+        )
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = [Subject("base", base)]
+        for method in INITIALISERS:
+            if method in ("omp", "focus") and corpus is None:
+                continue
+            out = Path(folder) / method
+            expand_model(base, donor, out, corpus=corpus, initialiser=method, speed=False)
+            subjects.append(Subject(method, str(out)))
+        measured = measure_models(subjects, EvaluationSettings.model_validate({"sts": sets}))
+    return {"scores": [score.to_json() for score in measured.scores]}
+
+
+def main() -> None:
+    """Measure beside the peers that are installed and print the claims."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few tokens, to try the script out; no claim")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--base", help="a model to expand, for similarity without training")
+    parser.add_argument("--donor", help="a tokenizer to expand it with")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--corpus", type=Path, help="texts, for the order of merges, omp and focus")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    size, repetitions = (50, 1) if arguments.quick else (500, 3)
+    lines: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    for peer, compare in (("mergekit", compare_mean), ("mergekit", compare_omp), ("deepfocus", compare_focus)):
+        try:
+            lines += compare(size, repetitions)
+        except ImportError as error:
+            missing[peer] = str(error)
+    cpu = Path("/proc/cpuinfo").read_text().splitlines()
+    packages = ("torch", "tokenizers", *(name for name in PEERS if name not in missing))
+    machine = {
+        "cpu": next(
+            (line.split(":", 1)[1].strip() for line in cpu if line.startswith("model name")), platform.machine()
+        ),
+        "cores": os.cpu_count(),
+        "threads": arguments.threads,
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+    report = {"machine": machine, "claims": lines, "missing": missing}
+    if arguments.base and arguments.donor:
+        report["zero_shot"] = zero_shot(arguments.base, arguments.donor, arguments.data, arguments.corpus)
+    if not arguments.quick:
+        write_json(RESULTS / "expansion.json", report)
+    for line in lines:
+        print(json.dumps(line))
+    for peer, why in missing.items():
+        print(json.dumps({"benchmark": "expansion", "missing": peer, "why": why}))
+
+
+if __name__ == "__main__":
+    main()
