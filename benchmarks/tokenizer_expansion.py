@@ -1,9 +1,9 @@
 """Do 68,029 Korean tokens enter a vocabulary of 151,669 in 30 seconds, and does it stay fast?
 
-The base has Qwen's layout: 151,643 byte-level tokens, 26 added tokens behind them, Qwen's pre-tokenizer. Its merges are
-trained on English and source code (40,000); the rest is made of random pairs of its Latin tokens,
-seed 0. The donor is trained on Korean text; if it gives fewer candidates than asked for, random pairs of its Korean
-trained on English and source code (40,000); the rest is made of random pairs of its Latin tokens,
+The base has Qwen's layout: 151,643 byte-level tokens, 26 added tokens behind them, Qwen's pre-tokenizer. Its first
+40,000 tokens are trained on English and source code; the others are made of random pairs of its Latin tokens, seed 0.
+The donor is trained on Korean text; if it gives fewer candidates than asked for, random pairs of its Korean tokens are
+appended as well. `added tokens` is the base with the same tokens added by ``add_tokens``: matched before BPE.
 Every fortieth Korean text is held out. Timings alternate in one process and one thread; ratios are medians of pairs.
 
     python benchmarks/tokenizer_expansion.py [--data ../shared/data]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from itertools import pairwise
 
 from soju.core.language import is_hangul
@@ -65,11 +65,11 @@ class _PairCounts:
         self._builder = builder
         self._words = words
         self._frequencies = frequencies
-        self._counts: Counter[Pair] = Counter()
+        self._counts: dict[Pair, int] = {}
         self._places: dict[Pair, list[int]] = {}
         self._allowed: dict[Pair, bool] = {}
-        for number, word in enumerate(words):
-            self._add(number, Counter(pairwise(word)))
+        for number in range(len(words)):
+            self._add(number)
         self._heap = [(-count, pair) for pair, count in self._counts.items()]
         heapq.heapify(self._heap)
 
@@ -77,41 +77,41 @@ class _PairCounts:
         """Return the most frequent pair, of equals the one with the lowest ids, and forget it."""
         while self._heap:
             stored, pair = heapq.heappop(self._heap)
-            count = self._counts[pair]
+            count = self._counts.get(pair, 0)
             if -stored == count >= min_count:
                 return pair
-            if min_count <= count < -stored:  # counts that grew were pushed when they did
+            if count >= min_count:  # it changed since it was pushed
                 heapq.heappush(self._heap, (-count, pair))
         return None
 
     def merge(self, pair: Pair) -> None:
         """Bring the words with a pair up to date with the builder's merges."""
-        grown: set[Pair] = set()
+        counts, grown = self._counts, set()
         for number in sorted(set(self._places.pop(pair))):
             word = self._words[number]
-            before = Counter(pairwise(word))
-            if pair not in before:
+            before = list(pairwise(word))
+            if pair not in before:  # another merge took it since
                 continue
+            for gone in before:
+                if gone in counts:
+                    counts[gone] -= self._frequencies[number]
             self._builder.settle(word)
-            after = Counter(pairwise(word))
-            for gone, times in (before - after).items():
-                if gone in self._counts:
-                    self._counts[gone] -= times * self._frequencies[number]
-            grown |= self._add(number, after - before)
-        del self._counts[pair]
+            grown.update(self._add(number, set(before)))
+        del counts[pair]
         for new in grown:
-            heapq.heappush(self._heap, (-self._counts[new], new))
+            heapq.heappush(self._heap, (-counts[new], new))
 
-    def _add(self, number: int, pairs: Counter[Pair]) -> set[Pair]:
-        added = set()
-        for pair, times in pairs.items():
-            allowed = self._allowed.get(pair)
-            if allowed is None:
-                allowed = self._allowed[pair] = self._is_allowed(pair)
-            if allowed:
-                self._counts[pair] += times * self._frequencies[number]
-                self._places.setdefault(pair, []).append(number)
-                added.add(pair)
+    def _add(self, number: int, known: Container[Pair] = ()) -> list[Pair]:
+        """Count the pairs of a word; return those that are allowed and were not known to be in it."""
+        counts, allowed, added = self._counts, self._allowed, []
+        for pair in pairwise(self._words[number]):
+            if pair not in allowed:
+                allowed[pair] = self._is_allowed(pair)
+            if allowed[pair]:
+                counts[pair] = counts.get(pair, 0) + self._frequencies[number]
+                if pair not in known:
+                    self._places.setdefault(pair, []).append(number)
+                    added.append(pair)
         return added
 
     def _is_allowed(self, pair: Pair) -> bool:
