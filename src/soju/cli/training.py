@@ -27,6 +27,7 @@ from soju.cli.console import (
     tell_skipped,
 )
 from soju.cli.embedding_models import compare_embedding_models, measure_embedding_models
+from soju.cli.embedding_training import check_embedding, demo_embedding, train_embedding
 from soju.core.errors import DataError, UserError
 
 
@@ -51,6 +52,10 @@ def presets(name: Annotated[str | None, typer.Argument(help="Print this one.")] 
 @app.command(rich_help_panel="Runs")
 def check(config: Config, overrides: Overrides = None) -> None:
     """Check configuration and data; train nothing."""
+    values, _ = read_values(config, overrides)
+    if recipe_of(values) == "embedding":
+        check_embedding(values, place=config)
+        return
     from soju.data.statistics import format_statistics
     from soju.recipes.splade.reading import read_run_data
 
@@ -79,6 +84,10 @@ def train(
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 2,
 ) -> None:
     """Train, score, export and report."""
+    values, given = read_values(config, overrides)
+    if recipe_of(values) == "embedding":
+        train_embedding(values, given, place=config, out=out, resume=resume, resume_from=resume_from)
+        return
     from soju.recipes.run_folder import open_run_folder
     from soju.recipes.splade.modes import run_mode
     from soju.recipes.splade.reading import read_run_data
@@ -198,10 +207,13 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, mo
 
 @app.command(rich_help_panel="Runs")
 def demo(
-    recipe: Annotated[Literal["splade"], typer.Argument(help="The recipe to show.")] = "splade",
+    recipe: Annotated[Literal["splade", "embedding"], typer.Argument(help="The recipe to show.")] = "splade",
     out: Annotated[Path | None, typer.Option(help="Run folder; a new one below runs/ when not given.")] = None,
 ) -> None:
-    """Run a recipe on our own samples, offline, and search what it made."""
+    """Run a recipe on our own samples, offline, and show what it made."""
+    if recipe == "embedding":
+        demo_embedding(out or free_folder(Path("runs") / f"demo-{recipe}"))
+        return
     from soju.recipes.splade.demo import QUERY, STATIC, STUDENT, run_demo
     from soju.report.terminal import hits_table
 

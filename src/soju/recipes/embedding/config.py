@@ -284,6 +284,9 @@ class RetentionSettings(Settings):
     """Scored English pairs to watch; not those of `evaluation`."""
     korean: FilePart = ()
     """Scored Korean pairs to watch; the best checkpoint has the highest Spearman correlation on them."""
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    """Share of `data.passages` to keep out of training and watch, for want of scored pairs: in each language, a passage
+    and its own query are alike, a passage and the next one's query are not."""
     max_pairs: int = Field(default=1000, ge=10)
     """Pairs of each language at most, spread evenly over all."""
     max_sentences: int = Field(default=500, ge=2)
@@ -343,6 +346,10 @@ class EmbeddingConfig(Settings):
 
     @model_validator(mode="after")
     def _guard_can_see(self) -> Self:
-        if set(self.stages) - {0} and not (self.retention.english and self.retention.korean):
-            raise ValueError("training stages need retention.english and retention.korean to be judged by")
+        watched = (self.retention.english and self.retention.korean) or (self.retention.held_out and self.data.passages)
+        if (set(self.stages) - {0} or self.supervised) and not watched:
+            raise ValueError(
+                "training needs retention.english and retention.korean to be judged by, or retention.held_out of "
+                "data.passages"
+            )
         return self

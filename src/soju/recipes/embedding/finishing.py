@@ -186,15 +186,11 @@ def _differences(accepted: Sequence[Accepted], measured: Measured) -> list[str]:
     last = SHORT[accepted[-1].name]
     sentences = []
     for score in measured.scores:
-        if score.subject != last or score.name not in ("spearman", "tokens"):
+        if score.subject != last or score.name not in ("spearman", "tokens", "ndcg@10"):
             continue
         base = measured.score("BASE", score.test_set, score.name).value
-        if score.name == "tokens":
-            sentences.append(
-                f"{score.test_set}: {score.value:.2f} tokens a text, {base:.2f} before ({score.value / base - 1:+.1%})."
-            )
-        else:
-            sentences.append(
-                f"{score.test_set}: Spearman {score.value:.3f}, {base:.3f} before ({score.value - base:+.3f})."
-            )
+        change = f"{score.value / base - 1:+.1%}" if score.name == "tokens" else f"{score.value - base:+.3f}"
+        what = "tokens a text" if score.name == "tokens" else score.name
+        digits = 2 if score.name == "tokens" else 3
+        sentences.append(f"{score.test_set}: {score.value:.{digits}f} {what}, {base:.{digits}f} before ({change}).")
     return sentences

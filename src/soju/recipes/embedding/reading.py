@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from soju.core.errors import UserError
-from soju.core.records import PairRow, SimilarityPair
+from soju.core.records import PairRow, PassageRow, SimilarityPair
 from soju.data.checks import normalise_for_overlap, refuse_overlap
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
 from soju.data.similarity_pairs import HIGHEST
+from soju.data.split import held_out
 from soju.data.statistics import RowStatistics, counted
 from soju.recipes.embedding.config import (
     EmbeddingConfig,
@@ -63,8 +64,12 @@ def read_embedding_data(config: EmbeddingConfig, *, measured: Sequence[str] = ()
     reading = _Reading(settings, log)
     counts = {name: RowStatistics() for name in ("korean", "english", "pairs", "passages")}
     pairs = list(reading.rows(settings.pairs, "pairs", counts["pairs"]))
+    kept_out: list[PassageRow] = []
     for passage in reading.rows(settings.passages, "passages", counts["passages"]):
-        pairs += [PairRow(passage.ko, passage.en), PairRow(passage.query_ko, passage.query_en)]
+        if held_out(passage.id, seed=config.seed, share=config.retention.held_out):
+            kept_out.append(passage)
+        else:
+            pairs += [PairRow(passage.ko, passage.en), PairRow(passage.query_ko, passage.query_en)]
     english = [row.text for row in reading.rows(settings.english, "documents", counts["english"])]
     korean = [row.text for row in reading.rows(settings.korean, "documents", counts["korean"])]
     own = {
@@ -74,6 +79,8 @@ def read_embedding_data(config: EmbeddingConfig, *, measured: Sequence[str] = ()
     watched = {
         side: list(reading.rows(getattr(config.retention, side), "similarity")) for side in ("korean", "english")
     }
+    watched["korean"] += _alike_or_not([(row.ko, row.query_ko) for row in kept_out])
+    watched["english"] += _alike_or_not([(row.en, row.query_en) for row in kept_out])
     labelled = _labelled(config.supervised, reading)
     log.raise_if_broken(settings.on_error)
     data = EmbeddingData(
@@ -135,6 +142,13 @@ class _Reading:
             for row in rows if counts is None else counted(rows, counts):
                 self.source_rows[source] = self.source_rows.get(source, 0) + 1
                 yield row
+
+
+def _alike_or_not(texts: Sequence[tuple[str, str]]) -> list[SimilarityPair]:
+    """Pair each passage with its own query, and with that of the next passage."""
+    own = [SimilarityPair(passage, query, HIGHEST) for passage, query in texts]
+    others = [SimilarityPair(texts[place - 1][0], query, 0.0) for place, (_, query) in enumerate(texts)]
+    return [pair for both in zip(own, others, strict=True) for pair in both] if len(texts) > 1 else []
 
 
 def _labelled(settings: SupervisedSettings | None, reading: _Reading) -> list[tuple[str, str, float]]:
