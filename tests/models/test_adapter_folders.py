@@ -88,7 +88,7 @@ def test_the_rest_of_the_folder_is_the_stock_model(adapted, folder, tmp_path):
     assert all(torch.equal(plain.state_dict()[name], tensor) for name, tensor in stock.state_dict().items())
 
 
-@pytest.mark.parametrize("soju", ["with", "without"])
+@pytest.mark.parametrize("soju", [pytest.param("with", marks=pytest.mark.slow), "without"])
 def test_stock_sentence_transformers_loads_the_folder_when_told_to_trust_it(adapted, tmp_path, soju):
     save_adapted(adapted, tmp_path / "model")
     done = subprocess.run(
