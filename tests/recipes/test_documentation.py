@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
-OURS = ("splade_terms.md", "splade_triplets.md", "losses.md", "training.md", "mining.md", "engines.md")
+OURS = ("splade_terms.md", "splade_triplets.md", "losses.md", "training.md", "mining.md", "measuring.md", "engines.md")
 TERMS = PAGES["splade_terms.md"]
 COMMANDS = {
     name: {option for parameter in command.params for option in parameter.opts}
