@@ -83,7 +83,7 @@ def test_the_table_of_weights_is_the_published_preset_and_our_defaults():
         assert (preset[name], getattr(LossSettings(), name)) == (float(published), float(ours)), name
 
 
-@pytest.mark.parametrize("page", ["README.md", "explore.md", *OURS])
+@pytest.mark.parametrize("page", ["README.md", "explore.md", "expansion.md", *OURS])
 def test_every_command_and_option_that_a_page_shows_exists(page):
     lines = [line for block in blocks(page, "(?:bash)?") for line in block.splitlines()]
     shown = [line.split("soju ", 1)[1] for line in lines if re.match(r"(torchrun .*-m )?soju ", line)]
@@ -96,7 +96,7 @@ def test_every_command_and_option_that_a_page_shows_exists(page):
     assert presets <= set(preset_names())
 
 
-@pytest.mark.parametrize("page", ["explore.md", *OURS])
+@pytest.mark.parametrize("page", ["explore.md", "expansion.md", *OURS])
 def test_every_link_of_a_page_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
         name, _, anchor = target.partition("#")
