@@ -11,6 +11,7 @@ import yaml
 from soju.cli import app
 from soju.core.config import validate
 from soju.presets import preset_names
+from soju.recipes.embedding.evaluation_config import EvaluationSettings
 from soju.recipes.splade.neural_config import PretrainedStudent, ScratchStudent, TeacherSettings
 from soju.recipes.splade.terms_config import LossSettings, TermsConfig
 from soju.recipes.splade.triplets_config import TripletsConfig, TripletsTeacherSettings
@@ -71,6 +72,7 @@ def test_every_setting_that_a_page_names_exists():
     }
     teachers = TeacherSettings.model_fields.keys() | TripletsTeacherSettings.model_fields.keys()
     fields |= {"student": {*ScratchStudent.model_fields, *PretrainedStudent.model_fields}, "teacher": teachers}
+    fields["evaluation"] |= EvaluationSettings.model_fields.keys()
     assert len(named) > 20
     assert {f"{group}.{name}" for group, name in named if name not in fields[group]} == set()
 
