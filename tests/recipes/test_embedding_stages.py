@@ -316,12 +316,10 @@ def test_a_run_killed_between_stages_ends_in_the_same_bits(tmp_path, monkeypatch
             raise KeyboardInterrupt
         return original(stage, guard, **more)
 
-    from soju.recipes.embedding import recipe
-
-    monkeypatch.setattr(recipe, "run_stage", killed)
+    monkeypatch.setattr(stages, "run_stage", killed)
     with pytest.raises(KeyboardInterrupt):
         run_embedding(tmp_path / "again", tmp_path, *quick)
-    monkeypatch.setattr(recipe, "run_stage", original)
+    monkeypatch.setattr(stages, "run_stage", original)
     run_embedding(tmp_path / "again", tmp_path, *quick)
     for name in ("stage1", "stage2", "best"):
         expected, found = (load_file(tmp_path / run / name / "model.safetensors") for run in ("straight", "again"))

@@ -11,6 +11,7 @@ from soju.core.config import Settings
 from soju.recipes.embedding.evaluation_config import EvaluationSettings
 
 FilePart = tuple[str, ...]
+Initialiser = Literal["mean", "weighted_mean", "omp", "focus", "noise"]
 
 
 class EmbeddingDataSettings(Settings):
@@ -119,10 +120,13 @@ class ExpansionSettings(Settings):
     """``merges`` makes every new encoding a coarsening of the old one; ``added-tokens`` is there for comparison."""
     order: Literal["donor", "corpus"] = "donor"
     """Which tokens come first: as the donor ranks them, or as often as the Korean texts of the run use them."""
-    initialiser: str = "mean"
-    """Where new vectors start: a name of `soju.models.embedding_init`."""
-    init_probe: tuple[str, ...] = ()
-    """Initialisers to choose from by a short probe, in place of `initialiser`."""
+    initialiser: Initialiser = "mean"
+    """Where new vectors start, see `soju.models.embedding_init`."""
+    init_probe: tuple[Initialiser, ...] = ()
+    """Initialisers to choose from, in place of `initialiser`: each gets a short stage 1, and the one whose model scores
+    highest on the watched Korean pairs afterwards is taken."""
+    probe_steps: int = Field(default=50, ge=1)
+    """Optimiser steps of that stage 1."""
     limit: int | None = Field(default=None, ge=1)
     """New tokens at most; all candidates when not given."""
     speed: bool = True
@@ -340,6 +344,8 @@ class EmbeddingConfig(Settings):
             raise ValueError(f"stages {list(self.stages)}: give each once, in rising order")
         if 0 in self.stages and isinstance(self.base, PretrainedBase) and self.base.donor is None:
             raise ValueError("stage 0 needs base.donor, a tokenizer with the Korean vocabulary")
+        if self.expansion.init_probe and not {0, 1} <= set(self.stages):
+            raise ValueError("expansion.init_probe needs stages 0 and 1")
         if self.supervised is not None and self.supervised.trains == "adapters" and 2 not in self.stages:
             raise ValueError("supervised.trains adapters needs stage 2, which makes them")
         return self

@@ -9,14 +9,24 @@ from pathlib import Path
 from soju.core.files import write_text
 from soju.recipes.embedding.config import EmbeddingConfig
 from soju.recipes.embedding.expanding import expand_model
+from soju.recipes.embedding.probing import choose_initialiser
 from soju.recipes.embedding.reading import EmbeddingData
+from soju.recipes.embedding.retention import RetentionGuard
 from soju.recipes.embedding.scratch_base import is_whole
 from soju.recipes.embedding.stages import Accepted
 
 NAME = "stage0"
 
 
-def expand_stage(config: EmbeddingConfig, data: EmbeddingData, base: Path, donor: str, run_folder: Path) -> Accepted:
+def expand_stage(
+    config: EmbeddingConfig,
+    data: EmbeddingData,
+    base: Path,
+    donor: str,
+    run_folder: Path,
+    *,
+    guard: RetentionGuard | None,
+) -> Accepted:
     """Expand the base, or read what an earlier start of the run has finished.
 
     Args:
@@ -25,6 +35,7 @@ def expand_stage(config: EmbeddingConfig, data: EmbeddingData, base: Path, donor
         base: The base's folder.
         donor: Folder or hub id of the donor.
         run_folder: Gets ``stage0``.
+        guard: Chooses the initialiser, when several are to be tried.
 
     Returns:
         The expanded model.
@@ -39,13 +50,16 @@ def expand_stage(config: EmbeddingConfig, data: EmbeddingData, base: Path, donor
         if settings.order == "corpus":
             corpus = run_folder / "training" / "expansion" / "korean.txt"
             write_text(corpus, "".join(" ".join(text.split()) + "\n" for text in data.korean))
+        initialiser: str = settings.initialiser
+        if settings.init_probe and guard is not None:
+            initialiser = choose_initialiser(config, data, base, donor, guard, run_folder, corpus=corpus)
         expand_model(
             str(base),
             donor,
             folder,
             corpus=corpus,
             method=settings.method,
-            initialiser=settings.initialiser,
+            initialiser=initialiser,
             limit=settings.limit,
             speed=settings.speed,
             seed=config.seed,

@@ -13,16 +13,15 @@ from soju.core.errors import BadNumbersError, RegressionError, UserError
 from soju.core.files import write_json, write_manifest
 from soju.core.run_directory import RunDirectory
 from soju.models.model_folder import find_model_folder
-from soju.recipes.embedding.config import EmbeddingConfig, OptimiserSettings, ScratchBase
+from soju.recipes.embedding.config import EmbeddingConfig, ScratchBase
 from soju.recipes.embedding.evaluation_data import EvaluationData, read_evaluation
 from soju.recipes.embedding.expanding_stage import expand_stage
 from soju.recipes.embedding.finishing import measure, report
 from soju.recipes.embedding.reading import EmbeddingData, read_embedding_data
 from soju.recipes.embedding.retention import RetentionGuard
 from soju.recipes.embedding.scratch_base import load_float32, make_scratch_base
-from soju.recipes.embedding.stage_run import StageRun
-from soju.recipes.embedding.stages import SUPERVISED, Accepted, begin_stage, run_stage
-from soju.training.ranks import join_ranks, on_main_process
+from soju.recipes.embedding.stages import SUPERVISED, Accepted, run_stages
+from soju.training.ranks import join_ranks
 
 
 def run(
@@ -62,41 +61,33 @@ def run(
     base, donor = base_and_donor(config, data, run_dir)
     accepted = [Accepted("base", base)]
 
-    # 3. Stage 0: analyse, expand, initialise, certify.
+    # 3. What the guard will compare with: the untouched model.
+    names = [f"stage{stage}" for stage in config.stages if stage] + [SUPERVISED] * (config.supervised is not None)
+    guard: RetentionGuard | None = None
+    if names:
+        guard = RetentionGuard(data.watched_korean, data.watched_english, load_float32(base), config.retention)
+
+    # 4. Stage 0: analyse, expand, initialise, certify.
     if 0 in config.stages:
         assert donor is not None
         with PartialState().main_process_first():
-            accepted.append(expand_stage(config, data, base, donor, run_dir.path))
+            accepted.append(expand_stage(config, data, base, donor, run_dir.path, guard=guard))
 
-    # 4. Stages 1 to 3 and the supervised phase: each from the accepted model of the one before, under the guard.
-    names = [f"stage{stage}" for stage in config.stages if stage] + [SUPERVISED] * (config.supervised is not None)
+    # 5. Stages 1 to 3 and the supervised phase: each from the accepted model of the one before, under the guard.
     failed: RegressionError | BadNumbersError | None = None
-    if names:
-        guard = RetentionGuard(data.watched_korean, data.watched_english, load_float32(base), config.retention)
-        wanted = begin_stage(resume, names, run_dir.path)
-        for name in names:
-            settings: OptimiserSettings = getattr(config, name)
-            stage = StageRun(name, settings, config, data, accepted[-1].folder, base, run_dir.path)
-            try:
-                accepted.append(run_stage(stage, guard, resume=resume if name == wanted else None))
-            except (RegressionError, BadNumbersError) as error:
-                failed = error
-                break
+    if guard is not None:
+        failed = run_stages(names, config, data, accepted, guard, run_dir.path, resume=resume)
 
-    # 5. The last model that was accepted is the result.
-    if not PartialState().is_main_process:
-        if failed:
-            raise failed
-        return run_dir.path / "report.html"
-    on_main_process(lambda: None)
-    publish_best(accepted[-1].folder, run_dir)
+    if PartialState().is_main_process:
+        # 6. The last model that was accepted is the result.
+        publish_best(accepted[-1].folder, run_dir)
 
-    # 6. Measure base and stages side by side; show what words and vectors became; report.
-    measured = measure(accepted, config, evaluation, run_dir)
-    page = report(accepted, measured, config, data, run_dir, failed=failed)
+        # 7. Measure base and stages side by side; show what words and vectors became; report.
+        measured = measure(accepted, config, evaluation, run_dir)
+        report(accepted, measured, config, data, run_dir, failed=failed)
     if failed:
         raise failed
-    return page
+    return run_dir.path / "report.html"
 
 
 def read_run(config: EmbeddingConfig) -> tuple[EmbeddingData, EvaluationData]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from soju.core.errors import RegressionError, UserError
+from soju.core.errors import BadNumbersError, RegressionError, UserError
 from soju.core.files import verify_manifest, write_json
 from soju.models.adapters import (
     FOLDABLE,
@@ -19,6 +19,8 @@ from soju.models.partitioned_embedding import PartitionedEmbedding, fold_embeddi
 from soju.models.vocabulary_expansion import EXPANSION_FILE
 from soju.quality.rollback import RollbackSettings
 from soju.quality.verdicts import passed_steps, read_verdicts
+from soju.recipes.embedding.config import EmbeddingConfig, OptimiserSettings
+from soju.recipes.embedding.reading import EmbeddingData
 from soju.recipes.embedding.retention import CHOSEN_BY, RetentionGate, RetentionGuard
 from soju.recipes.embedding.scratch_base import is_whole
 from soju.recipes.embedding.stage_run import StageRun, adapter_kind, has_adapters, load_stage, save_stage
@@ -45,6 +47,46 @@ class Accepted:
     """``stage0`` … ``stage3``, ``supervised``."""
     folder: Path
     looks: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_stages(
+    names: Sequence[str],
+    config: EmbeddingConfig,
+    data: EmbeddingData,
+    accepted: list[Accepted],
+    guard: RetentionGuard,
+    run_folder: Path,
+    *,
+    resume: Path | None = None,
+) -> RegressionError | BadNumbersError | None:
+    """Run stages one after the other, each from the last accepted model, until one is not accepted.
+
+    Args:
+        names: The stages, in order.
+        config: Settings of the run.
+        data: What they learn from.
+        accepted: The base first; every model that is accepted is put behind it.
+        guard: Looks at every validation.
+        run_folder: The run folder.
+        resume: A checkpoint of one of the stages to go on from.
+
+    Returns:
+        Why a stage was not accepted; none when all were.
+
+    Raises:
+        UserError: If settings and model do not go together, or the checkpoint is of no stage of the run.
+        StoppedError: After a signal, when the checkpoint is written.
+    """
+    wanted = begin_stage(resume, names, run_folder)
+    base = accepted[0].folder
+    for name in names:
+        settings: OptimiserSettings = getattr(config, name)
+        stage = StageRun(name, settings, config, data, accepted[-1].folder, base, run_folder)
+        try:
+            accepted.append(run_stage(stage, guard, resume=resume if name == wanted else None))
+        except (RegressionError, BadNumbersError) as error:
+            return error
+    return None
 
 
 def run_stage(stage: StageRun, guard: RetentionGuard, *, resume: Path | None = None) -> Accepted:
