@@ -85,7 +85,7 @@ def test_the_table_of_weights_is_the_published_preset_and_our_defaults():
         assert (preset[name], getattr(LossSettings(), name)) == (float(published), float(ours)), name
 
 
-@pytest.mark.parametrize("page", ["README.md", "explore.md", "expansion.md", *OURS])
+@pytest.mark.parametrize("page", ["README.md", "embedding.md", "explore.md", "expansion.md", *OURS])
 def test_every_command_and_option_that_a_page_shows_exists(page):
     lines = [line for block in blocks(page, "(?:bash)?") for line in block.splitlines()]
     shown = [line.split("soju ", 1)[1] for line in lines if re.match(r"(torchrun .*-m )?soju ", line)]
@@ -94,11 +94,11 @@ def test_every_command_and_option_that_a_page_shows_exists(page):
         verb, *arguments = shlex.split(line, comments=True)
         assert verb in COMMANDS, line
         assert {word.split("=")[0] for word in arguments if word.startswith("-")} <= COMMANDS[verb], line
-    presets = {word for line in shown for word in re.findall(r"\bsplade-[\w-]+", line.split("runs/")[0])}
+    presets = {word for line in shown for word in re.findall(r"\b(?:splade|embedding)-[\w-]+", line.split("runs/")[0])}
     assert presets <= set(preset_names())
 
 
-@pytest.mark.parametrize("page", ["explore.md", "expansion.md", *OURS])
+@pytest.mark.parametrize("page", ["embedding.md", "explore.md", "expansion.md", *OURS])
 def test_every_link_of_a_page_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
         name, _, anchor = target.partition("#")

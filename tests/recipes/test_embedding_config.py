@@ -1,6 +1,8 @@
 """Settings of recipe `embedding`: what is refused, and that every shipped preset can be checked as it is."""
 
 import gzip
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +13,18 @@ from soju.cli import app
 from soju.core.config import validate
 from soju.core.errors import ConfigError, UserError
 from soju.presets import preset_names, preset_text
-from soju.recipes.embedding.config import EmbeddingConfig, Stage1Settings, Stage2Settings
+from soju.recipes.embedding.config import (
+    EmbeddingConfig,
+    EmbeddingDataSettings,
+    ExpansionSettings,
+    PretrainedBase,
+    RetentionSettings,
+    ScratchBase,
+    Stage1Settings,
+    Stage2Settings,
+    Stage3Settings,
+    SupervisedSettings,
+)
 from soju.recipes.embedding.reading import read_embedding_data
 
 PRESETS = [name for name in preset_names() if name.startswith("embedding-")]
@@ -123,3 +136,33 @@ def test_texts_of_a_stage_are_spread_over_all(tmp_path):
     assert data.stage_texts[1][0] == data.korean[0]
     assert data.stage_texts[1][-1] == data.korean[-1]
     assert len(data.stage_texts[2]) == len(data.korean)
+
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "embedding.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+def test_every_yaml_block_of_the_page_is_a_valid_configuration(text):
+    overrides = [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in yaml.safe_load(text).items()
+    ]
+    embedding_config(".", *overrides)
+
+
+def test_every_setting_that_the_page_names_exists():
+    groups = ("data", "base", "expansion", "stage1", "stage2", "stage3", "supervised", "retention")
+    fields = {
+        "data": EmbeddingDataSettings, "base": PretrainedBase, "expansion": ExpansionSettings, "stage1": Stage1Settings,
+        "stage2": Stage2Settings, "stage3": Stage3Settings, "supervised": SupervisedSettings,
+        "retention": RetentionSettings,
+    }  # fmt: skip
+    named = set(re.findall(rf"`({'|'.join(groups)})\.(\w+)", PAGE))
+    scratch = {*ScratchBase.model_fields, *PretrainedBase.model_fields}
+    assert len(named) > 12
+    assert {
+        f"{group}.{name}"
+        for group, name in named
+        if name not in (scratch if group == "base" else fields[group].model_fields)
+    } == set()
+    alone = ("dropout", "temperature", "anchor_weight", "matryoshka", "mini_batch", "hidden_weight", "pooled_weight")
+    assert all(name in Stage2Settings.model_fields and f"`{name}`" in PAGE for name in alone)

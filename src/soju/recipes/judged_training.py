@@ -19,7 +19,10 @@ from soju.training.checkpoints import checkpoint_step, newest_verified, resume_p
 from soju.training.judging import OnEvaluation
 from soju.training.ranks import on_main_process
 
-_Trainer = Any if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object
 
 
 class OwnProgress(_Trainer):

@@ -33,6 +33,7 @@ from soju.recipes.embedding.trainable import all_group, load_trainable
 from soju.recipes.embedding.training_rows import LabelledPairs, PairCollator, TextCollator, TextRows, encoder_of
 from soju.training.checkpoints import newest_verified, publish, resume_path
 from soju.training.random_state import seeded
+from soju.training.ranks import on_main_process
 
 BASE, DONOR = "base", "donor"
 """Folders of a run that hold them."""
@@ -56,26 +57,33 @@ def make_scratch_base(settings: ScratchBase, data: EmbeddingData, folder: Path, 
     if not data.english:
         raise UserError("base: kind scratch needs English texts; give data.english, data.pairs or data.passages")
     donor, base = folder / DONOR, folder / BASE
-    # 1. A donor tokenizer on the Korean texts.
-    if not is_whole(donor):
-        texts = spread(data.korean, settings.tokenizer_texts or len(data.korean))
-        train_byte_bpe(texts, settings.donor_vocabulary, _empty(donor))
-        write_manifest(donor)
-    if is_whole(base):
-        return base, donor
-    # 2. The untrained encoder with a tokenizer that is mostly English.
     untrained = folder / "training" / BASE / "untrained"
-    if not is_whole(untrained):
-        train_byte_bpe(_mixed(settings, data), settings.vocabulary, _empty(untrained), max_length=settings.max_length)
-        _untrained(settings, untrained, seed=seed).save(str(untrained), create_model_card=False)
-        write_manifest(untrained)
+    with PartialState().main_process_first():
+        # 1. A donor tokenizer on the Korean texts.
+        if not is_whole(donor):
+            texts = spread(data.korean, settings.tokenizer_texts or len(data.korean))
+            train_byte_bpe(texts, settings.donor_vocabulary, _empty(donor))
+            write_manifest(donor)
+        if is_whole(base):
+            return base, donor
+        # 2. The untrained encoder with a tokenizer that is mostly English.
+        if not is_whole(untrained):
+            train_byte_bpe(
+                _mixed(settings, data), settings.vocabulary, _empty(untrained), max_length=settings.max_length
+            )
+            _untrained(settings, untrained, seed=seed).save(str(untrained), create_model_card=False)
+            write_manifest(untrained)
     # 3. Learn to embed, from a teacher or from pairs.
     trained = train_base(untrained, settings.distillation, data, folder / "training" / BASE, seed=seed)
     # 4. Publish it whole.
+    on_main_process(lambda: _publish(trained, folder))
+    return base, donor
+
+
+def _publish(trained: SentenceTransformer, folder: Path) -> None:
     staged = _empty(folder / f".{BASE}.saving")
     trained.save(str(staged), create_model_card=False)
-    publish(staged, base)
-    return base, donor
+    publish(staged, folder / BASE)
 
 
 def is_whole(folder: Path) -> bool:
@@ -185,7 +193,7 @@ def train_base(
         data_collator=collator,
         history=folder / "history.jsonl",
     )
-    begun = resume_path(folder / "checkpoints").path
+    begun = on_main_process(lambda: resume_path(folder / "checkpoints").path)
     trainer.train(begun)
     last = newest_verified(folder / "checkpoints").path
     if last is None:

@@ -106,7 +106,7 @@ def run_stage(stage: StageRun, guard: RetentionGuard, *, resume: Path | None = N
         BadNumbersError: If numbers were not finite too often.
         StoppedError: After a signal, when the checkpoint is written.
     """
-    if not is_whole(stage.result):
+    if not on_main_process(lambda: is_whole(stage.result)):
         start = look_at_start(stage, guard)
         retention = stage.config.retention
         gate = RetentionGate(guard, retention, start, stage.folder / "verdicts.jsonl")
