@@ -270,6 +270,17 @@ def test_english_is_compared_with_the_untouched_model(pico, tmp_path):
     assert not gate.verdict(kept | {KOREAN: -1.0}).passed
 
 
+def test_a_model_that_collapsed_fails_the_gate(pico, tmp_path):
+    stage = pico.stage("stage2", tmp_path, "retention.english_drop=0.5", "retention.korean_drop=0.5")
+    guard = pico.guard(stage)
+    model = load_stage(pico.expanded)
+    model.encode = lambda texts, **_: torch.ones(len(texts), 16).numpy()
+    found = guard(model)
+    assert found[KOREAN] == found["english_spearman"] == -1.0
+    gate = stages.RetentionGate(guard, stage.config.retention, {KOREAN: 0.1}, tmp_path / "verdicts.jsonl")
+    assert not gate.verdict(found).passed
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     (tmp_path / "training" / "stage1" / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     (tmp_path / "stage1").mkdir()

@@ -28,6 +28,8 @@ from soju.training.ranks import on_main_process
 KOREAN, ENGLISH, COSINE = "korean_spearman", "english_spearman", "english_cosine"
 CHOSEN_BY = KOREAN
 """The best checkpoint has the highest correlation on the watched Korean pairs."""
+LOWEST = -1.0
+"""What a collapsed model scores: it fails every gate, and other programs can read it, unlike NaN."""
 _UNITS = {KOREAN: "correlation", ENGLISH: "correlation", COSINE: "cosine"}
 
 
@@ -65,14 +67,18 @@ class RetentionGuard(BaseEvaluator):
         self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1, **_: Any
     ) -> dict[str, float]:
         """Return the three scores by name."""
-        found = {
-            name: correlation(
-                cosines_of(*(self._vectors(model, side) for side in _sides(pairs))), [pair.score for pair in pairs]
-            )
-            for name, pairs in self._pairs.items()
-        }
-        found[COSINE] = float(cosines_of(self._old_ND, self._vectors(model, self.sentences)).mean())
+        found = {name: self._correlation(model, pairs) for name, pairs in self._pairs.items()}
+        cosines_N = cosines_of(self._old_ND, self._vectors(model, self.sentences))
+        found[COSINE] = float(np.nan_to_num(cosines_N.mean(), nan=LOWEST))
         return found
+
+    def _correlation(self, model: Any, pairs: Sequence[SimilarityPair]) -> float:
+        """Return Spearman's correlation, or the lowest there is when a model in training has collapsed."""
+        cosines_N = cosines_of(*(self._vectors(model, side) for side in _sides(pairs)))
+        collapsed = not np.isfinite(cosines_N).all() or np.ptp(cosines_N) == 0
+        if collapsed and hasattr(self, "of_base"):
+            return LOWEST
+        return correlation(cosines_N, [pair.score for pair in pairs])
 
     def scores(self, values: Mapping[str, float], subject: str) -> list[Score]:
         """Return values with their signatures."""
