@@ -196,6 +196,8 @@ class UnsupervisedSettings(OptimiserSettings):
     anchor_weight: float = Field(default=0.0, ge=0)
     """Weight of pulling the Korean side of `data.pairs` to the untouched model's vector of the English side; 0 reads no
     pairs."""
+    max_anchors: int | None = Field(default=None, ge=1)
+    """Pairs that are anchored at most, spread evenly over all."""
 
     @model_validator(mode="after")
     def _teaches_something(self) -> Self:

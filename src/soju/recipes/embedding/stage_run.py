@@ -32,7 +32,7 @@ from soju.recipes.embedding.config import (
     SupervisedSettings,
     UnsupervisedSettings,
 )
-from soju.recipes.embedding.reading import EmbeddingData
+from soju.recipes.embedding.reading import EmbeddingData, spread
 from soju.recipes.embedding.retention import CHOSEN_BY, RetentionGuard
 from soju.recipes.embedding.scratch_base import load_float32
 from soju.recipes.embedding.stage_loss import (
@@ -150,7 +150,7 @@ class StageRun:
         texts = self.data.stage_texts[int(self.name.removeprefix("stage"))]
         return anchored_rows(
             texts,
-            self.data.pairs,
+            spread(self.data.pairs, self.settings.max_anchors or len(self.data.pairs)),
             self.base,
             weight=self.settings.anchor_weight,
             cache=self.run_folder / "training" / CACHE,
