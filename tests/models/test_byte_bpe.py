@@ -86,3 +86,17 @@ def test_a_folder_without_a_tokenizer_and_a_missing_folder_are_refused(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be read"):
         ByteBpe.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "holds no tokenizer"),
+        ('{"model": {"type": "BPE", "merges": []}, "pre_tokenizer": {"type": "ByteLevel"}}', "lacks 256 of the 256"),
+        (json.dumps(of_model(merges=[["zz", "yy"]])), "does not load .*out of vocabulary.*; save the tokenizer again"),
+    ],
+)
+def test_a_file_that_is_no_tokenizer_is_refused_in_one_sentence(tmp_path, content, message):
+    (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        ByteBpe.load(str(tmp_path))

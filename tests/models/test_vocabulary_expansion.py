@@ -113,16 +113,17 @@ def test_a_merge_without_hangul_is_refused_though_a_candidate_wants_it():
     assert builder.refusal(first, second) == "not-hangul"
 
 
-def test_a_token_that_two_old_encodings_would_share_is_made_of_one_of_them_only():
-    # 가나다 is [가나][다] by itself. After 라, the merge of 라 and 가 comes first and 나다 is joined instead.
+def test_a_token_stands_for_one_old_encoding_as_bpe_never_offers_another():
+    # 가나다 is [가나][다] by itself. After 라, the merge of 라 and 가 comes first and 나다 is joined instead: no 가 is left.
     base = byte_bpe([*parts_of("가나다라"), ("라", "가"), ("가", "나"), ("나", "다")])
     assert tokens(base, "가나다") == ["가나", "다"]
     assert tokens(base, "라가나다") == ["라가", "나다"]
-    builder = MergeBuilder(base, spelled("가나다"))
-    ids = {text: base.vocabulary[token_spelling(text)] for text in ("가나", "다", "가", "나다")}
-    assert builder.refusal(ids["가나"], ids["다"]) is None
-    builder.append(ids["가나"], ids["다"])
-    assert builder.refusal(ids["가"], ids["나다"]) == "other-pieces"
+    expansion = expand_by_merges(base, spelled("가나다", "라가나다"))
+    assert tokens(expanded(base, expansion), "가나다라가나다") == ["가나다", "라가나다"]
+    assert [[token_text(list(base.vocabulary)[old]) for old in ids] for ids in expansion.decompositions] == [
+        ["가나", "다"],
+        ["라가", "나다"],
+    ]
 
 
 def test_undoing_leaves_no_trace():
@@ -157,6 +158,13 @@ def test_a_limit_takes_what_the_corpus_wants_most():
     expansion = expand_by_corpus(base, spelled("한국", "국어"), {"국어": 5, "한국": 4}, limit=1)
     assert list(expansion.texts) == ["국어"]
     assert expansion.unreachable == ((token_spelling("한국"), "limit"),)
+
+
+def test_a_corpus_makes_no_half_of_a_syllable_that_no_candidate_holds():
+    expansion = expand_by_corpus(byte_bpe(), spelled("한", " 국"), {"한뷁": 9, " 국 뷁": 9})
+    assert set(expansion.intermediates) == {token_spelling("한".encode()[:2]), token_spelling(" 국".encode()[:3])} | {
+        token_spelling("국".encode()[:2])
+    }
 
 
 def test_pre_tokens_without_hangul_are_not_counted():

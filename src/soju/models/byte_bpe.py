@@ -50,6 +50,8 @@ class ByteBpe:
             spec = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{name}: {TOKENIZER_FILE} cannot be read ({error}); save the tokenizer again") from None
+        if not isinstance(spec, dict):
+            raise UserError(f"{name}: {TOKENIZER_FILE} holds no tokenizer; save the tokenizer again")
         return cls.from_spec(spec, name=name, folder=folder)
 
     @classmethod
@@ -65,7 +67,7 @@ class ByteBpe:
             The tokenizer.
 
         Raises:
-            UserError: If it is not a byte-level BPE, or its added tokens do not load with the ids it stores.
+            UserError: If it is not a byte-level BPE, does not load, or its added tokens do not load with the ids it stores.
         """
         fault = _why_not_byte_level(spec)
         if fault is not None:
@@ -126,7 +128,11 @@ class ByteBpe:
 
     def _check_ids(self) -> None:
         """Compare stored ids of added tokens with those the library gives them: it numbers them itself on loading."""
-        loaded = {token.content: number for number, token in self.tokenizer.get_added_tokens_decoder().items()}
+        try:
+            added = self.tokenizer.get_added_tokens_decoder()
+        except Exception as error:  # the library has no exception of its own
+            raise UserError(f"{self.name}: {TOKENIZER_FILE} does not load ({error}); save the tokenizer again") from None
+        loaded = {token.content: number for number, token in added.items()}
         for content, stored in self.added_tokens.items():
             if loaded.get(content) != stored:
                 raise UserError(
@@ -151,7 +157,7 @@ def _why_not_byte_level(spec: dict[str, Any]) -> str | None:
         return "its BPE marks pieces inside or at the end of a word"
     if model.get("dropout"):
         return "its BPE drops merges at random"
-    missing = sum(1 for character in ALPHABET if character not in model["vocab"])
+    missing = sum(1 for character in ALPHABET if character not in model.get("vocab", ()))
     if missing:
         return f"its vocabulary lacks {missing} of the 256 bytes"
     return None

@@ -1,8 +1,8 @@
 """Which merges does a corpus want? BPE training that goes on from the base and makes only what is wanted.
 
 Plain BPE training counts neighbours in the corpus and merges the most frequent pair, again and again. Here it starts
-from the base's own encoding and may make candidates only, and first halves of Hangul characters, which a base without
-Korean needs on the way.
+from the base's own encoding and may make candidates only, and the first two bytes of their Hangul characters, which a base
+without Korean needs on the way.
 
 References:
     Sennrich, Haddow and Birch 2016, arXiv:1508.07909 (BPE). Purason et al. 2025, arXiv:2512.03989 (continued BPE).
@@ -68,6 +68,7 @@ class _PairCounts:
         self._counts: dict[Pair, int] = {}
         self._places: dict[Pair, list[int]] = {}
         self._allowed: dict[Pair, bool] = {}
+        self._candidates = "\n".join(builder.candidates)
         for number in range(len(words)):
             self._add(number)
         self._heap = [(-count, pair) for pair, count in self._counts.items()]
@@ -118,4 +119,5 @@ class _PairCounts:
         made = self._builder.spelling(pair[0]) + self._builder.spelling(pair[1])
         if made in self._builder.candidates:
             return True
-        return is_unfinished_syllable(token_bytes(made)) and self._builder.refusal(*pair) is None
+        is_part = made in self._candidates and is_unfinished_syllable(token_bytes(made))
+        return is_part and self._builder.refusal(*pair) is None

@@ -1,13 +1,14 @@
 """How are merges appended to a BPE so that every new encoding is a coarsening of the old one?
 
 New merges rank after all old ones and make tokens that occur in no old merge, so BPE first reaches its old result and
-then joins neighbours. Four refusals keep that exact:
+then joins neighbours. Three refusals keep that exact:
 
 * a merge that makes an *old* token: an old id would stand where the old encoding had others;
 * a merge that makes a piece no Hangul is in: other languages would change;
-* a merge that makes a new token from *other old pieces* than its first merge did: the token would stand for two old
-  encodings, and neither collapsing nor aligning would be exact;
 * a merge beyond the budget of tokens.
+
+A new token stands for one old encoding wherever it is made: no merge crossed its edges, so BPE went on between them as it
+does when it is given the token alone.
 """
 
 from __future__ import annotations
@@ -92,10 +93,8 @@ class MergeBuilder:
         made = self._spellings[left] + self._spellings[right]
         if made in self._old:
             return "old-token"
-        number = self.new_ids.get(made)
-        if number is not None:
-            same = self.decomposition(left) + self.decomposition(right) == self.decomposition(number)
-            return None if same else "other-pieces"
+        if made in self.new_ids:
+            return None
         if not is_hangul_piece(token_bytes(made)):
             return "not-hangul"
         if self.limit is not None and len(self.tokens) >= self.limit:
@@ -116,13 +115,15 @@ class MergeBuilder:
         """
         parts = self._spellings[left], self._spellings[right]
         made = parts[0] + parts[1]
+        old = self.decomposition(left) + self.decomposition(right)
         created = made not in self.new_ids
         if created:
             self.new_ids[made] = self.first_id + len(self.tokens)
             self._spellings[self.new_ids[made]] = made
             self.tokens.append(made)
-            self.decompositions.append(self.decomposition(left) + self.decomposition(right))
+            self.decompositions.append(old)
             self.intermediates += made not in self.candidates
+        assert self.decomposition(self.new_ids[made]) == old, "a token stands for one old encoding"
         self._ranks[left, right] = (len(self.merges), self.new_ids[made])
         self.merges.append(parts)
         self._made.append(((left, right), created))
@@ -201,5 +202,5 @@ def _why_no_part(builder: MergeBuilder, left: int, right: int) -> str | None:
 
 def _worst(reasons: list[str]) -> str:
     """Return the reason that tells most: budgets before what no budget mends."""
-    order = ("limit", "intermediates", "other-pieces", "old-token", "not-hangul", "inside-character")
+    order = ("limit", "intermediates", "old-token", "not-hangul", "inside-character")
     return next(reason for reason in order if reason in reasons)
