@@ -64,7 +64,7 @@ class InferenceFreeEncoder(NeuralEncoder):
     def encode_documents(self, texts: Sequence[str]) -> csr_array:
         """Return the model's term weights of texts, ``(B, V)``, of length 1 with cosine similarity."""
         vectors = super().encode_queries(texts)
-        return unit_rows(vectors) if self._similarity == "cosine" else vectors
+        return unit_rows(vectors) if self.similarity == "cosine" else vectors
 
 
 def make_inference_free(model: str, corpus: Sequence[str], target: Path, *, on_error: OnError = "stop") -> ReadLog:
