@@ -22,6 +22,11 @@ def test_the_teacher_speaks_at_the_last_old_token_of_each_new_one():
     assert aligned_states(OLD, LAST).tolist() == [[[0.0, 3.0], [4.0, 0.0], [0.0, 0.0]]]
 
 
+def test_padding_that_is_not_a_number_does_not_get_out():
+    states = torch.tensor([[[float("nan")], [2.0]]])  # left padding, of which attention made no number
+    assert aligned_states(states, torch.tensor([[NOWHERE, 1]])).tolist() == [[[0.0], [2.0]]]
+
+
 def test_positions_follow_from_how_many_old_tokens_are_joined():
     assert last_old_positions(torch.tensor([[3, 1, 0], [1, 1, 2]])).tolist() == [[2, 3, NOWHERE], [0, 1, 3]]
 

@@ -45,6 +45,13 @@ def test_rare_pairs_are_forgotten_when_there_are_too_many():
     assert found[2, 3] == 0
 
 
+def test_pairs_met_more_than_once_are_forgotten_too_when_there_are_too_many(monkeypatch):
+    monkeypatch.setattr("soju.models.cooccurrence_vectors.BLOCK", 1)
+    found = counted([[0, 1] * 4, [2, 3] * 2, [4, 5] * 3], 6, window=1, max_pairs=1)
+    assert found.nonzero()[0].tolist() == [0, 1]
+    assert found[0, 1] == 7
+
+
 def test_pointwise_mutual_information_by_hand():
     counts = csr_array(np.array([[0.0, 3.0, 1.0], [3.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))
     sums, smoothed = np.array([4, 3, 1.0]), np.array([4, 3, 1.0]) ** 0.75

@@ -107,6 +107,12 @@ def test_what_the_donor_does_not_know_gets_its_mean(method):
     assert not torch.allclose(rows[0], old[:2].mean(dim=0))
 
 
+@pytest.mark.parametrize("method", ["omp", "focus"])
+def test_a_donor_that_knows_none_of_the_tokens_changes_nothing(method):
+    donor = DonorVectors.match(OLD, [b"a", b"b", b"c", b"d"], base_tokens=[b"a", b"b"], new_tokens=[b"zz"])
+    assert torch.equal(initialise(OLD, [[0, 1]], method, donor=donor), initialise(OLD, [[0, 1]]))
+
+
 def test_no_new_tokens_are_no_rows():
     assert initialise(OLD, []).shape == (0, 2)
     assert initialise(OLD, [], "noise").shape == (0, 2)

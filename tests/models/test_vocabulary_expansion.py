@@ -114,7 +114,7 @@ def test_a_merge_without_hangul_is_refused_though_a_candidate_wants_it():
 
 
 def test_a_token_stands_for_one_old_encoding_as_bpe_never_offers_another():
-    # 가나다 is [가나][다] by itself. After 라, the merge of 라 and 가 comes first and 나다 is joined instead: no 가 is left.
+    # 가나다 is [가나][다] by itself. After 라, the merge of 라 and 가 comes first, and no 가 is left.
     base = byte_bpe([*parts_of("가나다라"), ("라", "가"), ("가", "나"), ("나", "다")])
     assert tokens(base, "가나다") == ["가나", "다"]
     assert tokens(base, "라가나다") == ["라가", "나다"]

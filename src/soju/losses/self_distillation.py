@@ -37,9 +37,10 @@ def aligned_states(old_BSH: Tensor, last_old_BT: Tensor) -> Tensor:
         raise ValueError(f"old states and positions must be (B, S, H) and (B, T), got {shapes}")
     if last_old_BT.numel() and not NOWHERE <= int(last_old_BT.min()) <= int(last_old_BT.max()) < old_BSH.shape[1]:
         raise ValueError(f"positions must be {NOWHERE} or below {old_BSH.shape[1]}, the old tokens of a text")
-    there_BT1 = (last_old_BT != NOWHERE)[:, :, None]
+    nowhere_BT1 = (last_old_BT == NOWHERE)[:, :, None]
     index_BTH = last_old_BT.clamp(min=0)[:, :, None].expand(-1, -1, old_BSH.shape[2])
-    return old_BSH.gather(1, index_BTH) * there_BT1
+    # Filled rather than multiplied: the states of padding, which stand in for these, may be no numbers.
+    return old_BSH.gather(1, index_BTH).masked_fill(nowhere_BT1, 0.0)
 
 
 def last_old_positions(lengths_BT: Tensor, *, start_B: Tensor | None = None) -> Tensor:

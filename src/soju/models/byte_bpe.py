@@ -67,7 +67,7 @@ class ByteBpe:
             The tokenizer.
 
         Raises:
-            UserError: If it is not a byte-level BPE, does not load, or its added tokens do not load with the ids it stores.
+            UserError: If it is not a byte-level BPE, or does not load with the ids it stores.
         """
         fault = _why_not_byte_level(spec)
         if fault is not None:
@@ -131,7 +131,9 @@ class ByteBpe:
         try:
             added = self.tokenizer.get_added_tokens_decoder()
         except Exception as error:  # the library has no exception of its own
-            raise UserError(f"{self.name}: {TOKENIZER_FILE} does not load ({error}); save the tokenizer again") from None
+            raise UserError(
+                f"{self.name}: {TOKENIZER_FILE} does not load ({error}); save the tokenizer again"
+            ) from None
         loaded = {token.content: number for number, token in added.items()}
         for content, stored in self.added_tokens.items():
             if loaded.get(content) != stored:

@@ -1,8 +1,8 @@
 """Which merges does a corpus want? BPE training that goes on from the base and makes only what is wanted.
 
 Plain BPE training counts neighbours in the corpus and merges the most frequent pair, again and again. Here it starts
-from the base's own encoding and may make candidates only, and the first two bytes of their Hangul characters, which a base
-without Korean needs on the way.
+from the base's own encoding and may make candidates only, and the first two bytes of their Hangul characters, which a
+base without Korean needs on the way.
 
 References:
     Sennrich, Haddow and Birch 2016, arXiv:1508.07909 (BPE). Purason et al. 2025, arXiv:2512.03989 (continued BPE).

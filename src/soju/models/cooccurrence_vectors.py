@@ -40,8 +40,8 @@ def cooccurrence_vectors(
         vocabulary_size: One more than the largest id.
         width: Of the vectors; at most one less than the number of ids that occur.
         window: How far away, in tokens, a neighbour may be.
-        max_pairs: When more distinct pairs than this were met, those met once are forgotten. Bounds the memory: 16
-            bytes a pair.
+        max_pairs: When more distinct pairs than this were met, those met least often are forgotten until no more are
+            left. Bounds the memory: 16 bytes a pair, and what one block of text adds.
         seed: Of the first vector of the iteration. It may turn the vectors, never what is alike.
 
     Returns:
@@ -81,8 +81,9 @@ def count_neighbours(texts: Iterable[Sequence[int]], vocabulary_size: int, *, wi
         new_keys, new_counts = np.unique(np.concatenate(met), return_counts=True)
         keys_U, place = np.unique(np.concatenate([keys_U, new_keys]), return_inverse=True)
         counts_U = np.bincount(place, np.concatenate([counts_U, new_counts]), len(keys_U)).astype(np.int64)
-        if len(keys_U) > max_pairs:
-            keys_U, counts_U = keys_U[counts_U > 1], counts_U[counts_U > 1]
+        while len(keys_U) > max_pairs:
+            often_U = counts_U > counts_U.min()
+            keys_U, counts_U = keys_U[often_U], counts_U[often_U]
     low_U, high_U = np.divmod(keys_U, vocabulary_size)
     half_VV = csr_array(coo_array((counts_U.astype(np.float64), (low_U, high_U)), shape=(vocabulary_size,) * 2))
     return csr_array(half_VV + half_VV.T)

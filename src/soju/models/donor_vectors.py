@@ -54,11 +54,13 @@ class DonorVectors:
             The vectors, float32.
 
         Raises:
-            ValueError: If there is not one token for each row.
-            UserError: If the two share no token.
+            UserError: If there are more tokens than rows, or the two share no token.
         """
         if len(vectors_TF) < len(tokens):
-            raise ValueError(f"{len(tokens):,} tokens need as many vectors, got {len(vectors_TF):,}")
+            raise UserError(
+                f"the donor's tokenizer has {len(tokens):,} ids and its model {len(vectors_TF):,} rows; give a donor "
+                f"whose tokenizer and model belong together"
+            )
         has_vector_T = vectors_TF.abs().amax(dim=1) > 0
         row = {token: place for place, token in enumerate(tokens) if token is not None and has_vector_T[place]}
         shared = [(number, row[token]) for number, token in enumerate(base_tokens) if token and token in row]

@@ -182,6 +182,8 @@ def _from_donor(new_ND: Tensor, old_VD: Tensor, method: str, donor: DonorVectors
         raise UserError(f"initialiser {method} needs vectors of a donor; give a donor with weights, or a corpus")
     if len(donor.known_N) != len(new_ND):
         raise ValueError(f"the donor's vectors are of {len(donor.known_N):,} new tokens, not of {len(new_ND):,}")
+    if not bool(donor.known_N.any()):
+        return
     solve: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     if method == "omp":
         step, solve = chunk_size(donor.anchor_AF, sparsity), partial(matching_pursuit, sparsity=sparsity)

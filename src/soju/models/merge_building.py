@@ -7,8 +7,8 @@ then joins neighbours. Three refusals keep that exact:
 * a merge that makes a piece no Hangul is in: other languages would change;
 * a merge beyond the budget of tokens.
 
-A new token stands for one old encoding wherever it is made: no merge crossed its edges, so BPE went on between them as it
-does when it is given the token alone.
+A new token stands for one old encoding wherever it is made: no merge crossed its edges, so BPE went on between them as
+it does when it is given the token alone.
 """
 
 from __future__ import annotations
