@@ -10,7 +10,7 @@ from invariant import two_ranks_triplets
 from invariant.test_ranks import TESTS, torchrun
 from soju.core.files import read_json_lines
 
-LAST = 500
+LAST = 300
 """Steps at the end that are averaged: eight texts of a batch say little."""
 
 

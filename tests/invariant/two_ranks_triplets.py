@@ -17,7 +17,7 @@ from soju.recipes.splade.triplets_training import make_trainer
 from soju.training.ranks import join_ranks
 
 BATCH = 8
-STEPS = 1000
+STEPS = 600
 WANTED = {"query": 7, "document": 5}
 
 
@@ -32,7 +32,8 @@ def save_start(folder):
 def train(start, folder, *, ranks):
     """Train on eight rows a step together; returns what the controllers ended with."""
     overrides = (
-        f"training.batch_size={BATCH // ranks}", f"training.max_steps={STEPS}", "losses.flops=0.01",
+        f"training.batch_size={BATCH // ranks}", f"training.max_steps={STEPS}", f"training.validate_every={STEPS}",
+        "losses.flops=0.01",
         f"sparsity.query_terms={WANTED['query']}", f"sparsity.document_terms={WANTED['document']}",
     )  # fmt: skip
     pico = PretrainedOnTriplets(folder, *overrides, start=start)
