@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 from models.byte_bpes import write_base_folder
 from recipes.pico_expansion import MERGES, parts_of, save_pico_base, save_pico_donor
 from soju.models.byte_bpe import ByteBpe
+from soju.models.byte_level import token_spelling
 from soju.models.tokenizer_files import expanded_spec, write_tokenizer
 from soju.models.vocabulary_difference import find_candidates
 from soju.models.vocabulary_expansion import expand_by_added_tokens, expand_by_merges
@@ -120,7 +121,8 @@ def test_a_custom_pre_tokenizer_that_transformers_rebuilds_is_found(tmp_path):
     assert "loaders_agree" in failed(certify(base, expansion, tmp_path / "out", texts=KOREAN, speed=False))
 
 
-def test_a_changed_old_row_changes_english_embeddings_and_fails(tmp_path):
+def expanded_models(tmp_path):
+    """The base, the expansion, and the folder and models before and after it, not yet saved."""
     folder = save_pico_base(tmp_path / "base")
     base = ByteBpe.load(str(folder))
     donor = ByteBpe.load(str(save_pico_donor(tmp_path / "donor")))
@@ -130,7 +132,26 @@ def test_a_changed_old_row_changes_english_embeddings_and_fails(tmp_path):
     shutil.copytree(folder, tmp_path / "out")
     write_tokenizer(base, expansion, tmp_path / "out")
     new[0].processor = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert failed(certify(base, expansion, tmp_path / "out", models=(old, new), speed=False)) == set()
-    new[0].auto_model.get_input_embeddings().weight.data[base.vocabulary["e"]] += 1
-    (check,) = certify(base, expansion, tmp_path / "out", models=(old, new), speed=False).failed
-    assert check.name == "english_embeddings_are_bit_identical"
+    return base, expansion, tmp_path / "out", (old, new)
+
+
+def test_a_changed_model_fails(tmp_path):
+    base, expansion, out, (old, new) = expanded_models(tmp_path)
+
+    def found():
+        return failed(certify(base, expansion, out, models=(old, new), speed=False))
+
+    weight_VD = new[0].auto_model.get_input_embeddings().weight.data
+    assert found() == set()
+    unused = base.vocabulary[token_spelling(b"\xff")]  # no text holds it, so no vector shows it
+    weight_VD[unused] += 1
+    assert found() == {"old_weights_are_bit_identical"}
+    weight_VD[unused] = old[0].auto_model.get_input_embeddings().weight.data[unused]
+    weight_VD[expansion.first_id] = float("nan")
+    assert found() == {"old_weights_are_bit_identical"}
+    weight_VD[expansion.first_id] = 0
+    new.prompts["query"] = "query : "
+    assert found() == {"settings_are_unchanged"}
+    new.prompts["query"] = ""
+    weight_VD[base.vocabulary["e"]] += 1
+    assert found() == {"old_weights_are_bit_identical", "english_embeddings_are_bit_identical"}

@@ -1,9 +1,10 @@
 import json
+import shutil
 import unicodedata
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -40,6 +41,8 @@ def test_the_folder_is_whole_and_says_what_was_done(folders):
         "special_tokens_around_texts_are_the_same",
         "every_new_token_is_reached",
         "loaders_agree",
+        "old_weights_are_bit_identical",
+        "settings_are_unchanged",
         "english_embeddings_are_bit_identical",
     }
     assert all(check["texts"] > 0 for check in certificate["checks"])
@@ -149,6 +152,40 @@ def test_a_corpus_decides_the_order_and_a_part_of_it_only_measures(folders, tmp_
     assert statistics["fertility"]["ko"]["base"]["texts"] == 3
 
 
+def test_a_corpus_of_one_text_decides_the_order_too(folders, tmp_path):
+    base, donor, _ = folders
+    corpus = corpus_file(tmp_path, ["검색 " * 9])
+    out = expand_model(str(base), str(donor), tmp_path / "out", corpus=corpus, limit=4, speed=False)
+    assert "검색" in Expansion.load(out).texts
+
+
+def save_donor_model(folder, donor, weights):
+    shutil.copytree(donor, folder)
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def test_vectors_of_a_donor_that_cannot_be_used_are_refused_in_one_sentence(folders, tmp_path):
+    base, donor, _ = folders
+    broken = save_donor_model(tmp_path / "broken", donor, b"no safetensors")
+    with pytest.raises(UserError, match=r"the weights beside its tokenizer cannot be read .*; fetch them again"):
+        expand_model(str(base), str(broken), tmp_path / "a", initialiser="omp")
+    small = save_donor_model(tmp_path / "small", donor, save({"embed_tokens.weight": torch.ones(3, 4)}))
+    with pytest.raises(UserError, match="its model 3 rows; give a donor whose tokenizer and model belong together"):
+        expand_model(str(base), str(small), tmp_path / "a", initialiser="omp")
+    (broken / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be read"):
+        expand_model(str(base), str(broken), tmp_path / "a", initialiser="omp")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_base_with_fewer_rows_than_ids_is_refused(folders, tmp_path):
+    _, donor, _ = folders
+    base = save_pico_base(tmp_path / "base", padding_rows=-2)
+    with pytest.raises(UserError, match=r"its tokenizer has 275 ids and its embedding 273 rows"):
+        expand_model(str(base), str(donor), tmp_path / "a")
+
+
 @pytest.mark.parametrize("initialiser", ["weighted_mean", "focus", "omp", "noise"])
 def test_every_initialiser_makes_a_certified_model(folders, tmp_path, initialiser):
     base, donor, _ = folders
@@ -182,6 +219,11 @@ def test_what_cannot_be_expanded_is_refused_in_one_sentence(folders, tmp_path):
         expand_model(str(base), str(donor), tmp_path / "a", initialiser="omp")
     with pytest.raises(UserError, match="no such file"):
         expand_model(str(base), str(donor), tmp_path / "a", corpus=tmp_path / "missing.txt")
+    (tmp_path / "en.txt").write_text("no Korean\n" * 20, encoding="utf-8")
+    with pytest.raises(UserError, match=r"en.txt: no Korean text; give Korean text"):
+        expand_model(str(base), str(donor), tmp_path / "a", corpus=tmp_path / "en.txt")
+    with pytest.raises(UserError, match="limit: got 0; give at least 1"):
+        expand_model(str(base), str(donor), tmp_path / "a", limit=0)
     with pytest.raises(UserError, match="no Korean token"):
         expand_model(str(base), str(base), tmp_path / "a")
     (tmp_path / "words").mkdir()

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from soju.core.errors import UserError
 from soju.core.files import write_json
 from soju.models.byte_bpe import ByteBpe
@@ -16,6 +14,13 @@ from soju.models.vocabulary_expansion import Expansion
 from soju.recipes.embedding.certificate_texts import CHECKED_TEXTS, UNCHANGED
 from soju.recipes.embedding.loaders import Loaded, load_auto, load_plain, of_transformers
 from soju.recipes.embedding.tokenizer_speed import measure_speed
+from soju.recipes.embedding.unchanged_model import (
+    changed_settings,
+    changed_vectors,
+    changed_weights,
+    embedding_rows,
+    model_settings,
+)
 
 CERTIFICATE_FILE = "certificate.json"
 
@@ -31,7 +36,7 @@ class Check:
     name: str
     passed: bool
     texts: int
-    """On how many texts (or tokens, where the promise is about tokens) it was checked."""
+    """On how many texts it was checked, or or tokens, tensors, settings, where the promise is about these."""
     figures: dict[str, Any] = field(default_factory=dict)
     failure: str | None = None
     """The first case that broke it."""
@@ -110,7 +115,7 @@ def certify(
         _loaders_agree(every, pairs),
     ]
     if models is not None:
-        checks.append(_same_embeddings(samples.get("en", ()), models))
+        checks += _same_model(expansion, samples.get("en", ()), models)
     measurements = _measurements(expansion, old_ids, new_ids)
     if speed:
         measurements["speed"] = measure_speed(base, expansion, folder, every)
@@ -175,17 +180,11 @@ def _id_range(expansion: Expansion, pairs: Sequence[tuple[Loaded, Loaded]], mode
             if max(vocabulary.values()) + 1 != expansion.size:
                 yield f"{new.way}: {max(vocabulary.values()) + 1:,} ids instead of {expansion.size:,}"
         if models is not None:
-            rows, stated = _rows(models[1])
+            rows, stated = embedding_rows(models[1])
             if not expansion.size <= rows == stated:
                 yield f"{rows:,} embedding rows and config vocab_size {stated:,} for {expansion.size:,} ids"
 
     return _check("id_range", len(expansion.tokens), failures())
-
-
-def _rows(model: Any) -> tuple[int, int]:
-    """Return the rows of a model's embedding and the number its configuration states."""
-    transformer = model[0].auto_model
-    return len(transformer.get_input_embeddings().weight), transformer.config.get_text_config().vocab_size
 
 
 def _round_trip(base: ByteBpe, texts: Sequence[str], pairs: Sequence[tuple[Loaded, Loaded]]) -> Check:
@@ -269,18 +268,14 @@ def _loaders_agree(texts: Sequence[str], pairs: Sequence[tuple[Loaded, Loaded]])
     return _check("loaders_agree", len(texts), failures(), lambda: {"loaders": [new.way for _, new in pairs]})
 
 
-def _same_embeddings(texts: Sequence[str], models: tuple[Any, Any]) -> Check:
+def _same_model(expansion: Expansion, texts: Sequence[str], models: tuple[Any, Any]) -> list[Check]:
     some = [text for text in texts if text.strip()][:64]
-    before, after = (
-        np.asarray(model.encode(some, batch_size=16, show_progress_bar=False, convert_to_tensor=True).float().cpu())
-        for model in models
-    )
-    different = np.flatnonzero((before != after).any(axis=1)) if before.shape == after.shape else np.arange(len(some))
-    return _check(
-        "english_embeddings_are_bit_identical",
-        len(some),
-        (f"{some[place][:60]!r} has another vector" for place in different),
-    )
+    before, after = map(model_settings, models)
+    return [
+        _check("old_weights_are_bit_identical", len(models[0].state_dict()), changed_weights(models, expansion)),
+        _check("settings_are_unchanged", len(before), changed_settings(before, after)),
+        _check("english_embeddings_are_bit_identical", len(some), changed_vectors(some, models)),
+    ]
 
 
 def _measurements(expansion: Expansion, old_ids: Sequence[list[int]], new_ids: Sequence[list[int]]) -> dict[str, Any]:

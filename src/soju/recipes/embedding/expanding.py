@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from soju.core.errors import UserError
 from soju.core.files import write_json, write_manifest
+from soju.core.language import is_hangul
 from soju.core.progress import track
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
@@ -69,7 +72,7 @@ def expand_model(
         corpus: Korean texts, which then decide the order of merges; else the donor's order of ids does.
         method: ``merges``, or ``added-tokens`` for comparison, whose certificate is written but not judged.
         initialiser: Where new rows start, see `soju.models.embedding_init`.
-        limit: New tokens at most, parts of candidates counted.
+        limit: New tokens at most, parts of candidates counted; >= 1.
         max_intermediates: Tokens at most that are only parts of candidates.
         on_error: ``stop`` at broken rows of the corpus, or ``skip`` and count them.
         speed: Measure load time and throughput of the tokenizers, some seconds for a large one.
@@ -79,16 +82,19 @@ def expand_model(
         `out`.
 
     Raises:
-        UserError: If a tokenizer is of another kind, the base is no embedding model, `out` exists, or the corpus cannot
-            be read.
+        UserError: If a tokenizer is of another kind, the base is no embedding model, `out` exists, a number is out of
+            range, or the corpus cannot be read or holds no Korean.
         CertificateError: If a check failed; everything is written all the same, for a look.
     """
     if out.exists():
         raise UserError(f"{out}: exists already; give another name or remove it first")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit: got {limit}; give at least 1 new token, or no limit")
+    disable_progress_bar()  # of the libraries: they would draw one for every file of weights
     # 1. Analyse: read both tokenizers before any weight.
     old, giver = ByteBpe.load(base), ByteBpe.load(donor)
+    refuse_initialiser(initialiser, giver, with_corpus=bool(corpus))
     texts = _read_corpus(corpus, on_error)
-    refuse_initialiser(initialiser, giver, texts.texts)
     # 2. Difference: what the donor has and the base lacks.
     difference = find_candidates(old, giver)
     # 3. Expand by merges behind all old ones.
@@ -99,6 +105,11 @@ def expand_model(
     model = _load_model(folder, base)
     original = _load_model(folder, base)
     embedding_VD = model[0].auto_model.get_input_embeddings().weight.detach()[: old.size]
+    if len(embedding_VD) < old.size:
+        raise UserError(
+            f"{base}: its tokenizer has {old.size:,} ids and its embedding {len(embedding_VD):,} rows; give a base "
+            f"whose tokenizer and model belong together"
+        )
     rows_ND = new_rows(
         embedding_VD, expansion, initialiser, base=old, expanded=expanded, donor=giver, corpus=texts.texts, seed=seed
     )
@@ -137,8 +148,10 @@ def _read_corpus(corpus: Path | Sequence[str] | None, on_error: OnError) -> Corp
     log = ReadLog()
     texts = [document.text for document in track(read_rows(sources, "documents", log=log), "corpus")]
     log.raise_if_broken(on_error)
-    if not texts:
-        raise UserError(f"{', '.join(sources)}: no text; give Korean text, one document a line")
+    if not any(is_hangul(character) for text in texts for character in text):
+        raise UserError(f"{', '.join(sources)}: no Korean text; give Korean text, one document a line")
+    if len(texts) == 1:
+        return Corpus(texts)
     every = max(10, -(-len(texts) // HELD_OUT))
     return Corpus([text for place, text in enumerate(texts) if place % every], texts[::every])
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,11 +21,11 @@ from soju.models.vocabulary_expansion import Expansion
 EMBEDDING_NAMES = ("model.embed_tokens.weight", "embed_tokens.weight", "transformer.wte.weight", "wte.weight")
 
 
-def refuse_initialiser(name: str, donor: ByteBpe, corpus: Sequence[str]) -> None:
+def refuse_initialiser(name: str, donor: ByteBpe, *, with_corpus: bool) -> None:
     """Check, before anything is computed, that an initialiser exists and has what it needs (`UserError`)."""
     if name not in INITIALISERS:
         raise UserError(f"{name}: no initialiser; choose one of {', '.join(INITIALISERS)}")
-    if name in NEED_DONOR and _embedding_file(donor) is None and not corpus:
+    if name in NEED_DONOR and _embedding_file(donor) is None and not with_corpus:
         raise UserError(
             f"{name} needs vectors of the donor's tokens, and {donor.name} is a tokenizer without a model; give "
             f"--corpus, from which they are made, or --init mean"
@@ -89,15 +90,15 @@ def _embedding_file(donor: ByteBpe) -> tuple[Path, str] | None:
 
     if donor.folder is None:
         return None
-    index = donor.folder / "model.safetensors.index.json"
-    if index.is_file():
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return next(((donor.folder / places[name], name) for name in EMBEDDING_NAMES if name in places), None)
-    file = donor.folder / "model.safetensors"
-    if not file.is_file():
-        return None
-    with safe_open(file, "pt") as tensors:
-        names = set(tensors.keys())
+    index, file = donor.folder / "model.safetensors.index.json", donor.folder / "model.safetensors"
+    with _told_as_user_error(donor):
+        if index.is_file():
+            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return next(((donor.folder / places[name], name) for name in EMBEDDING_NAMES if name in places), None)
+        if not file.is_file():
+            return None
+        with safe_open(file, "pt") as tensors:
+            names = set(tensors.keys())
     return next(((file, name) for name in EMBEDDING_NAMES if name in names), None)
 
 
@@ -107,5 +108,18 @@ def _donor_embedding(donor: ByteBpe) -> Tensor | None:
     place = _embedding_file(donor)
     if place is None:
         return None
-    with safe_open(place[0], "pt") as tensors:
+    with _told_as_user_error(donor), safe_open(place[0], "pt") as tensors:
         return tensors.get_tensor(place[1])
+
+
+@contextmanager
+def _told_as_user_error(donor: ByteBpe) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"{donor.name}: the weights beside its tokenizer cannot be read ({error}); fetch them again, or take them "
+            f"away to use the tokenizer alone"
+        ) from None
