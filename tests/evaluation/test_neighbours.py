@@ -3,6 +3,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from soju.core.errors import UserError
+from soju.evaluation import neighbours
 from soju.evaluation.neighbours import drift, nearest_neighbours, norm_statistics
 
 TABLE = np.array([[1.0, 0.0], [2.0, 0.2], [0.0, 3.0], [-1.0, 0.0]])
@@ -43,6 +44,13 @@ def test_drift_counts_every_row_once_between_the_lowest_cosine_and_one():
     assert found.edges == pytest.approx((0.6, 0.7, 0.8, 0.9, 1.0))
     assert found.counts == (1, 0, 0, 3)
     assert (found.lowest, found.mean, found.unchanged) == (pytest.approx(0.6), pytest.approx(0.9), 2)
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch):
+    before, after = np.random.default_rng(0).normal(size=(2, 7, 3)).astype(np.float32)
+    whole = drift(before, after), norm_statistics(after)
+    monkeypatch.setattr(neighbours, "ROWS", 2)
+    assert (drift(before, after), norm_statistics(after)) == whole
 
 
 def test_rows_that_did_not_move_all_stand_in_the_last_bin():

@@ -209,6 +209,7 @@ def test_relative_files_start_at_the_root_of_the_data(sets):
 def test_models_are_named_as_briefly_as_tells_them_apart():
     assert [one.name for one in subjects_of(["runs/a/stage0", "runs/a/stage1"])] == ["stage0", "stage1"]
     assert [one.name for one in subjects_of(["runs/a/best", "runs/b/best"])] == ["a/best", "b/best"]
+    assert [one.name for one in subjects_of([".", "stage1"])] == [".", "stage1"]
     with pytest.raises(UserError, match="given twice"):
         subjects_of(["a", "a"])
 

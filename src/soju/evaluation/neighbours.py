@@ -5,7 +5,7 @@ Everything is plain data for a report. Shape letters: V = rows of the table, N =
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from soju.core.errors import UserError
 from soju.evaluation.similarity import cosines_of
+
+ROWS = 8192
+"""Of a table that are looked at in float64 at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +98,10 @@ def nearest_neighbours(
 
 def norm_statistics(table_ND: ArrayLike) -> NormStatistics:
     """Describe the lengths of rows, ``(N, D)`` with N >= 1; `UserError` when there is none."""
-    table = np.asarray(table_ND, np.float64)
+    table = np.asarray(table_ND)
     if table.ndim != 2 or not len(table):
         raise UserError(f"rows of shape {table.shape}; give an embedding table with at least one row")
-    norms_N = np.linalg.norm(table, axis=1)
+    norms_N = np.concatenate([np.linalg.norm(table[rows].astype(np.float64), axis=1) for rows in _blocks(len(table))])
     return NormStatistics(
         rows=len(norms_N),
         mean=float(norms_N.mean()),
@@ -142,6 +145,12 @@ def drift(before_ND: ArrayLike, after_ND: ArrayLike, *, bins: int = 20) -> Drift
 
 
 def _row_cosines(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float64]:
-    cosines_N = cosines_of(before, after)
+    cosines_N = np.concatenate([cosines_of(before[rows], after[rows]) for rows in _blocks(len(before))])
     cosines_N[np.all(before == after, axis=1)] = 1.0  # a zero row has no direction, yet it has not turned
     return np.minimum(cosines_N, 1.0)
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """Yield slices of few enough rows that a copy of them in float64 is no matter beside the table."""
+    for start in range(0, count, ROWS):
+        yield slice(start, start + ROWS)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from soju.core.config import Settings, validate
 from soju.core.errors import UserError
 from soju.recipes.embedding.evaluation_config import EvaluationSettings
@@ -61,7 +63,7 @@ def subjects_of(models: Sequence[str]) -> list[Subject]:
     if len(set(models)) < len(models):
         twice = next(model for model in models if models.count(model) > 1)
         raise UserError(f"{twice}: given twice; give each model once")
-    parts = [Path(model).parts for model in models]
+    parts = [Path(model).parts or (model,) for model in models]  # "." has no parts
     most = max((len(part) for part in parts), default=1)
     for depth in range(1, most + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -81,6 +83,7 @@ def compare_models(models: Sequence[str], values: Mapping[str, Any], *, place: s
     Returns:
         What `measure_models` gives.
     """
+    disable_progress_bar()  # of the libraries: they would draw one for every file of weights
     return measure_models(subjects_of(models), evaluation_of(values, place=place))
 
 

@@ -90,7 +90,7 @@ class EvaluationSettings(Settings):
     query_prompt: str | None = None
     """Put before the queries of retrieval; each model's own ``query`` prompt, or else `prompt`, otherwise."""
     document_prompt: str | None = None
-    """Put before documents; each model's own ``document`` prompt, or else nothing, when it is not given."""
+    """Put before documents; each model's own ``document`` prompt, or else its default one, when it is not given."""
     max_length: int | None = Field(default=None, ge=2)
     """Tokens a text is cut to; each model's own limit when it is not given."""
     batch_size: int = Field(default=32, ge=1)
