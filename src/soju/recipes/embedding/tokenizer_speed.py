@@ -30,7 +30,8 @@ def measure_speed(base: ByteBpe, expansion: Expansion, folder: Path, texts: Sequ
 
     Returns:
         Seconds to load, characters a second, and both relative to the base, for ``base``, ``expanded`` and
-        ``added_tokens``. Of one run on this machine: noise of some per cent is normal.
+        ``added_tokens``. Of one run on this machine: noise is some per cent for the full 200,000 characters, and many
+        times the figure for a few texts.
     """
     whole = [token for token, text in zip(expansion.tokens, expansion.texts, strict=True) if text is not None]
     files = {
