@@ -30,7 +30,14 @@ from soju.recipes.embedding.reading import EmbeddingData, spread
 from soju.recipes.embedding.stage_loss import NamedTerms, PairLoss, TargetLoss
 from soju.recipes.embedding.stage_trainer import StageTrainer, refuse_few_rows, stage_arguments
 from soju.recipes.embedding.trainable import all_group, load_trainable
-from soju.recipes.embedding.training_rows import LabelledPairs, PairCollator, TextCollator, TextRows, encoder_of
+from soju.recipes.embedding.training_rows import (
+    Encode,
+    LabelledPairs,
+    PairCollator,
+    TextCollator,
+    TextRows,
+    encoder_of,
+)
 from soju.training.checkpoints import newest_verified, publish, resume_path
 from soju.training.random_state import seeded
 from soju.training.ranks import on_main_process
@@ -187,7 +194,7 @@ def train_base(
         groups=groups,
         warm_up=optimiser.warm_up,
         model=model,
-        args=stage_arguments(optimiser, folder, rows.lengths, seed=seed, chosen_by=None),
+        args=stage_arguments(optimiser, folder, _lengths(rows, encode), seed=seed, chosen_by=None),
         train_dataset=rows.dataset(),
         loss=loss,
         data_collator=collator,
@@ -201,6 +208,13 @@ def train_base(
     trained = load_float32(start)
     load_trainable([all_group(trained)], last)
     return trained
+
+
+def _lengths(rows: TextRows | LabelledPairs, encode: Encode) -> NDArray[np.int64]:
+    """Return tokens of texts: a base that spells Korean in bytes needs far more for it than characters tell."""
+    if isinstance(rows, LabelledPairs):
+        return rows.lengths
+    return np.array([len(ids) for ids in encode(rows.texts)], np.int64)
 
 
 def taught_rows(settings: DistillationSettings, data: EmbeddingData) -> TextRows:
