@@ -99,8 +99,8 @@ class Embedder:
         own = prompts.get(self.model.default_prompt_name) or ""
         text = own if settings.prompt is None else settings.prompt
         if role == "query":
-            own_query = prompts.get("query") if settings.prompt is None else None
-            return settings.query_prompt if settings.query_prompt is not None else (own_query or text)
+            own_query = prompts.get("query", text) if settings.prompt is None else text
+            return settings.query_prompt if settings.query_prompt is not None else own_query
         if role == "document":
             named = (prompts[name] for name in ("document", "passage", "corpus") if name in prompts)
             return settings.document_prompt if settings.document_prompt is not None else next(named, own)

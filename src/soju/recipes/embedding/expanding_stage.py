@@ -64,6 +64,8 @@ def expand_stage(
             speed=settings.speed,
             seed=config.seed,
         )
+        if corpus is not None:
+            shutil.rmtree(corpus.parent)  # a copy of texts has no place in a run
     certificate = folder / "certificate.json"
     looks = json.loads(certificate.read_text(encoding="utf-8"))
     return Accepted(NAME, folder, looks)
