@@ -12,6 +12,7 @@ from soju.recipes.splade.triplet_rows import TripletsCollator
 from soju.recipes.splade.triplet_teacher import PairScores, TeacherScores, teacher_scores
 from soju.recipes.splade.triplets_config import TripletsTeacherSettings
 from soju.recipes.splade.triplets_loss import TripletsLoss
+from soju.recipes.splade.triplets_validation import TripletsValidation
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +128,14 @@ def test_a_bi_encoder_of_the_users_own_vectors_teaches_its_ranking(start, tmp_pa
     assert label["known"].all()
     assert label["teacher"].abs().max() <= 1.0001
     assert float(weighted["distillation"].detach()) > 0
+
+
+def test_rows_the_teacher_did_not_read_are_validated_without_it(start, tmp_path):
+    overrides = ("losses.distillation=1", "teacher={model: unused}")
+    pico = PretrainedOnTriplets(tmp_path, *overrides, start=start)
+    student = pico.student()
+    validation = TripletsValidation(pico.dev, pico.config, pad_id=0)
+    validation.loss = TripletsLoss(student, pico.config)
+    assert validation(student)["loss"] > 0
+    with pytest.raises(KeyError, match="teacher"):  # in training it is never left out
+        computed(start, tmp_path, *overrides)

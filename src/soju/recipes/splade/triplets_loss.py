@@ -126,7 +126,7 @@ class TripletsLoss(nn.Module):
             "margin": settings.margin,
             "minimum": settings.minimum_activation,
         }
-        if settings.distillation > 0:
+        if settings.distillation > 0 and (self.training or "teacher" in labels):  # it did not read the dev rows
             raw["distillation"] = self._distillation(scores_BC, labels, stage)
             weights["distillation"] = settings.distillation
         weighted = {name: weights[name] * raw[name] for name in raw if weights[name] > 0}
