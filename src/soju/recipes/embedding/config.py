@@ -99,6 +99,9 @@ class ScratchBase(Settings):
     """Width of the feed-forward layers."""
     max_length: int = Field(default=64, ge=4)
     """Tokens after which a text is cut."""
+    pooling: Literal["lasttoken", "mean"] = "lasttoken"
+    """The text's vector is that of its last token, as in Qwen3-Embedding, or the ``mean`` of all, which a small model
+    learns in fewer steps."""
     distillation: DistillationSettings = DistillationSettings()
 
     @model_validator(mode="after")

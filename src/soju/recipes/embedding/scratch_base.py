@@ -1,7 +1,7 @@
 """Make a base without a hub: a tokenizer that knows English, a small encoder like Qwen3, a donor tokenizer.
 
 What comes out is the kind of folder that Qwen3-Embedding is: byte-level BPE, ``<|endoftext|>`` at the end of each text,
-padding on the left, the vector of the last token, length 1.
+padding on the left, the vector of the last token (or the mean of all), length 1.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _untrained(settings: ScratchBase, folder: Path, *, seed: int) -> SentenceTra
     model.save_pretrained(folder)
     transformer = Transformer(str(folder), max_seq_length=settings.max_length, model_kwargs={"dtype": "float32"})
     return SentenceTransformer(
-        modules=[transformer, Pooling(settings.hidden_size, "lasttoken"), Normalize()], device="cpu"
+        modules=[transformer, Pooling(settings.hidden_size, settings.pooling), Normalize()], device="cpu"
     )
 
 
