@@ -24,8 +24,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install  ## Distil a Korean–English searcher from our own samples, report, search (offline)
 	$(BIN)/soju demo
 
-test: install  ## All quick tests, one thread, no network
-	$(ONE_THREAD) $(BIN)/pytest -q -m 'not slow'
+test: install  ## All quick tests: two processes of one thread each, no network
+	$(ONE_THREAD) $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow'
 
 test-slow: install  ## Faults, fuzzing, real data
 	$(ONE_THREAD) $(BIN)/pytest -q -m slow
