@@ -22,6 +22,7 @@ import numpy as np
 from soju.core.config import apply_overrides, parse_yaml
 from soju.core.progress import set_quiet
 from soju.core.run_directory import RunDirectory
+from soju.data.spreading import spread
 from soju.evaluation.retrieval import evaluate
 from soju.presets import preset_text
 from soju.recipes.splade.encoders import NeuralEncoder
@@ -34,7 +35,7 @@ from soju.recipes.splade.start import Start
 from soju.recipes.splade.triplet_rows import triplet_rows
 from soju.recipes.splade.triplet_teacher import teacher_scores
 from soju.recipes.splade.triplets_config import TripletsConfig
-from soju.recipes.splade.triplets_training import spread, train_student
+from soju.recipes.splade.triplets_training import train_student
 
 PRESET = "splade-v23-small"
 BASE = [

@@ -10,9 +10,7 @@ from soju.models.adapters import (
     adapter_parameters_by_layer,
     add_adapters,
     describe_adapters,
-    drop_gradients,
     fold_adapters,
-    trainable_layers,
 )
 
 ADAPTERS = ("bottleneck", "gated", "parallel", "linear")
@@ -164,29 +162,6 @@ def test_adapters_stay_float32_in_a_bfloat16_model():
     with torch.autocast("cpu", torch.bfloat16):
         model(**batch(TEXTS)).last_hidden_state.float().sin().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in adapter_parameters(model))
-
-
-def test_layers_join_from_the_top():
-    assert trainable_layers(0, (0, 1, 2), steps_per_layer=10) == (2,)
-    assert trainable_layers(10, (2, 0, 1), steps_per_layer=10) == (1, 2)
-    assert trainable_layers(99, (0, 1, 2), steps_per_layer=10) == (0, 1, 2)
-    assert trainable_layers(0, (0, 1, 2), steps_per_layer=None) == (0, 1, 2)
-    assert trainable_layers(9, (0, 1, 2), steps_per_layer=10, first=2) == (1, 2)
-    for step, every, first in ((-1, 10, 1), (0, 0, 1), (0, 10, 0)):
-        with pytest.raises(ValueError, match="need step >= 0"):
-            trainable_layers(step, (0,), steps_per_layer=every, first=first)
-
-
-def test_layers_that_do_not_learn_yet_do_not_move_and_weight_decay_does_not_move_them():
-    model = adapted("qwen3", "bottleneck")
-    optimizer = torch.optim.AdamW(adapter_parameters(model), lr=0.1, weight_decay=0.5)
-    before = {number: [p.clone() for p in own] for number, own in adapter_parameters_by_layer(model).items()}
-    model(**batch(TEXTS)).last_hidden_state.sin().sum().backward()
-    drop_gradients(model, (1,))
-    optimizer.step()
-    for number, own in adapter_parameters_by_layer(model).items():
-        for parameter, start in zip(own, before[number], strict=True):
-            assert torch.equal(parameter, start) == (number == 0)
 
 
 @pytest.mark.parametrize("layers", [(2,), (-1,), (), (0, 0)])

@@ -43,6 +43,7 @@ def test_a_right_expansion_passes_and_its_certificate_is_written(made):
     certificate = certify(base, expansion, out, texts=KOREAN, speed=False)
     assert failed(certificate) == set()
     certificate.raise_if_failed(out)
+    certificate.save(out)
     written = json.loads((out / "certificate.json").read_text(encoding="utf-8"))
     assert written["passed"]
     assert [check["name"] for check in written["checks"]] == [check.name for check in certificate.checks]
@@ -65,7 +66,6 @@ def test_prepended_merges_fail(made):
     assert failed(certificate) == {"encodings_are_coarsenings", "special_tokens_around_texts_are_the_same"}
     with pytest.raises(CertificateError, match=r"broke 2 of 8 checks \(encodings_are_coarsenings: .*do not use it"):
         certificate.raise_if_failed(out)
-    assert not json.loads((out / "certificate.json").read_text(encoding="utf-8"))["passed"]
 
 
 def test_added_tokens_fail(made, tmp_path):

@@ -12,9 +12,10 @@ from recipes.pico_terms import save_start
 from recipes.pico_triplets import PretrainedOnTriplets
 from soju.core.errors import RegressionError, StoppedError
 from soju.core.files import read_json_lines
+from soju.data.spreading import spread
 from soju.quality.rollback import Attempt
 from soju.recipes.splade import triplets_training
-from soju.recipes.splade.triplets_training import make_trainer, planned_steps, spread, term_costs
+from soju.recipes.splade.triplets_training import make_trainer, planned_steps, term_costs
 from soju.recipes.splade.triplets_validation import TripletsValidation
 from soju.training.curriculum import stage_ends
 
@@ -150,7 +151,7 @@ def test_a_collapse_is_recorded_and_rolled_back_until_the_run_gives_up(start, tm
     overrides = (
         "losses.flops=50", "losses.infonce=0", "losses.positive_terms=0", "losses.self_terms=0",
         "losses.minimum_activation=0", "training.log_every=1", "training.learning_rate=1.0", "training.max_rollbacks=1",
-        "training.validate_every=50", "training.max_steps=50",
+        "training.validate_every=100", "training.max_steps=100",
     )  # fmt: skip
     pico = PretrainedOnTriplets(tmp_path, *overrides, start=start)
     with pytest.raises(RegressionError, match="collapse"):

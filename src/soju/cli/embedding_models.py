@@ -11,15 +11,16 @@ from soju.core.errors import UserError
 
 
 def compare_embedding_models(
-    models: Sequence[str], config: str, *, samples: int, seed: int, out: Path | None = None
+    models: Sequence[str], config: str, *, samples: int | None, seed: int | None, out: Path | None = None
 ) -> None:
-    """Measure models on the sets of a configuration with these resamples, and print them against the first."""
+    """Print models against the first on a configuration's sets; its resamples and seed hold where none is given."""
     values, _ = read_values(config, None)
     if recipe_of(values) != "embedding":
         raise UserError(f"{config}: --config measures embedding models; give a configuration with recipe: embedding")
     evaluation = values.get("evaluation")
     if isinstance(evaluation, Mapping):
-        values = {**values, "evaluation": {**evaluation, "resamples": samples, "seed": seed}}
+        given = {name: value for name, value in (("resamples", samples), ("seed", seed)) if value is not None}
+        values = {**values, "evaluation": {**evaluation, **given}}
     measure_embedding_models(models, values, place=config, out=out)
 
 

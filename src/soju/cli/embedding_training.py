@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from soju.recipes.embedding.config import EmbeddingConfig
 
 DEMO = "embedding-pico"
-QUERIES = ("김치를 담그는 방법", "how the heart pumps blood")
+QUERY = "김치를 담그는 방법"
 
 
 def check_embedding(values: Mapping[str, Any], *, place: str) -> None:
@@ -75,8 +75,8 @@ def demo_embedding(folder: Path) -> None:
     console.print("Making a small English embedding model, giving it Korean, stage by stage ...")
     train_embedding(parse_yaml(text, place=DEMO), text, place=DEMO, out=folder, resume=False, resume_from=None)
     for name in ("base", "stage0"):
-        tokens = SentenceTransformer(str(folder / name), device="cpu").tokenizer.tokenize(QUERIES[0])
-        say(f"{name}: {QUERIES[0]!r} has {len(tokens)} tokens")
+        tokens = SentenceTransformer(str(folder / name), device="cpu").tokenizer.tokenize(QUERY)
+        say(f"{name}: {QUERY!r} has {len(tokens)} tokens")
 
 
 def _tell(folder: Path) -> None:

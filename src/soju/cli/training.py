@@ -150,8 +150,10 @@ def compare(
     config: Annotated[
         str | None, typer.Option(help="Measure embedding models on the test sets of this configuration.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=100, help="Resamples of the paired bootstrap.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Their seed.")] = 0,
+    samples: Annotated[
+        int | None, typer.Option(min=100, help="Resamples of the paired bootstrap; 2,000, or as in --config.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Their seed; 0, or as in --config.")] = None,
     out: Annotated[Path | None, typer.Option(help="With --config: write everything to this JSON file as well.")] = None,
 ) -> None:
     """Compare two runs query by query, with intervals, and what their models light up for the probe words.
@@ -170,7 +172,7 @@ def compare(
 
     subject, baseline = models
     if (subject / "query_scores.json").is_file() or (baseline / "query_scores.json").is_file():
-        differences = compare_runs(subject, baseline, samples=samples, seed=seed)
+        differences = compare_runs(subject, baseline, samples=samples or 2000, seed=seed or 0)
         console.print(differences_table(as_reported(differences), title=f"{subject} minus {baseline}"))
     console.print(probes_table(probe_models([str(subject), str(baseline)])))
 

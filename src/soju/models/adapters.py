@@ -6,7 +6,6 @@ Shape letters: see `soju.models.adapter_modules`; P = parts of a layer's output.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,42 +107,6 @@ def describe_adapters(model: Any) -> str:
     whole = sum(parameter.numel() for parameter in model.parameters())
     blocks = len(feed_forwards(_backbone(model)))
     return f"adapters in {len(layers)} of {blocks} layers: {count:,} of {whole:,} parameters ({count / whole:.2%})"
-
-
-def trainable_layers(
-    step: int, layers: Sequence[int], *, steps_per_layer: int | None, first: int = 1
-) -> tuple[int, ...]:
-    """Say which layers' adapters learn at a step when they are unfrozen one after the other from the top.
-
-    Args:
-        step: Optimiser steps done, the trainer's ``global_step``.
-        layers: Those with adapters, in any order.
-        steps_per_layer: After how many steps the next lower one joins; ``None`` when all learn from the start.
-        first: How many learn from the start.
-
-    Returns:
-        The layers, ascending.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-    if step < 0 or first < 1 or (steps_per_layer is not None and steps_per_layer < 1):
-        raise ValueError(f"need step >= 0, first >= 1 and steps_per_layer >= 1, got {step}, {first}, {steps_per_layer}")
-    count = len(layers) if steps_per_layer is None else first + step // steps_per_layer
-    return tuple(sorted(layers)[max(0, len(layers) - count) :])
-
-
-def drop_gradients(model: Any, trainable: Iterable[int]) -> None:
-    """Forget the gradients of the adapters of all other layers; call it before gradients are clipped and applied.
-
-    An optimiser leaves a parameter without a gradient alone: no step, no moments, no weight decay. Freezing it instead
-    would be a mistake under DDP, which decides once, when it wraps the model, whose gradients it adds up.
-    """
-    kept = set(trainable)
-    for number, parameters in adapter_parameters_by_layer(model).items():
-        if number not in kept:
-            for parameter in parameters:
-                parameter.grad = None
 
 
 @torch.no_grad()

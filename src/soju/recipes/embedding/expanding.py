@@ -238,7 +238,5 @@ def _certify(
     saved = _load_model(folder, str(folder))
     place = next(file.parent for file in sorted(folder.rglob(TOKENIZER_FILE)))
     certificate = certify(base, expansion, place, texts={"ko": samples["ko"]}, models=(original, saved), speed=speed)
-    if place != folder:
-        (place / "certificate.json").unlink()
-        certificate.save(folder)
+    certificate.save(folder)
     return certificate

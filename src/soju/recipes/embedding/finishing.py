@@ -144,8 +144,9 @@ def card(config: EmbeddingConfig, data: EmbeddingData, scores: Sequence[Score], 
         ModelCard(
             name=config.name,
             summary=(
-                "A text embedding model with a Korean vocabulary: Korean texts take fewer tokens, English tokens and "
-                "their rows are those of the base."
+                "A text embedding model with a Korean vocabulary: Korean texts take fewer tokens, English tokens "
+                + ("are" if config.stage1.train_rows == "all" and 1 in config.stages else "and their rows are")
+                + " those of the base."
             ),
             licence=config.card.licence,
             licence_name=config.card.licence_name,
@@ -178,7 +179,7 @@ def _in_words(model: Accepted) -> str:
     return (
         f"Accepted with {looks['checkpoint']}: watched Korean pairs {start[KOREAN]:.3f} to {end[KOREAN]:.3f}, English "
         f"pairs {end[ENGLISH]:.3f} ({base[ENGLISH]:.3f} untouched), cosine of old and new English vectors "
-        f"{end[COSINE]:.4f}."
+        f"{end[COSINE]:.4f}." + (f" {looks['adapters'].capitalize()}." if looks.get("adapters") else "")
     )
 
 

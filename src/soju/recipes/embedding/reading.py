@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
-
 from soju.core.errors import UserError
 from soju.core.records import PairRow, PassageRow, SimilarityPair
 from soju.data.checks import normalise_for_overlap, refuse_overlap
@@ -15,6 +13,7 @@ from soju.data.log import ReadLog
 from soju.data.readers import read_rows
 from soju.data.similarity_pairs import HIGHEST
 from soju.data.split import held_out
+from soju.data.spreading import spread
 from soju.data.statistics import RowStatistics, counted
 from soju.recipes.embedding.config import (
     EmbeddingConfig,
@@ -116,13 +115,6 @@ def stage_settings(config: EmbeddingConfig) -> dict[int, UnsupervisedSettings]:
     """Return the settings of the training stages that are to run, by number."""
     known: dict[int, UnsupervisedSettings] = {1: config.stage1, 2: config.stage2, 3: config.stage3}
     return {stage: known[stage] for stage in config.stages if stage in known}
-
-
-def spread(items: Sequence[ItemT], most: int) -> list[ItemT]:
-    """Return at most `most` items, spread evenly over all."""
-    if len(items) <= most:
-        return list(items)
-    return [items[place] for place in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 class _Reading:

@@ -17,12 +17,12 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from soju.core.errors import RegressionError
 from soju.core.records import SimilarityPair
 from soju.core.score import Score
+from soju.data.spreading import spread
 from soju.evaluation.setting import Setting
 from soju.evaluation.similarity import correlation, cosines_of
 from soju.quality.gate import QualityGate, Threshold, Verdict
 from soju.quality.verdicts import read_verdicts, record_verdict
 from soju.recipes.embedding.config import RetentionSettings
-from soju.recipes.embedding.reading import spread
 from soju.training.ranks import on_main_process
 
 KOREAN, ENGLISH, COSINE = "korean_spearman", "english_spearman", "english_cosine"

@@ -22,11 +22,12 @@ from transformers import Qwen3Config, Qwen3Model
 
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import verify_manifest, write_manifest
+from soju.data.spreading import spread
 from soju.models.byte_bpe_training import END, train_byte_bpe
 from soju.models.teacher import SentenceTransformerTeacher
 from soju.models.teacher_cache import cached_embeddings
 from soju.recipes.embedding.config import DistillationSettings, OptimiserSettings, ScratchBase
-from soju.recipes.embedding.reading import EmbeddingData, spread
+from soju.recipes.embedding.reading import EmbeddingData
 from soju.recipes.embedding.stage_loss import NamedTerms, PairLoss, TargetLoss
 from soju.recipes.embedding.stage_trainer import StageTrainer, refuse_few_rows, stage_arguments
 from soju.recipes.embedding.trainable import all_group, load_trainable

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
 from soju.core.errors import UserError
+from soju.data.spreading import spread
 from soju.models.adapter_modules import MARK, AdaptedTransformer, AdapterSettings
 from soju.models.adapters import (
     adapter_parameters_by_layer,
@@ -32,7 +33,7 @@ from soju.recipes.embedding.config import (
     SupervisedSettings,
     UnsupervisedSettings,
 )
-from soju.recipes.embedding.reading import EmbeddingData, spread
+from soju.recipes.embedding.reading import EmbeddingData
 from soju.recipes.embedding.retention import CHOSEN_BY, RetentionGuard
 from soju.recipes.embedding.scratch_base import load_float32
 from soju.recipes.embedding.stage_loss import (

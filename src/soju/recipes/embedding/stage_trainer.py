@@ -77,7 +77,7 @@ class StageTrainer(OwnProgress, ReliableTrainer, _MovingPart):
         super().__init__(**more)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Make AdamW over the groups; vectors and embeddings do not decay."""
+        """Make AdamW over the groups; what is no matrix (norms, biases, gates) does not decay."""
         if self.optimizer is None:
             settings = self.args
             self.optimizer = AdamW(

@@ -11,10 +11,7 @@ from typing import Any
 
 from soju.core.errors import BadNumbersError, RegressionError, UserError
 from soju.core.files import verify_manifest, write_json
-from soju.models.adapters import (
-    FOLDABLE,
-    fold_adapters,
-)
+from soju.models.adapters import FOLDABLE, describe_adapters, fold_adapters
 from soju.models.partitioned_embedding import PartitionedEmbedding, fold_embedding
 from soju.models.vocabulary_expansion import EXPANSION_FILE
 from soju.quality.rollback import RollbackSettings
@@ -24,10 +21,7 @@ from soju.recipes.embedding.reading import EmbeddingData
 from soju.recipes.embedding.retention import CHOSEN_BY, RetentionGate, RetentionGuard
 from soju.recipes.embedding.scratch_base import is_whole
 from soju.recipes.embedding.stage_run import StageRun, adapter_kind, has_adapters, load_stage, save_stage
-from soju.recipes.embedding.trainable import (
-    load_trainable,
-    transformer_of,
-)
+from soju.recipes.embedding.trainable import load_trainable, transformer_of
 from soju.recipes.judged_training import train_judged
 from soju.training.checkpoints import newest_verified, publish
 from soju.training.ranks import on_main_process
@@ -179,6 +173,7 @@ def accept(stage: StageRun, checkpoint: Path, gate: RetentionGate) -> None:
     expected_ND = model.encode(sentences, show_progress_bar=False)
     if isinstance(transformer_of(model).get_input_embeddings(), PartitionedEmbedding):  # type: ignore[operator]
         fold_embedding(transformer_of(model))
+    adapters = describe_adapters(model) if has_adapters(model) else None
     if has_adapters(model) and adapter_kind(model) in FOLDABLE:
         fold_adapters(model)
     staged = stage.run_folder / f".{stage.name}.saving"
@@ -201,6 +196,7 @@ def accept(stage: StageRun, checkpoint: Path, gate: RetentionGate) -> None:
         "start": dict(gate.start),
         "accepted": values,
         "largest_difference_after_reload": difference,
+        "adapters": adapters,
     }
     write_json(stage.folder / "looks.json", looks)
     publish(staged, stage.result)

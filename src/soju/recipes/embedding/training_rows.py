@@ -113,7 +113,7 @@ class TextCollator:
         self._decompositions = decompositions
 
     def __call__(self, batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return ``text_input_ids`` and ``text_attention_mask`` ``(B, S)``, and ``label`` for `StageLoss`."""
+        """Return ``text_input_ids`` and ``text_attention_mask`` ``(B, S)``, and ``label``."""
         places = [int(item["row"]) for item in batch]
         ids = self._encode([self._rows.texts[place] for place in places])
         label: dict[str, Tensor] = self._targets(places)

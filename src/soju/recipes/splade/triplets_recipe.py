@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from soju.core.files import write_json
 from soju.core.run_directory import RunDirectory
+from soju.data.spreading import spread
 from soju.recipes.splade.encoders import NeuralEncoder
 from soju.recipes.splade.finishing import measure, report, save_models
 from soju.recipes.splade.probes import PROBES
@@ -21,7 +22,7 @@ from soju.recipes.splade.triplet_rows import triplet_rows
 from soju.recipes.splade.triplet_teacher import teacher_scores
 from soju.recipes.splade.triplets_config import TripletsConfig
 from soju.recipes.splade.triplets_report import in_words, training_figures
-from soju.recipes.splade.triplets_training import planned_steps, spread, train_student
+from soju.recipes.splade.triplets_training import planned_steps, train_student
 from soju.training.ranks import join_ranks
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from sentence_transformers import SparseEncoderTrainingArguments
@@ -219,10 +218,3 @@ def term_costs(rows: TripletRows, student: SpladeEncoder, losses: TripletLossSet
         return None
     idf_V = idf(rows.texts_with_term(student.get_embedding_dimension()), len(rows.texts))
     return idf_term_cost(torch.from_numpy(idf_V), form=losses.flops_cost)
-
-
-def spread(triplets: Sequence[Any], most: int) -> list[Any]:
-    """Return at most `most` rows, spread evenly over all."""
-    if len(triplets) <= most:
-        return list(triplets)
-    return [triplets[place] for place in np.linspace(0, len(triplets) - 1, most).round().astype(int)]
