@@ -28,7 +28,7 @@ test: install  ## All quick tests: two processes of one thread each, no network
 	$(ONE_THREAD) $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow'
 
 test-slow: install  ## Faults, fuzzing, real data
-	$(ONE_THREAD) $(BIN)/pytest -q -m slow
+	$(ONE_THREAD) $(BIN)/pytest -q -m slow --hypothesis-profile=explore
 
 check: install  ## Lint, types, docstrings, import contracts
 	$(BIN)/ruff check

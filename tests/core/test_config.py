@@ -221,8 +221,8 @@ TEXTS = st.text(st.characters(codec="utf-8"), max_size=12)
         data=st.builds(Data, root=st.just(Path("some where")), files=st.lists(TEXTS, min_size=1).map(tuple)),
         stages=st.none() | st.lists(st.builds(Stage, name=TEXTS, steps=st.integers(1, 9))).map(tuple),
         by_name=st.dictionaries(TEXTS, st.builds(Stage)),
-        shape=st.builds(Circle, radius=st.floats()) | st.builds(Square),
-    ).filter(lambda example: example.shape == example.shape)  # not a number is unequal to itself
+        shape=st.builds(Circle, radius=st.floats(allow_nan=False)) | st.builds(Square),
+    )
 )
 def test_settings_survive_being_written_as_yaml(example):
     assert validate(parse_yaml(to_yaml(example), place="a.yaml"), Example, place="a.yaml") == example
