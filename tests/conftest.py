@@ -1,6 +1,7 @@
 """Settings for every test: property tests without deadlines, because the machine may be shared.
 
-Their examples are the same every time, so that a failure is a regression. ``--hypothesis-profile=explore`` draws new ones.
+Their examples are the same every time, so that a failure is a regression; ``--hypothesis-profile=explore`` draws new
+ones.
 """
 
 from hypothesis import HealthCheck, settings
