@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from scipy.sparse import csr_array, random_array
 
 from soju.core.errors import UserError
 from soju.models import embedding_init
@@ -44,7 +45,8 @@ def test_chunks_change_nothing(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     old = torch.randn(50, 5, generator=generator)
     spelled = [torch.randint(50, (size,), generator=generator).tolist() for size in (1, 3, 2, 7, 1, 4, 2)]
-    arguments = {"donor": random_donor(), "rescale": True}
+    translations = random_array((7, 50), density=0.1, rng=0, format="csr", dtype="float32")
+    arguments = {"donor": random_donor(), "translations": translations, "rescale": True}
     expected = {method: initialise(old, spelled, method, **arguments) for method in INITIALISERS}
     monkeypatch.setattr(embedding_init, "CHUNK", 1)
     for method in INITIALISERS:
@@ -113,6 +115,16 @@ def test_a_donor_that_knows_none_of_the_tokens_changes_nothing(method):
     assert torch.equal(initialise(OLD, [[0, 1]], method, donor=donor), initialise(OLD, [[0, 1]]))
 
 
+def test_a_translated_token_gets_the_rows_of_its_translations_as_long_as_these_are_on_average():
+    translations = csr_array([[0.0, 0.0, 0.0, 1.0], [0.75, 0.25, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]], dtype="float32")
+    rows = initialise(OLD, [(0, 1), (1,), (1, 2)], "aligned", translations=translations)
+    assert rows[0].tolist() == pytest.approx([-1.0, 1.0])
+    length = 0.75 * 1 + 0.25 * 2
+    direction = torch.tensor([0.75, 0.5]) / torch.tensor([0.75, 0.5]).norm()
+    torch.testing.assert_close(rows[1], length * direction)
+    assert rows[2].tolist() == [1.5, 3.0]  # no translation: the mean
+
+
 def test_no_new_tokens_are_no_rows():
     assert initialise(OLD, []).shape == (0, 2)
     assert initialise(OLD, [], "noise").shape == (0, 2)
@@ -136,6 +148,10 @@ def test_wrong_methods_and_shapes_are_refused():
         initialise(OLD, [(0,)], "zero")
     with pytest.raises(UserError, match="omp needs vectors of a donor"):
         initialise(OLD, [(0,)], "omp")
+    with pytest.raises(UserError, match="give sentence pairs"):
+        initialise(OLD, [(0,)], "aligned")
+    with pytest.raises(ValueError, match=r"translations must be \(1, 4\)"):
+        initialise(OLD, [(0,)], "aligned", translations=csr_array((2, 4)))
     with pytest.raises(ValueError, match=r"counts must be \(4,\)"):
         initialise(OLD, [(0,)], "weighted_mean", counts=torch.ones(3))
     with pytest.raises(ValueError, match="of 7 new tokens, not of 1"):

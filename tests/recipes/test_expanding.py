@@ -12,11 +12,14 @@ from transformers import AutoTokenizer
 from recipes.pico_expansion import KOREAN, save_pico_base, save_pico_donor
 from soju.core.errors import UserError
 from soju.core.files import verify_manifest
+from soju.core.records import PairRow
 from soju.models.byte_bpe import ByteBpe
 from soju.models.byte_level import token_spelling
 from soju.models.vocabulary_expansion import Expansion
 from soju.recipes.embedding.expanding import expand_model
+from soju.recipes.embedding.translations import token_translations
 
+PAIRS = [PairRow("오늘", "the"), PairRow("검색", "x"), PairRow("오늘 검색", "the x"), PairRow("서울", "a b")]
 TEXTS = ["오늘 한국 회의에서 데이터베이스 검색을 했다.", "The API를 검색ㅋㅋ", "한국어 <|im_end|> 국어"]
 
 
@@ -186,14 +189,30 @@ def test_a_base_with_fewer_rows_than_ids_is_refused(folders, tmp_path):
         expand_model(str(base), str(donor), tmp_path / "a")
 
 
-@pytest.mark.parametrize("initialiser", ["weighted_mean", "focus", "omp", "noise"])
+@pytest.mark.parametrize("initialiser", ["weighted_mean", "focus", "omp", "aligned", "noise"])
 def test_every_initialiser_makes_a_certified_model(folders, tmp_path, initialiser):
     base, donor, _ = folders
     corpus = corpus_file(tmp_path)
-    out = expand_model(str(base), str(donor), tmp_path / "out", corpus=corpus, initialiser=initialiser, speed=False)
+    out = expand_model(
+        str(base), str(donor), tmp_path / "out", corpus=corpus, pairs=PAIRS, initialiser=initialiser, speed=False
+    )
     verify_manifest(out)
     weight = load_file(out / "model.safetensors")["embed_tokens.weight"]
     assert weight.isfinite().all()
+
+
+def test_a_new_token_is_translated_by_what_stands_on_the_other_side(folders):
+    base, _, out = folders
+    old, new, expansion = ByteBpe.load(str(base)), ByteBpe.load(str(out)), Expansion.load(out)
+    table = token_translations(PAIRS, old, new, expansion)
+    assert table.shape == (len(expansion.tokens), old.size)
+    ((today,),) = new.encode(["오늘"])
+    ((the,),) = old.encode(["the"])
+    row = table[[today - expansion.first_id]].tocoo()
+    assert row.col[row.data.argmax()] == the
+    assert {round(float(total), 5) for total in table.sum(axis=1)} == {0.0, 1.0}
+    ((unseen, *_),) = new.encode(["데이터"])
+    assert table[[unseen - expansion.first_id]].nnz == 0
 
 
 def test_added_tokens_are_written_for_comparison_with_a_certificate_that_says_so(folders, tmp_path):
@@ -217,6 +236,8 @@ def test_what_cannot_be_expanded_is_refused_in_one_sentence(folders, tmp_path):
         expand_model(str(base), str(donor), tmp_path / "a", initialiser="magic")
     with pytest.raises(UserError, match=r"omp needs vectors .*give --corpus"):
         expand_model(str(base), str(donor), tmp_path / "a", initialiser="omp")
+    with pytest.raises(UserError, match=r"aligned learns from sentence pairs .* give --pairs"):
+        expand_model(str(base), str(donor), tmp_path / "a", initialiser="aligned")
     with pytest.raises(UserError, match="no such file"):
         expand_model(str(base), str(donor), tmp_path / "a", corpus=tmp_path / "missing.txt")
     (tmp_path / "en.txt").write_text("no Korean\n" * 20, encoding="utf-8")

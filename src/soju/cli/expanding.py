@@ -19,10 +19,15 @@ def expand(
     corpus: Annotated[
         list[str] | None, typer.Option(help="Korean text that decides the order of merges; repeat for more.")
     ] = None,
+    pairs: Annotated[
+        list[str] | None, typer.Option(help="Korean and English sentence pairs, for --init aligned; repeat for more.")
+    ] = None,
     method: Annotated[
         Literal["merges", "added-tokens"], typer.Option(help="added-tokens is for comparison, not for use.")
     ] = "merges",
-    init: Annotated[str, typer.Option(help="Where new rows start: mean, weighted_mean, omp, focus or noise.")] = "mean",
+    init: Annotated[
+        str, typer.Option(help="Where new rows start: mean, weighted_mean, omp, focus, aligned or noise.")
+    ] = "mean",
     limit: Annotated[int | None, typer.Option(min=1, help="New tokens at most.")] = None,
     max_intermediates: Annotated[
         int | None, typer.Option(min=0, help="New tokens at most that are only parts of others.")
@@ -32,7 +37,7 @@ def expand(
 ) -> None:
     """Give an embedding model a donor's Korean tokens, with a certificate that nothing else changed."""
     from soju.recipes.embedding.certificate import CertificateError
-    from soju.recipes.embedding.expanding import expand_model
+    from soju.recipes.embedding.expanding import expand_model, read_pairs
 
     try:
         expand_model(
@@ -40,6 +45,7 @@ def expand(
             donor,
             out,
             corpus=corpus,
+            pairs=read_pairs(pairs or (), on_error),
             method=method,
             initialiser=init,
             limit=limit,

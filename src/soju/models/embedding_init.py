@@ -1,8 +1,9 @@
-"""Where do the rows of new tokens start? Five ways to make them from the old rows.
+"""Where do the rows of new tokens start? Six ways to make them from the old rows.
 
 ``mean``: the mean of the old rows a token was spelled with. ``weighted_mean``: the same, weighted by position. ``omp``:
 what adds up to the donor's vector of the token, added up from the base's rows. ``focus``: the rows of tokens the donor
-finds alike. ``noise``: a random row like any other, the control. A token the donor has no vector for gets its mean.
+finds alike. ``aligned``: the rows of the tokens that translate it in sentence pairs. ``noise``: a random row, the
+control. A token the donor has no vector for, or no pair a translation, gets its mean.
 
 Shape letters: V = old tokens, D = width of the embedding, N = new tokens, P = old tokens of all new ones in a row,
 B = new tokens of a chunk, K = old rows that one new row is made of.
@@ -15,7 +16,9 @@ from functools import partial
 from itertools import chain
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from soju.core.errors import UserError
@@ -23,9 +26,10 @@ from soju.models.donor_vectors import DonorVectors
 from soju.models.matching_pursuit import chunk_size, matching_pursuit
 from soju.models.similarity_weights import similarity_weights
 
-Initialiser = Literal["mean", "weighted_mean", "omp", "focus", "noise"]
+Initialiser = Literal["mean", "weighted_mean", "omp", "focus", "aligned", "noise"]
 INITIALISERS: tuple[Initialiser, ...] = get_args(Initialiser)
 NEED_DONOR = ("omp", "focus")
+NEED_PAIRS = ("aligned",)
 Side = Literal["input", "output"]
 
 GROWTH = 2.0
@@ -45,6 +49,7 @@ def initialise(
     *,
     donor: DonorVectors | None = None,
     counts: Tensor | None = None,
+    translations: csr_array | None = None,
     side: Side = "input",
     rescale: bool = False,
     sparsity: int = SPARSITY,
@@ -59,6 +64,8 @@ def initialise(
         donor: For ``omp`` and ``focus``.
         counts: How often each old id occurs in a text, ``(V,)``, for ``weighted_mean``: common pieces, such as parts of
             characters, then weigh less.
+        translations: For ``aligned``: ``(N, V)``, how likely an old token is the translation of a new one. Rows sum to
+            1, or to 0 where there is no translation. A new row is as long as its translations are on average.
         side: Which matrix the rows are of. ``weighted_mean`` weighs the last piece most on the input side: there a
             causal model has read the whole word. On the output side it weighs the first one most, which is the one
             that the model had to predict. With a tied matrix ask for the input side.
@@ -72,12 +79,13 @@ def initialise(
 
     Raises:
         ValueError: If a decomposition is empty or names an id that is none, or shapes do not fit.
-        UserError: If the method needs a donor and there is none, or it is no method.
+        UserError: If the method needs a donor or translations and there are none, or it is no method.
 
     References:
         AdaptiVocab: Nakash et al. 2025, arXiv:2503.19693. OMP: Goddard and Fernandes Neto 2025, arXiv:2506.06607.
         FOCUS: Dobler and de Melo 2023, arXiv:2305.14481. Weights of common words: Arora et al. 2017, A Simple but
-        Tough-to-Beat Baseline for Sentence Embeddings.
+        Tough-to-Beat Baseline for Sentence Embeddings. Rows by word alignment: Remy et al. 2024, Trans-Tokenization and
+        Cross-lingual Vocabulary Transfers, arXiv:2408.04303.
     """
     if method not in INITIALISERS:
         raise UserError(f"initialiser {method!r} is none of {', '.join(INITIALISERS)}")
@@ -90,6 +98,8 @@ def initialise(
         new_ND = _sums(old_VD, pieces, torch.ones(len(pieces.ids_P)))
     if method in NEED_DONOR:
         _from_donor(new_ND, old_VD, method, donor, sparsity)
+    if method in NEED_PAIRS:
+        _from_translations(new_ND, old_VD, translations)
     if rescale:
         new_ND *= (_mean_norms(old_VD, pieces) / new_ND.norm(dim=1).clamp_min(1e-12))[:, None]
     return new_ND
@@ -192,6 +202,25 @@ def _from_donor(new_ND: Tensor, old_VD: Tensor, method: str, donor: DonorVectors
     for token_B in torch.split(donor.known_N.nonzero().squeeze(1), step):
         index_BK, weight_BK = solve(donor.new_NF[token_B], donor.anchor_AF)
         new_ND[token_B] = _combine(old_VD, donor.anchor_ids_A[index_BK], weight_BK)
+
+
+def _from_translations(new_ND: Tensor, old_VD: Tensor, translations: csr_array | None) -> None:
+    """Overwrite the rows of the tokens that have a translation."""
+    if translations is None:
+        raise UserError("initialiser aligned needs translations; give sentence pairs")
+    if translations.shape != (len(new_ND), len(old_VD)):
+        raise ValueError(f"translations must be ({len(new_ND)}, {len(old_VD)}), got {translations.shape}")
+    step = max(1, CHUNK // old_VD.shape[1])
+    for first in range(0, len(new_ND), step):
+        part_BV = translations[first : first + step]
+        used_K = np.unique(part_BV.indices)
+        used_KD = old_VD[torch.from_numpy(used_K.astype(np.int64)).to(old_VD.device)].float().cpu()
+        weight_BK = csr_array(part_BV[:, used_K])
+        sum_BD = torch.from_numpy(weight_BK @ used_KD.numpy())
+        length_B = torch.from_numpy(weight_BK @ used_KD.norm(dim=1).numpy())
+        sum_BD *= (length_B / sum_BD.norm(dim=1).clamp_min(1e-12))[:, None]
+        known_B = torch.from_numpy(np.diff(part_BV.indptr) > 0).to(new_ND.device)
+        new_ND[first : first + step][known_B] = sum_BD.to(new_ND.device)[known_B]
 
 
 def _combine(old_VD: Tensor, ids_BK: Tensor, weight_BK: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from soju.core.config import Settings
 from soju.recipes.embedding.evaluation_config import EvaluationSettings
 
 FilePart = tuple[str, ...]
-Initialiser = Literal["mean", "weighted_mean", "omp", "focus", "noise"]
+Initialiser = Literal["mean", "weighted_mean", "omp", "focus", "aligned", "noise"]
 
 
 class EmbeddingDataSettings(Settings):
@@ -63,6 +63,8 @@ class DistillationSettings(Settings):
     """English texts to learn from at most, spread evenly over all."""
     pair_share: float = Field(default=0.2, ge=0, le=1)
     """Share of the texts whose Korean side is learned as well, pulled to the vector of the English side."""
+    rows_from_teacher: bool = False
+    """Start from the teacher's vectors of the tokens, so that a text means something before the first step."""
     max_steps: int = Field(default=2000, ge=1)
     """Optimiser steps."""
     batch_size: int = Field(default=64, ge=2)
@@ -349,6 +351,10 @@ class EmbeddingConfig(Settings):
             raise ValueError(f"stages {list(self.stages)}: give each once, in rising order")
         if 0 in self.stages and isinstance(self.base, PretrainedBase) and self.base.donor is None:
             raise ValueError("stage 0 needs base.donor, a tokenizer with the Korean vocabulary")
+        if "aligned" in (self.expansion.initialiser, *self.expansion.init_probe) and not (
+            self.data.pairs or self.data.passages
+        ):
+            raise ValueError("expansion.initialiser aligned learns from sentence pairs; give data.pairs")
         if self.expansion.init_probe and not {0, 1} <= set(self.stages):
             raise ValueError("expansion.init_probe needs stages 0 and 1")
         if self.supervised is not None and self.supervised.trains == "adapters" and 2 not in self.stages:

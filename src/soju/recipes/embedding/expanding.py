@@ -16,6 +16,7 @@ from soju.core.errors import UserError
 from soju.core.files import write_json, write_manifest
 from soju.core.language import is_hangul
 from soju.core.progress import track
+from soju.core.records import PairRow
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
 from soju.models.byte_bpe import TOKENIZER_FILE, ByteBpe
@@ -54,6 +55,7 @@ def expand_model(
     out: Path,
     *,
     corpus: Path | Sequence[str] | None = None,
+    pairs: Sequence[PairRow] = (),
     method: Method = "merges",
     initialiser: str = "mean",
     limit: int | None = None,
@@ -70,6 +72,7 @@ def expand_model(
             its folder holds a model and the initialiser needs them.
         out: Folder to write, must not exist. Without ``manifest.json`` when the certificate failed.
         corpus: Korean texts, which then decide the order of merges; else the donor's order of ids does.
+        pairs: Sentence pairs, for the initialiser ``aligned``.
         method: ``merges``, or ``added-tokens`` for comparison, whose certificate is written but not judged.
         initialiser: Where new rows start, see `soju.models.embedding_init`.
         limit: New tokens at most, parts of candidates counted; >= 1.
@@ -93,7 +96,7 @@ def expand_model(
     disable_progress_bar()  # of the libraries: they would draw one for every file of weights
     # 1. Analyse: read both tokenizers before any weight.
     old, giver = ByteBpe.load(base), ByteBpe.load(donor)
-    refuse_initialiser(initialiser, giver, with_corpus=bool(corpus))
+    refuse_initialiser(initialiser, giver, with_corpus=bool(corpus), with_pairs=bool(pairs))
     texts = _read_corpus(corpus, on_error)
     # 2. Difference: what the donor has and the base lacks.
     difference = find_candidates(old, giver)
@@ -111,8 +114,9 @@ def expand_model(
             f"whose tokenizer and model belong together"
         )
     rows_ND = new_rows(
-        embedding_VD, expansion, initialiser, base=old, expanded=expanded, donor=giver, corpus=texts.texts, seed=seed
-    )
+        embedding_VD, expansion, initialiser, base=old, expanded=expanded, donor=giver, corpus=texts.texts, pairs=pairs,
+        seed=seed,
+    )  # fmt: skip
     _resize(model, expansion, rows_ND)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
@@ -137,6 +141,14 @@ def expand_model(
     if judged:
         certificate.raise_if_failed(out)
     return out
+
+
+def read_pairs(sources: Sequence[str], on_error: OnError) -> list[PairRow]:
+    """Read sentence pairs of files or hub sets, broken rows refused or counted (`DataError`)."""
+    log = ReadLog()
+    rows = list(read_rows(sources, "pairs", log=log))
+    log.raise_if_broken(on_error)
+    return rows
 
 
 def _read_corpus(corpus: Path | Sequence[str] | None, on_error: OnError) -> Corpus:

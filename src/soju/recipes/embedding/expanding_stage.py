@@ -58,6 +58,7 @@ def expand_stage(
             donor,
             folder,
             corpus=corpus,
+            pairs=data.pairs,
             method=settings.method,
             initialiser=initialiser,
             limit=settings.limit,

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from soju.core.errors import UserError
+from soju.core.records import PairRow
 from soju.models.byte_bpe import ByteBpe
 from soju.models.byte_level import is_spelling, token_bytes
 from soju.models.cooccurrence_vectors import cooccurrence_vectors
 from soju.models.donor_vectors import DonorVectors
-from soju.models.embedding_init import INITIALISERS, NEED_DONOR, initialise
+from soju.models.embedding_init import INITIALISERS, NEED_DONOR, NEED_PAIRS, initialise
 from soju.models.vocabulary_expansion import Expansion
+from soju.recipes.embedding.translations import token_translations
 
 EMBEDDING_NAMES = ("model.embed_tokens.weight", "embed_tokens.weight", "transformer.wte.weight", "wte.weight")
 
 
-def refuse_initialiser(name: str, donor: ByteBpe, *, with_corpus: bool) -> None:
+def refuse_initialiser(name: str, donor: ByteBpe, *, with_corpus: bool, with_pairs: bool) -> None:
     """Check, before anything is computed, that an initialiser exists and has what it needs (`UserError`)."""
     if name not in INITIALISERS:
         raise UserError(f"{name}: no initialiser; choose one of {', '.join(INITIALISERS)}")
@@ -30,6 +32,8 @@ def refuse_initialiser(name: str, donor: ByteBpe, *, with_corpus: bool) -> None:
             f"{name} needs vectors of the donor's tokens, and {donor.name} is a tokenizer without a model; give "
             f"--corpus, from which they are made, or --init mean"
         )
+    if name in NEED_PAIRS and not with_pairs:
+        raise UserError(f"{name} learns from sentence pairs which tokens translate which; give --pairs, or --init mean")
 
 
 def new_rows(
@@ -41,6 +45,7 @@ def new_rows(
     expanded: ByteBpe,
     donor: ByteBpe,
     corpus: Sequence[str] = (),
+    pairs: Sequence[PairRow] = (),
     seed: int = 0,
 ) -> Tensor:
     """Make the rows of the new tokens.
@@ -54,6 +59,7 @@ def new_rows(
         expanded: The expanded tokenizer.
         donor: The donor's tokenizer, in the folder of its model if there is one.
         corpus: Texts.
+        pairs: Sentence pairs, for ``aligned``.
         seed: Of ``noise`` and of the co-occurrence vectors.
 
     Returns:
@@ -69,7 +75,15 @@ def new_rows(
             base_tokens=_bytes_by_id(base),
             new_tokens=[token_bytes(token) for token in expansion.tokens],
         )
-    return initialise(old_VD, expansion.decompositions, method, donor=vectors, seed=seed)  # type: ignore[arg-type]
+    translations = token_translations(pairs, base, expanded, expansion) if method in NEED_PAIRS else None
+    return initialise(
+        old_VD,
+        expansion.decompositions,
+        method,  # type: ignore[arg-type]
+        donor=vectors,
+        translations=translations,
+        seed=seed,
+    )
 
 
 def _corpus_vectors(expanded: ByteBpe, corpus: Sequence[str], seed: int) -> Tensor:

@@ -57,8 +57,8 @@ def choose_initialiser(
             own = folder / method
             shutil.rmtree(own, ignore_errors=True)
             start = expand_model(
-                str(base), donor, own / "stage0", corpus=corpus, method=settings.method, initialiser=method,
-                limit=settings.limit, speed=False, seed=config.seed,
+                str(base), donor, own / "stage0", corpus=corpus, pairs=data.pairs, method=settings.method,
+                initialiser=method, limit=settings.limit, speed=False, seed=config.seed,
             )  # fmt: skip
             write_manifest(start)
             found[method] = _probe(method, config, data, start, base, guard, own)

@@ -30,7 +30,7 @@ from soju.recipes.embedding.config import DistillationSettings, OptimiserSetting
 from soju.recipes.embedding.reading import EmbeddingData
 from soju.recipes.embedding.stage_loss import NamedTerms, PairLoss, TargetLoss
 from soju.recipes.embedding.stage_trainer import StageTrainer, refuse_few_rows, stage_arguments
-from soju.recipes.embedding.trainable import all_group, load_trainable
+from soju.recipes.embedding.trainable import all_group, load_trainable, transformer_of
 from soju.recipes.embedding.training_rows import (
     Encode,
     LabelledPairs,
@@ -189,7 +189,11 @@ def train_base(
             rows = taught_rows(settings, data)
         collator = TextCollator(rows, encode, **pad)
         assert rows.targets_ND is not None
-        loss = TargetLoss(model, projection(rows.targets_ND, model.get_embedding_dimension()))
+        project_DT = projection(rows.targets_ND, model.get_embedding_dimension())
+        if settings.rows_from_teacher:
+            with PartialState().main_process_first():
+                rows_from_teacher(model, settings, project_DT)
+        loss = TargetLoss(model, project_DT)
     refuse_few_rows(len(rows), optimiser, place="data.pairs", ranks=PartialState().num_processes)
     trainer = StageTrainer(
         groups=groups,
@@ -250,6 +254,36 @@ def projection(targets_ND: NDArray[np.float32], width: int) -> torch.Tensor | No
     leading_TD = vectors_DD[:, ::-1][:, :width].T
     signs_T = np.sign(leading_TD[np.arange(width), np.abs(leading_TD).argmax(axis=1)])
     return torch.from_numpy((leading_TD * signs_T[:, None]).astype(np.float32))
+
+
+@torch.no_grad()
+def rows_from_teacher(
+    model: SentenceTransformer, settings: DistillationSettings, project_DT: torch.Tensor | None
+) -> None:
+    """Set a token's embedding to the teacher's vector of its text, as static embeddings are distilled (model2vec).
+
+    Vectors are projected, centred and given the length of a normalised hidden state, so that the mean of a text's
+    tokens means something before the first step. Tokens that are part of a character keep what they have.
+
+    Args:
+        model: An untrained encoder of width D.
+        settings: Teacher and cache.
+        project_DT: See `projection`.
+    """
+    assert settings.teacher is not None
+    tokenizer, special = model.tokenizer, set(model.tokenizer.all_special_ids)
+    texts = {token: tokenizer.decode([token]).strip() for token in range(len(tokenizer)) if token not in special}
+    texts = {token: text for token, text in texts.items() if text and "\N{REPLACEMENT CHARACTER}" not in text}
+    vectors_NT = torch.from_numpy(
+        np.asarray(
+            cached_embeddings(SentenceTransformerTeacher(settings.teacher), list(texts.values()), settings.cache),
+            np.float32,
+        )
+    )
+    vectors_ND = vectors_NT if project_DT is None else vectors_NT @ project_DT.T
+    vectors_ND = torch.nn.functional.normalize(vectors_ND - vectors_ND.mean(dim=0), dim=1)
+    embedding_VD = transformer_of(model).get_input_embeddings().weight  # type: ignore[operator]
+    embedding_VD[torch.tensor(list(texts))] = (vectors_ND * vectors_ND.shape[1] ** 0.5).to(embedding_VD)
 
 
 def load_float32(folder: Path) -> SentenceTransformer:
