@@ -21,6 +21,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import statistics
 import tempfile
 import time
@@ -30,22 +31,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from soju.core.files import write_json
+from soju.models.byte_bpe import ByteBpe
 from soju.models.donor_vectors import DonorVectors
-from soju.models.embedding_init import INITIALISERS, initialise
+from soju.models.embedding_init import INITIALISERS, NEED_DONOR, SPARSITY, initialise
 from soju.models.matching_pursuit import matching_pursuit
+from soju.models.vocabulary_expansion import Expansion
+from soju.recipes.embedding.embedder import Subject
+from soju.recipes.embedding.evaluation_config import EvaluationSettings
+from soju.recipes.embedding.expanding import expand_model, read_pairs
+from soju.recipes.embedding.initial_rows import donor_vectors
+from soju.recipes.embedding.measuring import measure_models
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = {"mergekit": "mergekit", "deepfocus": "deepfocus"}
 GOAL_SPEED = 1.0
+PeerRows = Callable[[Tensor, Expansion, str, Path, Path | None], Tensor]
 
 
 def timed(run: Callable[[], Tensor], repetitions: int) -> tuple[float, Tensor]:
@@ -153,30 +163,72 @@ def claim(benchmark: str, metric: str, ours: float, peer: float, goal: float) ->
 
 
 def zero_shot(base: str, donor: str, data: Path, corpus: Path | None) -> dict[str, Any]:
-    """Expand a model with each initialiser and score it before any training."""
-    from soju.recipes.embedding.embedder import Subject
-    from soju.recipes.embedding.evaluation_config import EvaluationSettings
-    from soju.recipes.embedding.expanding import expand_model
-    from soju.recipes.embedding.measuring import measure_models
-
+    """Expand a model with each initialiser, and with rows of the peers, and score all before any training."""
     sets = [
         {"name": name, "file": str((data / file).resolve()), "language": language}
         for name, file, language in (
-            ("korsts", "korsts.dev.tsv", "ko"),
-            ("klue", "klue_sts.dev_a.tsv", "ko"),
-            ("stsb", "stsb_en.dev.tsv", "en"),
+            ("KorSTS", "korsts.dev.tsv", "ko"),
+            ("KLUE-STS", "klue_sts.dev_a.tsv", "ko"),
+            ("STS-B", "stsb_en.dev.tsv", "en"),
         )
     ]
+    pairs = read_pairs([str(data / "parallel.train.tsv.gz")], "stop")
+    subjects, seconds = [Subject("base", base)], {}
     with tempfile.TemporaryDirectory() as folder:
-        subjects = [Subject("base", base)]
         for method in INITIALISERS:
-            if method in ("omp", "focus") and corpus is None:
+            if method in NEED_DONOR and corpus is None:
                 continue
-            out = Path(folder) / method
-            expand_model(base, donor, out, corpus=corpus, initialiser=method, speed=False)
+            out, start = Path(folder) / method, time.perf_counter()
+            expand_model(base, donor, out, corpus=corpus, pairs=pairs, initialiser=method, speed=False)
+            seconds[method] = round(time.perf_counter() - start, 1)
             subjects.append(Subject(method, str(out)))
+        for name, rows_of in (("mergekit mean", mergekit_means), ("mergekit omp", mergekit_omp)):
+            try:
+                subjects.append(Subject(name, str(with_peer_rows(Path(folder), name, base, rows_of, corpus))))
+            except ImportError:
+                continue
         measured = measure_models(subjects, EvaluationSettings.model_validate({"sts": sets}))
-    return {"scores": [score.to_json() for score in measured.scores]}
+    return {"seconds": seconds, "scores": [score.to_json() for score in measured.scores]}
+
+
+def with_peer_rows(folder: Path, name: str, base: str, rows_of: PeerRows, corpus: Path | None) -> Path:
+    """Return the model expanded with means, its new rows replaced by a peer's."""
+    out = folder / name.replace(" ", "-")
+    shutil.copytree(folder / "mean", out)
+    weights = load_file(out / "model.safetensors")
+    embedding_VD, expansion = weights["embed_tokens.weight"], Expansion.load(out)
+    first, last = expansion.first_id, expansion.size
+    embedding_VD[first:last] = rows_of(embedding_VD[:first].clone(), expansion, base, out, corpus)
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+def mergekit_means(old_VD: Tensor, expansion: Expansion, base: str, out: Path, corpus: Path | None) -> Tensor:
+    """Return what tokensurgeon's ``subword`` makes of the tokens as donors spell them."""
+    from mergekit.tokensurgeon import subword_approximate
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return subword_approximate(old_VD, list(expansion.tokens), is_lm_head=False, tok_0=tokenizer)
+
+
+def mergekit_omp(old_VD: Tensor, expansion: Expansion, base: str, out: Path, corpus: Path | None) -> Tensor:
+    """Return the rows that tokensurgeon's ``omp`` adds up from the vectors that our ``omp`` gets as well."""
+    from mergekit.tokensurgeon import batch_omp
+
+    if corpus is None:
+        raise ImportError("without a corpus there are no vectors of a donor")
+    texts = corpus.read_text(encoding="utf-8").splitlines()
+    vectors = donor_vectors(expansion, ByteBpe.load(base), ByteBpe.load(str(out)), corpus=texts)
+    rows_ND = initialise(old_VD, expansion.decompositions)
+    if not bool(vectors.known_N.any()):
+        return rows_ND
+    found = vectors.known_N.nonzero().squeeze(1)
+    for token_B in torch.split(found, 256):
+        index_BK, weight_BK = batch_omp(
+            vectors.new_NF[token_B], vectors.anchor_AF, min(SPARSITY, len(vectors.anchor_AF))
+        )
+        rows_ND[token_B] = (weight_BK[:, None] @ old_VD[vectors.anchor_ids_A[index_BK]]).squeeze(1)
+    return rows_ND
 
 
 def main() -> None:

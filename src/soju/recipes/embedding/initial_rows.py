@@ -67,14 +67,7 @@ def new_rows(
     """
     vectors = None
     if method in NEED_DONOR:
-        read = _donor_embedding(donor)
-        source, vectors_TF = (donor, read) if read is not None else (expanded, _corpus_vectors(expanded, corpus, seed))
-        vectors = DonorVectors.match(
-            vectors_TF,
-            _bytes_by_id(source),
-            base_tokens=_bytes_by_id(base),
-            new_tokens=[token_bytes(token) for token in expansion.tokens],
-        )
+        vectors = donor_vectors(expansion, base, expanded, donor=donor, corpus=corpus, seed=seed)
     translations = token_translations(pairs, base, expanded, expansion) if method in NEED_PAIRS else None
     return initialise(
         old_VD,
@@ -83,6 +76,38 @@ def new_rows(
         donor=vectors,
         translations=translations,
         seed=seed,
+    )
+
+
+def donor_vectors(
+    expansion: Expansion,
+    base: ByteBpe,
+    expanded: ByteBpe,
+    *,
+    donor: ByteBpe | None = None,
+    corpus: Sequence[str] = (),
+    seed: int = 0,
+) -> DonorVectors:
+    """Match the new tokens, and the old ones as anchors, with vectors of the donor's model, or of a corpus.
+
+    Args:
+        expansion: The new tokens.
+        base: The base's tokenizer.
+        expanded: The expanded tokenizer.
+        donor: The donor's tokenizer, in the folder of its model if there is one.
+        corpus: Texts, whose co-occurrence vectors take the place of a model.
+        seed: Of these.
+
+    Returns:
+        Vectors of new tokens and of anchors.
+    """
+    read = None if donor is None else _donor_embedding(donor)
+    vectors_TF = _corpus_vectors(expanded, corpus, seed) if read is None else read
+    return DonorVectors.match(
+        vectors_TF,
+        _bytes_by_id(expanded if donor is None or read is None else donor),
+        base_tokens=_bytes_by_id(base),
+        new_tokens=[token_bytes(token) for token in expansion.tokens],
     )
 
 
