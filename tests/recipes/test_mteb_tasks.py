@@ -1,5 +1,6 @@
 """mteb searches with our index, and both evaluations say the same."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,15 +8,21 @@ import pytest
 from typer.testing import CliRunner
 
 from beir_folders import QRELS, write_beir
+from recipes.pico_expansion import save_pico_base
 from recipes.small_bilingual import train_small
 from soju.cli import app
 from soju.core.errors import DataError, MissingExtraError, UserError
 from soju.data.beir import read_beir
 from soju.data.log import ReadLog
 from soju.evaluation.retrieval import RetrievalSet, evaluate
-from soju.recipes.splade import mteb_tasks
+from soju.recipes import mteb_tasks
+from soju.recipes.embedding.comparing import is_embedding_model
+from soju.recipes.embedding.embedder import Subject as EmbeddingSubject
+from soju.recipes.embedding.evaluation_config import EvaluationSettings
+from soju.recipes.embedding.measuring import measure_models
+from soju.recipes.mteb_tasks import METRICS, folder_task, refuse_without_mteb, run_tasks
 from soju.recipes.splade.config import SearchSettings
-from soju.recipes.splade.mteb_tasks import METRICS, MtebSearcher, folder_task, run_tasks
+from soju.recipes.splade.mteb_searcher import MtebSearcher
 from soju.recipes.splade.scoring import Subject, search_all
 
 
@@ -62,7 +69,7 @@ def test_candidates_of_reranking_tasks_are_refused(searcher):
 def test_without_mteb_the_message_is_the_line_that_installs_it(monkeypatch):
     monkeypatch.setattr(mteb_tasks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'soju\[mteb\]'"):
-        run_tasks("ko-en-static", ["Ko-StrategyQA"])
+        refuse_without_mteb()
 
 
 @pytest.mark.slow
@@ -70,7 +77,8 @@ def test_mteb_measures_what_our_own_evaluation_measures(tmp_path, encoder):
     pytest.importorskip("mteb")
     folder = write_beir(tmp_path / "five", qrels=(*QRELS, "q3\td2\t1", "q3\td1\t3"))
     encoder.save(tmp_path / "model")
-    theirs = {score.name: score for score in run_tasks(str(tmp_path / "model"), [str(folder)])}
+    scores = run_tasks(MtebSearcher.of(str(tmp_path / "model")), [str(folder)], name="model")
+    theirs = {score.name: score for score in scores}
 
     found = read_beir(str(folder), log=ReadLog())
     test_set = RetrievalSet.create("five/test", found.queries, found.documents, found.judgements)
@@ -88,11 +96,11 @@ def test_mteb_measures_what_our_own_evaluation_measures(tmp_path, encoder):
 def test_what_is_no_task_is_refused(tmp_path, encoder):
     pytest.importorskip("mteb")
     encoder.save(tmp_path / "model")
-    model = str(tmp_path / "model")
+    model = MtebSearcher.of(str(tmp_path / "model"))
     with pytest.raises(UserError, match="NoSuchTask: neither a folder nor a task of mteb"):
-        run_tasks(model, ["NoSuchTask"])
+        run_tasks(model, ["NoSuchTask"], name="model")
     with pytest.raises(UserError, match="KLUE-STS: a task of the kind STS; choose one that retrieves texts"):
-        run_tasks(model, ["KLUE-STS"])
+        run_tasks(model, ["KLUE-STS"], name="model", retrieval_only=True)
     folder = write_beir(tmp_path / "broken", qrels=(*QRELS, "q1\tnowhere\t1"))
     with pytest.raises(DataError, match=r"test\.tsv:7: corpus-id: 'nowhere' is no id"):
         folder_task(folder, "test")
@@ -110,7 +118,7 @@ def test_a_task_that_cannot_be_fetched_says_what_else_can_be_done(tmp_path, enco
     with pytest.raises(
         UserError, match=r"Ko-StrategyQA: .* cannot be fetched from the hub \(no route to the hub\); check"
     ):
-        run_tasks(str(tmp_path / "model"), ["Ko-StrategyQA"])
+        run_tasks(MtebSearcher.of(str(tmp_path / "model")), ["Ko-StrategyQA"], name="model")
 
 
 @pytest.mark.slow
@@ -125,6 +133,31 @@ def test_the_verb_prints_and_writes_the_scores(tmp_path, encoder):
     assert done.exit_code == 0
     assert "five/dev" in done.output
     assert '"recall@1000"' in out.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_an_embedding_model_is_measured_by_mteb_as_by_us(tmp_path):
+    pytest.importorskip("mteb")
+    base = save_pico_base(tmp_path / "base")
+    assert is_embedding_model(str(base))
+    folder = write_beir(tmp_path / "five")
+    done = CliRunner().invoke(
+        app, ["mteb", str(base), str(folder), "--out", str(tmp_path / "scores.json")], catch_exceptions=False
+    )
+    assert done.exit_code == 0
+    theirs = {row["name"]: row for row in json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))}
+
+    settings = EvaluationSettings.model_validate({"retrieval": [{"name": "five", "beir": str(folder)}]})
+    measured = measure_models([EmbeddingSubject("base", str(base))], settings)
+    ours = next(score for score in measured.scores if score.name == "ndcg@10")
+    assert theirs["ndcg@10"]["value"] == pytest.approx(ours.value, abs=1e-5)
+    assert theirs["ndcg@10"]["subject"] == "base"
+
+
+def test_a_sparse_model_and_an_empty_folder_are_no_embedding_models(tmp_path, encoder):
+    encoder.save(tmp_path / "model")
+    assert not is_embedding_model(str(tmp_path / "model"))
+    assert not is_embedding_model(str(tmp_path))
 
 
 def test_trec_eval_agrees_with_our_metrics_on_graded_judgements():

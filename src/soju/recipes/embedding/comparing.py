@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from soju.core.config import Settings, validate
 from soju.core.errors import UserError
+from soju.recipes.embedding.embedder import load_model
 from soju.recipes.embedding.evaluation_config import EvaluationSettings
 from soju.recipes.embedding.measuring import Measured, Subject, measure_models
+from soju.recipes.mteb_tasks import quiet
 
 KEPT = ("best", "final")
 """Folders of a run that hold its model, the better first."""
@@ -85,6 +88,35 @@ def compare_models(models: Sequence[str], values: Mapping[str, Any], *, place: s
     """
     disable_progress_bar()  # of the libraries: they would draw one for every file of weights
     return measure_models(subjects_of(models), evaluation_of(values, place=place))
+
+
+def is_embedding_model(model: str) -> bool:
+    """Tell whether a folder, or the best model of a run folder, pools token states into one dense vector."""
+    file = Path(_model_of(model)) / "modules.json"
+    if not file.is_file():
+        return False
+    modules = json.loads(file.read_text(encoding="utf-8"))
+    return any(module["type"].rpartition(".")[2] == "Pooling" for module in modules)
+
+
+def mteb_model(model: str) -> tuple[Any, str]:
+    """Return an embedding model in mteb's own wrapper for sentence-transformers, and its name in tables.
+
+    Args:
+        model: See `subjects_of`.
+
+    Returns:
+        What ``mteb.evaluate`` takes, and the name.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    from mteb.models import SentenceTransformerEncoderWrapper
+
+    (subject,) = subjects_of([model])
+    loaded = load_model(str(subject.folder_or_model))
+    with quiet():
+        return SentenceTransformerEncoderWrapper(loaded), subject.name
 
 
 def _model_of(model: str) -> str:
