@@ -57,9 +57,9 @@ VARIANTS: dict[str, list[str]] = {
     "no curriculum": ["curriculum=[{share: 1.0, temperature: 0.05}]"],
     "mined negatives": [],
     "distillation": ["losses.distillation=1.0", TEACHER],
-    "flops × 30": ["losses.flops=0.1"],
-    "flops × 30, idf direct": ["losses.flops=0.1", "losses.flops_cost=direct"],
-    "flops × 30, no idf": ["losses.flops=0.1", "losses.flops_cost=null"],
+    "flops × 33": ["losses.flops=0.1"],
+    "flops × 33, idf direct": ["losses.flops=0.1", "losses.flops_cost=direct"],
+    "flops × 33, no idf": ["losses.flops=0.1", "losses.flops_cost=null"],
     "dot": ["similarity=dot", "curriculum=[{share: 1.0, temperature: 1.0}]"],
 }
 MINED = "mined negatives"
