@@ -170,6 +170,23 @@ def test_adapters_that_cannot_be_folded_are_shipped_and_go_on_to_the_next_stage(
     assert any(".adapter." in name for name in names)
 
 
+def test_lora_moves_its_updates_and_is_folded_into_a_plain_model(pico, tmp_path):
+    pytest.importorskip("peft")
+    overrides = ("stage2.adapters={kind: lora, hidden: 2, top_layers: 1}", "stage2.max_steps=2")
+    names, _ = moved(pico, pico.stage("stage2", tmp_path / "moved", *overrides))
+    assert names
+    assert all("lora_" in name and ".layers.1." in name for name in names)
+    stage = pico.stage("stage2", tmp_path, *overrides)
+    second = run_stage(stage, pico.guard(stage))
+    assert second.looks["adapters"].startswith("LoRA: ")
+    stock = SentenceTransformer(str(second.folder), device="cpu")
+    assert not any("lora" in name for name in stock.state_dict())
+    torch.testing.assert_close(stock.encode(ENGLISH), load_stage(second.folder).encode(ENGLISH), rtol=0, atol=0)
+    old, new = (load_file(folder / "model.safetensors") for folder in (pico.expanded, second.folder))
+    assert old.keys() == new.keys()
+    assert {name.split(".")[2] for name in old if not torch.equal(old[name], new[name])} == {"mlp"}
+
+
 def stop_at_step(monkeypatch, step):
     """Send SIGTERM once, at the end of a step."""
     sent = []

@@ -61,6 +61,13 @@ def add_lora(
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def describe_lora(model: Any) -> str | None:
+    """Say how many parameters the updates have, and what share of all that is; nothing where there are none."""
+    updates = sum(parameter.numel() for name, parameter in model.named_parameters() if "lora_" in name)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    return f"LoRA: {updates:,} of {whole:,} parameters ({updates / whole:.2%})" if updates else None
+
+
 def merge_lora(model: Any) -> None:
     """Add the updates to the weights and take peft's layers out, in place; all parameters are trainable afterwards.
 

@@ -231,11 +231,11 @@ class Stage1Settings(UnsupervisedSettings):
 class StageAdapterSettings(Settings):
     """Parameters of stage 2, in the feed-forward part of each layer."""
 
-    kind: Literal["bottleneck", "gated", "parallel", "linear"] = "bottleneck"
-    """How they are attached and what opens them, see `soju.models.adapter_modules`; ``parallel`` and ``linear`` are
-    folded into a plain model afterwards, the others are shipped beside it."""
+    kind: Literal["bottleneck", "gated", "parallel", "linear", "lora"] = "bottleneck"
+    """How they are attached and what opens them, see `soju.models.adapter_modules`; ``parallel``, ``linear`` and
+    ``lora`` (peft's) are folded into a plain model afterwards, the others are shipped beside it."""
     hidden: int = Field(default=256, ge=1)
-    """Width inside; a bottleneck has about 2 · width of the model · this many parameters."""
+    """Width inside, the rank of ``lora``; a bottleneck has about 2 · width of the model · this many parameters."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Inside the adapter, in training."""
     top_layers: int | None = Field(default=None, ge=1)

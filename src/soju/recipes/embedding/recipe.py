@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
-from soju.core.errors import BadNumbersError, RegressionError, UserError
+from soju.core.errors import BadNumbersError, MissingExtraError, RegressionError, UserError
 from soju.core.files import write_json, write_manifest
 from soju.core.run_directory import RunDirectory
 from soju.models.model_folder import find_model_folder
@@ -101,8 +102,11 @@ def read_run(config: EmbeddingConfig) -> tuple[EmbeddingData, EvaluationData]:
 
     Raises:
         DataError: If rows are broken.
+        MissingExtraError: If the settings ask for a package that is not installed.
         UserError: If test texts stand in the training data.
     """
+    if 2 in config.stages and config.stage2.adapters.kind == "lora" and importlib.util.find_spec("peft") is None:
+        raise MissingExtraError("stage2.adapters.kind lora", "lora")
     evaluation = read_evaluation(config.evaluation, root=config.data.root)
     return read_embedding_data(config, measured=evaluation.all_texts()), evaluation
 

@@ -13,13 +13,14 @@ from sentence_transformers import SentenceTransformer
 
 from soju.core.errors import UserError
 from soju.data.spreading import spread
-from soju.models.adapter_modules import MARK, AdaptedTransformer, AdapterSettings
+from soju.models.adapter_modules import MARK, AdaptedTransformer, AdapterSettings, Kind
 from soju.models.adapters import (
     adapter_parameters_by_layer,
     add_adapters,
     load_adapted,
     save_adapted,
 )
+from soju.models.lora import add_lora
 from soju.models.partitioned_embedding import partition_embedding
 from soju.models.vocabulary_expansion import EXPANSION_FILE, Expansion
 from soju.quality.rollback import Attempt
@@ -30,6 +31,7 @@ from soju.recipes.embedding.config import (
     Stage1Settings,
     Stage2Settings,
     Stage3Settings,
+    StageAdapterSettings,
     SupervisedSettings,
     UnsupervisedSettings,
 )
@@ -118,8 +120,10 @@ class StageRun:
             name = next(name for name, value in model.named_parameters() if value is rows.tail)
             return [Group("new rows", {name: rows.tail})]
         if isinstance(settings, Stage2Settings):
+            if settings.adapters.kind == "lora":
+                return gradual(self._lora(model, settings.adapters), settings.unfreeze_over)
             if not has_adapters(model):
-                self._add_adapters(model, settings)
+                self._add_adapters(model, settings.adapters, settings.adapters.kind)
             return gradual(_adapters_of(model), settings.unfreeze_over)
         if isinstance(settings, SupervisedSettings) and settings.trains == "adapters":
             if not has_adapters(model):
@@ -131,13 +135,21 @@ class StageRun:
         assert isinstance(settings, Stage3Settings | SupervisedSettings)
         return [block_group(model, settings.blocks)]
 
-    def _add_adapters(self, model: SentenceTransformer, settings: Stage2Settings) -> None:
-        ours, count = settings.adapters, len(layers_of(model))
-        if ours.top_layers is not None and ours.top_layers > count:
-            raise UserError(f"stage2.adapters.top_layers: {ours.top_layers} of {count} layers; give at most {count}")
-        layers = None if ours.top_layers is None else tuple(range(count - ours.top_layers, count))
-        wanted = AdapterSettings(kind=ours.kind, hidden=ours.hidden, dropout=ours.dropout, layers=layers)
+    def _add_adapters(self, model: SentenceTransformer, ours: StageAdapterSettings, kind: Kind) -> None:
+        layers = _adapted_layers(model, ours.top_layers)
+        wanted = AdapterSettings(kind=kind, hidden=ours.hidden, dropout=ours.dropout, layers=layers)
         add_adapters(model, wanted, seed=self.config.seed)
+
+    def _lora(self, model: SentenceTransformer, ours: StageAdapterSettings) -> dict[int, dict[str, torch.nn.Parameter]]:
+        layers, seed = _adapted_layers(model, ours.top_layers), self.config.seed
+        updates = add_lora(transformer_of(model), rank=ours.hidden, dropout=ours.dropout, layers=layers, seed=seed)
+        moving = {id(update) for update in updates}
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        by_layer = {
+            number: {names[id(value)]: value for value in layer.parameters() if id(value) in moving}
+            for number, layer in enumerate(layers_of(model))
+        }
+        return {number: found for number, found in by_layer.items() if found}
 
     # What it learns from, and what is minimised.
 
@@ -247,6 +259,14 @@ def adapter_kind(model: SentenceTransformer) -> str:
     """Return the kind of a model's adapters."""
     kind: str = model[0].adapter_settings.kind
     return kind
+
+
+def _adapted_layers(model: SentenceTransformer, top: int | None) -> tuple[int, ...] | None:
+    """Return the numbers of the layers from the top that get adapters, ``None`` for all."""
+    count = len(layers_of(model))
+    if top is not None and top > count:
+        raise UserError(f"stage2.adapters.top_layers: {top} of {count} layers; give at most {count}")
+    return None if top is None else tuple(range(count - top, count))
 
 
 def _adapters_of(model: SentenceTransformer) -> dict[int, dict[str, torch.nn.Parameter]]:

@@ -12,6 +12,7 @@ from typing import Any
 from soju.core.errors import BadNumbersError, RegressionError, UserError
 from soju.core.files import verify_manifest, write_json
 from soju.models.adapters import FOLDABLE, describe_adapters, fold_adapters
+from soju.models.lora import describe_lora, merge_lora
 from soju.models.partitioned_embedding import PartitionedEmbedding, fold_embedding
 from soju.models.vocabulary_expansion import EXPANSION_FILE
 from soju.quality.rollback import RollbackSettings
@@ -173,9 +174,11 @@ def accept(stage: StageRun, checkpoint: Path, gate: RetentionGate) -> None:
     expected_ND = model.encode(sentences, show_progress_bar=False)
     if isinstance(transformer_of(model).get_input_embeddings(), PartitionedEmbedding):  # type: ignore[operator]
         fold_embedding(transformer_of(model))
-    adapters = describe_adapters(model) if has_adapters(model) else None
+    adapters = describe_adapters(model) if has_adapters(model) else describe_lora(transformer_of(model))
     if has_adapters(model) and adapter_kind(model) in FOLDABLE:
         fold_adapters(model)
+    elif adapters is not None and not has_adapters(model):
+        merge_lora(transformer_of(model))
     staged = stage.run_folder / f".{stage.name}.saving"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
