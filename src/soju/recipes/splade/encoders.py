@@ -1,4 +1,4 @@
-"""What indexing, scoring and showing need of an encoder, static or neural."""
+"""What indexing, scoring and showing need of an encoder: static, neural, or neural for documents alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
+from sentence_transformers import SparseEncoder
+from sentence_transformers.base.modules import Router
 from transformers import PreTrainedTokenizerBase
 
-from soju.core.files import verify_manifest
+from soju.core.errors import UserError
+from soju.core.files import MANIFEST, verify_manifest
 from soju.models.pieces import readable_terms
 from soju.models.splade_encoder import SpladeEncoder
 from soju.models.static_encoder import StaticEncoder
@@ -103,6 +106,53 @@ def spelled_pieces(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[str, 
     return (*pieces, *(f"<{index}>" for index in range(len(pieces), size)))
 
 
+class InferenceFreeEncoder(NeuralEncoder):
+    """A ``Router`` folder as a `TermEncoder`: queries from the table, documents from the model.
+
+    Args:
+        model: The document side.
+        table: The query side's tokenizer and weights: a ``SparseStaticEmbedding``.
+    """
+
+    def __init__(self, model: SpladeEncoder, table: object) -> None:
+        super().__init__(model)
+        self._tokenizer = table.tokenizer  # type: ignore[attr-defined]
+        self._weights_V = table.weight.detach().numpy()  # type: ignore[attr-defined]
+        self._max_length = model.max_seq_length
+
+    @classmethod
+    def load(cls, folder: Path) -> InferenceFreeEncoder:
+        """Load what `soju.export.inference_free.save_inference_free` wrote; a manifest in it is checked."""
+        if (folder / MANIFEST).is_file():
+            verify_manifest(folder)
+        if any(folder.rglob("*.bin")):
+            raise UserError(f"{folder}: holds weights as *.bin, which can run code when loaded; save it as safetensors")
+        stock = SparseEncoder(str(folder), device="cpu", local_files_only=True)
+        router = stock[0]
+        if not isinstance(router, Router) or set(router.sub_modules) != {"query", "document"}:
+            raise UserError(f"{folder}: not a Router of query and document; give a model folder that soju knows")
+        documents = SpladeEncoder(
+            modules=list(router.sub_modules["document"]), similarity_fn_name=stock.similarity_fn_name, device="cpu"
+        )
+        return cls(documents, router.sub_modules["query"][0])
+
+    def encode_queries(self, texts: Sequence[str]) -> csr_array:
+        """Look up the idf of each piece of each text, ``(B, V)``, once however often it occurs."""
+        cut = {"truncation": True, "max_length": self._max_length} if self._max_length else {}
+        rows = self._tokenizer(list(texts), add_special_tokens=False, **cut)["input_ids"] if len(texts) else []
+        pieces = [np.unique(np.asarray(row, np.int64)) for row in rows]
+        indptr = np.concatenate([[0], np.cumsum([len(row) for row in pieces])]).astype(np.int64)
+        indices = np.concatenate([*pieces, np.empty(0, np.int64)]).astype(np.int64)
+        vectors = csr_array((self._weights_V[indices], indices, indptr), shape=(len(rows), len(self._weights_V)))
+        vectors.eliminate_zeros()
+        return vectors
+
+    def encode_documents(self, texts: Sequence[str]) -> csr_array:
+        """Return the model's term weights of texts, ``(B, V)``, of length 1 with cosine similarity."""
+        vectors = super().encode_queries(texts)
+        return unit_rows(vectors) if self.similarity == "cosine" else vectors
+
+
 def load_encoder(folder: Path) -> StaticEncoder | NeuralEncoder:
     """Load whichever kind of model a folder holds.
 
@@ -118,7 +168,5 @@ def load_encoder(folder: Path) -> StaticEncoder | NeuralEncoder:
     if not (folder / STOCK_MODULES).is_file():
         return StaticEncoder.load(folder)
     if (folder / ROUTER).is_file():
-        from soju.recipes.splade.inference_free import InferenceFreeEncoder
-
         return InferenceFreeEncoder.load(folder)
     return NeuralEncoder.load(folder)

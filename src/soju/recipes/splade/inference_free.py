@@ -1,70 +1,16 @@
-"""A model whose queries need no network: made from a neural one and a corpus, and opened for indexing and searching."""
+"""Make a model whose queries need no network of a neural one and a corpus."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from scipy.sparse import csr_array
-from sentence_transformers import SparseEncoder
-from sentence_transformers.base.modules import Router
-
 from soju.core.errors import UserError
-from soju.core.files import MANIFEST, verify_manifest
 from soju.data.log import OnError, ReadLog
 from soju.export.inference_free import piece_frequency, save_inference_free
-from soju.models.splade_encoder import SpladeEncoder
-from soju.recipes.splade.encoders import NeuralEncoder, unit_rows
+from soju.recipes.splade.encoders import InferenceFreeEncoder, NeuralEncoder
 from soju.recipes.splade.indexing import open_model, read_documents
 from soju.search.weighting import idf
-
-
-class InferenceFreeEncoder(NeuralEncoder):
-    """A ``Router`` folder as a `TermEncoder`: queries from the table, documents from the model.
-
-    Args:
-        model: The document side.
-        table: The query side's tokenizer and weights: a ``SparseStaticEmbedding``.
-    """
-
-    def __init__(self, model: SpladeEncoder, table: object) -> None:
-        super().__init__(model)
-        self._tokenizer = table.tokenizer  # type: ignore[attr-defined]
-        self._weights_V = table.weight.detach().numpy()  # type: ignore[attr-defined]
-        self._max_length = model.max_seq_length
-
-    @classmethod
-    def load(cls, folder: Path) -> InferenceFreeEncoder:
-        """Load what `soju.export.inference_free.save_inference_free` wrote; a manifest in it is checked."""
-        if (folder / MANIFEST).is_file():
-            verify_manifest(folder)
-        if any(folder.rglob("*.bin")):
-            raise UserError(f"{folder}: holds weights as *.bin, which can run code when loaded; save it as safetensors")
-        stock = SparseEncoder(str(folder), device="cpu", local_files_only=True)
-        router = stock[0]
-        if not isinstance(router, Router) or set(router.sub_modules) != {"query", "document"}:
-            raise UserError(f"{folder}: not a Router of query and document; give a model folder that soju knows")
-        documents = SpladeEncoder(
-            modules=list(router.sub_modules["document"]), similarity_fn_name=stock.similarity_fn_name, device="cpu"
-        )
-        return cls(documents, router.sub_modules["query"][0])
-
-    def encode_queries(self, texts: Sequence[str]) -> csr_array:
-        """Look up the idf of each piece of each text, ``(B, V)``, once however often it occurs."""
-        cut = {"truncation": True, "max_length": self._max_length} if self._max_length else {}
-        rows = self._tokenizer(list(texts), add_special_tokens=False, **cut)["input_ids"] if len(texts) else []
-        pieces = [np.unique(np.asarray(row, np.int64)) for row in rows]
-        indptr = np.concatenate([[0], np.cumsum([len(row) for row in pieces])]).astype(np.int64)
-        indices = np.concatenate([*pieces, np.empty(0, np.int64)]).astype(np.int64)
-        vectors = csr_array((self._weights_V[indices], indices, indptr), shape=(len(rows), len(self._weights_V)))
-        vectors.eliminate_zeros()
-        return vectors
-
-    def encode_documents(self, texts: Sequence[str]) -> csr_array:
-        """Return the model's term weights of texts, ``(B, V)``, of length 1 with cosine similarity."""
-        vectors = super().encode_queries(texts)
-        return unit_rows(vectors) if self.similarity == "cosine" else vectors
 
 
 def make_inference_free(model: str, corpus: Sequence[str], target: Path, *, on_error: OnError = "stop") -> ReadLog:

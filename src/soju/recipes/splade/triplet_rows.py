@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,10 +21,16 @@ from soju.core.records import TripletRow
 from soju.data.checks import normalise_for_overlap
 from soju.losses.terms import RowTargets, TermTargets
 from soju.recipes.splade.student import Vocabulary
-from soju.recipes.splade.triplet_teacher import TeacherScores
 from soju.training.curriculum_sampling import Grouping
 
 _CHUNK = 4096
+
+
+class TeacherScores(Protocol):
+    """Hands a batch what the teacher says of it."""
+
+    def of_batch(self, rows_B: NDArray[np.int64]) -> dict[str, Any]:
+        """Return ``teacher`` scores ``(B, C)`` and where they are ``known``, bool; the unknown ones are 0."""
 
 
 @dataclass(slots=True)

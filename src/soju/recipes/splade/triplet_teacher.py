@@ -6,7 +6,7 @@ Shape letters: R = rows, B = triplets in a batch, C = candidates (B positives, B
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,21 +18,12 @@ from soju.core.records import TripletRow
 from soju.models.cross_encoder import cross_encoder_scores
 from soju.models.teacher_cache import Embeddings
 from soju.recipes.splade.start import teacher_embeddings
+from soju.recipes.splade.triplet_rows import TeacherScores, TripletRows
 from soju.recipes.splade.triplets_config import TripletsTeacherSettings
-
-if TYPE_CHECKING:
-    from soju.recipes.splade.triplet_rows import TripletRows
 
 _SAMPLE = 2000
 """Rows that the calibration looks at."""
 UNKNOWN = -1
-
-
-class TeacherScores(Protocol):
-    """Hands a batch what the teacher says of it."""
-
-    def of_batch(self, rows_B: NDArray[np.int64]) -> dict[str, Any]:
-        """Return ``teacher`` scores ``(B, C)`` and where they are ``known``, bool; the unknown ones are 0."""
 
 
 class VectorScores:

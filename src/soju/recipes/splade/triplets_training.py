@@ -23,8 +23,7 @@ from soju.recipes.judged_training import BestSoFar, Trained, train_judged
 from soju.recipes.splade.attempts import SpladeTrainer
 from soju.recipes.splade.student import Vocabulary
 from soju.recipes.splade.training_arguments import stock_arguments
-from soju.recipes.splade.triplet_rows import TripletRows, TripletsCollator
-from soju.recipes.splade.triplet_teacher import TeacherScores
+from soju.recipes.splade.triplet_rows import TeacherScores, TripletRows, TripletsCollator
 from soju.recipes.splade.triplets_config import TripletLossSettings, TripletsConfig, TripletsTrainingSettings
 from soju.recipes.splade.triplets_loss import TripletsLoss, stages_of
 from soju.recipes.splade.triplets_validation import CHOSEN_BY, TripletsValidation
