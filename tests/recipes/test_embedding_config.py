@@ -56,6 +56,13 @@ def test_settings_that_do_not_go_together_are_refused(override, message):
         embedding_config(".", override)
 
 
+def test_the_initialiser_that_reads_pairs_is_refused_without_them():
+    data = "data={korean: [a.txt], english: [b.txt]}"
+    for override in ("expansion.initialiser=aligned", "expansion.init_probe=[mean, aligned]"):
+        with pytest.raises(ConfigError, match=r"aligned learns from sentence pairs; give data\.pairs"):
+            embedding_config(".", override, data)
+
+
 def test_defaults_are_the_published_settings():
     first, second = Stage1Settings(), Stage2Settings()
     assert (first.batch_size, first.epochs, first.learning_rate) == (48, 2, 5e-5)

@@ -3,18 +3,28 @@
 import json
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
 from recipes.pico_embedding import embedding_config, run_embedding, write_passages
+from recipes.pico_expansion import save_pico_base
 from soju.cli import app
 from soju.core.errors import RegressionError, UserError
 from soju.core.files import verify_manifest
+from soju.recipes.embedding.config import DistillationSettings
 from soju.recipes.embedding.reading import read_embedding_data
 from soju.recipes.embedding.retention import KOREAN, RetentionGuard
-from soju.recipes.embedding.scratch_base import make_scratch_base, projection, taught_rows
+from soju.recipes.embedding.scratch_base import (
+    load_float32,
+    make_scratch_base,
+    projection,
+    rows_from_teacher,
+    taught_rows,
+)
+from soju.recipes.embedding.trainable import transformer_of
 
 QUICK = (
     "base.vocabulary=700", "base.donor_vocabulary=600", "base.hidden_size=16", "base.heads=2",
@@ -167,3 +177,32 @@ def test_a_narrower_student_keeps_the_teachers_cosines_as_far_as_they_fit():
     assert projection(taught, 4) is None
     with pytest.raises(UserError, match="wider than the teacher"):
         projection(taught, 8)
+
+
+def test_tokens_start_at_the_teachers_vectors_of_their_text_and_parts_of_characters_stay(tmp_path, monkeypatch):
+    class Angles:
+        def __init__(self, name):
+            self.identity = {"model": name}
+
+        def embed(self, texts):
+            angles = np.array([sum(text.encode()) for text in texts], np.float64)
+            found = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+            return found.astype(np.float32)
+
+    monkeypatch.setattr("soju.recipes.embedding.scratch_base.SentenceTransformerTeacher", Angles)
+    model = load_float32(save_pico_base(tmp_path / "base"))
+    old_VD = transformer_of(model).get_input_embeddings().weight.detach().clone()
+    width = old_VD.shape[1]
+    project_DT = torch.eye(width)[:, :2]
+    rows_from_teacher(model, DistillationSettings(teacher="angles", cache=tmp_path / "cache"), project_DT)
+    new_VD = transformer_of(model).get_input_embeddings().weight.detach()
+    (word,) = model.tokenizer("the", add_special_tokens=False)["input_ids"]
+    assert float(new_VD[word].norm()) == pytest.approx(width**0.5, rel=1e-5)
+    moved = {token for token in range(len(model.tokenizer)) if not torch.equal(old_VD[token], new_VD[token])}
+    readable = {
+        token
+        for token in set(range(len(model.tokenizer))) - set(model.tokenizer.all_special_ids)
+        if (text := model.tokenizer.decode([token]).strip()) and "\ufffd" not in text
+    }
+    assert moved == readable
+    assert len(readable) < len(model.tokenizer) - len(model.tokenizer.all_special_ids)

@@ -174,10 +174,11 @@ def accept(stage: StageRun, checkpoint: Path, gate: RetentionGate) -> None:
     expected_ND = model.encode(sentences, show_progress_bar=False)
     if isinstance(transformer_of(model).get_input_embeddings(), PartitionedEmbedding):  # type: ignore[operator]
         fold_embedding(transformer_of(model))
-    adapters = describe_adapters(model) if has_adapters(model) else describe_lora(transformer_of(model))
-    if has_adapters(model) and adapter_kind(model) in FOLDABLE:
-        fold_adapters(model)
-    elif adapters is not None and not has_adapters(model):
+    if has_adapters(model):
+        adapters: str | None = describe_adapters(model)
+        if adapter_kind(model) in FOLDABLE:
+            fold_adapters(model)
+    elif (adapters := describe_lora(transformer_of(model))) is not None:
         merge_lora(transformer_of(model))
     staged = stage.run_folder / f".{stage.name}.saving"
     shutil.rmtree(staged, ignore_errors=True)
