@@ -50,9 +50,9 @@ def test_a_hit_tells_what_matched_and_why(tmp_path):
     assert index.search(encode(["소주"]), explain_hits=False)[0][0].matched == ()
 
 
-@pytest.mark.parametrize("engine", ["exact", "seismic"])
+@pytest.mark.parametrize("engine", ["exact", "block-max", "seismic"])
 def test_contributions_sum_to_the_score(tmp_path, engine):
-    settings = BM25.model_copy(update={"engine": "seismic", "seismic": SeismicSettings(threads=1)})
+    settings = BM25.model_copy(update={"engine": engine, "seismic": SeismicSettings(threads=1)})
     index = SparseIndex.build(tmp_path / "index", random_documents(80), encode, TERMS, settings)
     for hits in index.search(QUERIES, 20, engine=engine):
         for hit in hits:
@@ -110,16 +110,31 @@ def test_additions_to_a_seismic_index_are_found(tmp_path):
     exact = index.search(encode(["heat rice"]), 5, engine="exact")[0]
     assert [hit.score for hit in hits] == [hit.score for hit in exact]  # which of equal ones it finds is open
     index.add(random_documents(100, seed=5, first=1000), encode)
-    assert [segment.seismic is not None for segment in index.segments] == [True]
+    assert [segment.entry.fast for segment in index.segments] == ["seismic"]
 
 
-def test_seismic_is_built_from_the_given_size_on_and_refused_where_it_is_not(tmp_path):
-    settings = IndexSettings(seismic_from_chunks=10, seismic=SeismicSettings(threads=1))
+def test_block_max_is_built_from_the_given_size_on_and_engines_that_are_not_there_are_refused(tmp_path):
+    settings = IndexSettings(block_max_from_chunks=10)
     small = SparseIndex.build(tmp_path / "small", random_documents(9), encode, TERMS, settings)
     large = SparseIndex.build(tmp_path / "large", random_documents(10), encode, TERMS, settings)
-    assert (small.segments[0].seismic, large.segments[0].seismic is None) == (None, False)
-    with pytest.raises(UserError, match="has no Seismic file"):
-        small.search(QUERIES, engine="seismic")
+    assert [index.segments[0].entry.fast for index in (small, large)] == [None, "block-max"]
+    for engine in ("block-max", "seismic"):
+        with pytest.raises(UserError, match=f"has no {engine} engine"):
+            small.search(QUERIES, engine=engine)
+    with pytest.raises(UserError, match="has no seismic engine"):
+        large.search(QUERIES, engine="seismic")
+
+
+def test_the_default_engine_finds_what_the_exact_one_finds_also_after_additions_and_many_results(tmp_path):
+    index = SparseIndex.build(
+        tmp_path / "index", random_documents(300), encode, TERMS, IndexSettings(block_max_from_chunks=1)
+    )
+    index.add(random_documents(40, seed=3, first=1000), encode)
+    assert [segment.entry.fast for segment in index.segments] == ["block-max", None]
+    for k in (3, 100, 300):
+        fast, exact = (index.search(QUERIES, k, engine=engine) for engine in ("auto", "exact"))
+        for one, other in zip(fast, exact, strict=True):
+            np.testing.assert_allclose([hit.score for hit in one], [hit.score for hit in other], rtol=1e-4)
 
 
 def test_a_long_document_is_found_once_by_its_best_chunk(tmp_path):
@@ -230,8 +245,8 @@ def test_an_index_of_another_model_or_format_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such index"):
         SparseIndex.open(tmp_path / "absent")
     path = folder / "index.json"
-    path.write_text(path.read_text(encoding="utf-8").replace('"format": 1', '"format": 9'), encoding="utf-8")
-    with pytest.raises(UserError, match="not of format 1"):
+    path.write_text(path.read_text(encoding="utf-8").replace('"format": 2', '"format": 9'), encoding="utf-8")
+    with pytest.raises(UserError, match="not of format 2"):
         SparseIndex.open(folder)
 
 

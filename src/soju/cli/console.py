@@ -35,7 +35,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Config = Annotated[str, typer.Argument(help="A YAML file or the name of a preset.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key=value.", show_default=False)]
-AnyEngine = Literal["auto", "exact", "seismic", "opensearch", "qdrant"]
+AnyEngine = Literal["auto", "exact", "block-max", "seismic", "opensearch", "qdrant"]
 OnError = Literal["stop", "skip"]
 ExportFormat = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx", "inference-free"]
 

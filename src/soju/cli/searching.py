@@ -23,7 +23,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="opensearch and qdr
 def index(
     model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
     corpus: Annotated[list[str], typer.Argument(help="CORPUS... INDEX: .jsonl, .tsv or .txt files, then the folder.")],
-    engine: Annotated[AnyEngine, typer.Option(help="auto builds Seismic from 100,000 passages on.")] = "auto",
+    engine: Annotated[AnyEngine, typer.Option(help="auto adds block-max from 20,000 passages on.")] = "auto",
     add: Annotated[bool, typer.Option("--add", help="Add to the index instead of making a new one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
     on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
@@ -65,7 +65,7 @@ def search(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="A folder made with soju index, or a name.")],
     query: Annotated[str, typer.Argument(help="Korean or English.")],
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Documents to show.")] = 10,
-    engine: Annotated[AnyEngine, typer.Option(help="exact never misses; seismic is faster on large indexes.")] = "auto",
+    engine: Annotated[AnyEngine, typer.Option(help="Only seismic may miss documents.")] = "auto",
     model: Annotated[str | None, typer.Option(help="Where the model is, if not inside the index.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     url: Url = None,

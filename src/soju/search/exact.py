@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from soju.search import heap
 from soju.search.postings import Postings
 
 _BLOCK = 256
@@ -54,9 +55,7 @@ class ExactEngine:
         size = min(k, len(scores_C))
         best_scores, best_chunks = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.int32)
         found = _best_documents(scores_C, self._documents_C, best_scores, best_chunks)
-        # Chunks rise with documents, so the chunk number breaks ties by document order.
-        order = np.lexsort((best_chunks[:found], -best_scores[:found]))
-        return best_chunks[:found][order], best_scores[:found][order]
+        return best_chunks[:found], best_scores[:found]
 
     def _scores(self) -> NDArray[np.float32]:
         scores = getattr(self._local, "scores", None)
@@ -85,7 +84,7 @@ def _highest(scores: Array, start: int) -> float:
 
 @njit(cache=True, nogil=True)
 def _best_documents(scores: Array, documents: Array, best_scores: Array, best_chunks: Array) -> int:
-    """Fill a heap whose root is the worst kept chunk, one chunk a document; zero `scores` for the next query."""
+    """Write the best chunk of each of the k best documents, best first; zero `scores` for the next query."""
     size, k = 0, len(best_scores)
     threshold = np.float32(0)
     document, chunk, score = -1, -1, np.float32(0)
@@ -98,40 +97,13 @@ def _best_documents(scores: Array, documents: Array, best_scores: Array, best_ch
                     if scores[c] > score:
                         score, chunk = scores[c], c
                     continue
-                size = _push(best_scores, best_chunks, size, score, chunk)
+                if chunk >= 0:
+                    size = heap.push(best_scores, best_chunks, size, score, chunk)
                 threshold = best_scores[0] if size == k else np.float32(0)
                 document, chunk, score = documents[c], c, scores[c]
         scores[start : start + _BLOCK] = 0
-    return _push(best_scores, best_chunks, size, score, chunk)
-
-
-@njit(cache=True, nogil=True)
-def _push(scores: Array, chunks: Array, size: int, score: float, chunk: int) -> int:
-    """Offer one chunk to the heap; return the heap's new size. Worse means a lower score, then a later chunk."""
-    k = len(scores)
-    if chunk < 0 or (size == k and score <= scores[0]):
-        return size
-    if size < k:
-        at = size
-        while at > 0:
-            parent = (at - 1) // 2
-            if scores[parent] < score or (scores[parent] == score and chunks[parent] > chunk):
-                break
-            scores[at], chunks[at] = scores[parent], chunks[parent]
-            at = parent
-        scores[at], chunks[at] = score, chunk
-        return size + 1
-    at = 0
-    while 2 * at + 1 < k:
-        child = 2 * at + 1
-        right = child + 1
-        if right < k and (
-            scores[right] < scores[child] or (scores[right] == scores[child] and chunks[right] > chunks[child])
-        ):
-            child = right
-        if score < scores[child] or (score == scores[child] and chunk > chunks[child]):
-            break
-        scores[at], chunks[at] = scores[child], chunks[child]
-        at = child
-    scores[at], chunks[at] = score, chunk
+    if chunk >= 0:
+        size = heap.push(best_scores, best_chunks, size, score, chunk)
+    # Chunks rise with documents, so the chunk number breaks ties by document order.
+    heap.best_first(best_scores, best_chunks, size)
     return size

@@ -17,6 +17,8 @@ from soju.core.config import validate
 from soju.core.errors import UserError
 from soju.core.files import write_json
 from soju.core.records import Document
+from soju.search.block_max import BlockMaxEngine
+from soju.search.exact import ExactEngine
 from soju.search.hits import Hit, explain
 from soju.search.index_folder import (
     INDEX,
@@ -39,10 +41,13 @@ from soju.search.segment import (
     plan_merge,
     write_segment,
 )
+from soju.search.seismic_engine import SeismicEngine
 from soju.search.weighting import idf
 
-Engine = Literal["auto", "exact", "seismic"]
-_FORMAT = 1
+Engine = Literal["auto", "exact", "block-max", "seismic"]
+_FORMAT = 2
+_FEW = 100
+"""Documents for which ``auto`` takes the block-max engine; for more, adding up whole posting lists is as fast."""
 
 _Query = tuple[NDArray[np.int32], NDArray[np.float32]]
 """Terms and weights, ``(T,)`` each."""
@@ -114,7 +119,7 @@ class SparseIndex:
             part.mkdir(parents=True)
             entry = write_segment(
                 part, documents, encode, settings,
-                terms=len(terms), average_length=None, known_hashes=set(), allow_seismic=True,
+                terms=len(terms), average_length=None, known_hashes=set(), allow_fast=True,
             )  # fmt: skip
             write_json(temporary / "terms.json", list(terms))
             if prior_share_V is not None:
@@ -191,7 +196,7 @@ class SparseIndex:
             entry = write_segment(
                 part, documents, encode, settings,
                 terms=len(self.terms), average_length=self.description.average_length,
-                known_hashes=known, allow_seismic=False,
+                known_hashes=known, allow_fast=False,
             )  # fmt: skip
         added = newest_segment(self.folder)
         entry = entry.model_copy(update={"name": added})
@@ -200,7 +205,7 @@ class SparseIndex:
         entries = [segment.entry for segment in kept]
         if len(merged) > 1:
             with new_segment(self.folder) as part:
-                whole = merge_segments(merged, part, settings, allow_seismic=not kept)
+                whole = merge_segments(merged, part, settings, allow_fast=not kept)
             entries.append(whole.model_copy(update={"name": newest_segment(self.folder)}))
         else:
             entries.append(entry)
@@ -212,19 +217,20 @@ class SparseIndex:
     ) -> list[list[Hit]]:
         """Return the best documents of each query, best first, equal scores in document order.
 
-        A document scores as its best chunk. Scores are exact with either engine; Seismic may miss documents.
+        A document scores as its best chunk. Scores are exact with every engine. Block-max rounds impacts to
+        16 bits when it chooses documents; Seismic may miss some.
 
         Args:
             query_vectors: Sparse ``(Q, V)`` query weights >= 0, without idf.
             k: Most documents a query, >= 1; fewer come back when fewer share a term with the query.
-            engine: ``auto`` takes Seismic where a segment has it and the exact engine elsewhere.
+            engine: ``auto`` takes the fast engine where a segment has one and the exact engine elsewhere.
             explain_hits: Whether hits list the terms that matched.
 
         Returns:
             Q lists of hits.
 
         Raises:
-            UserError: If the vectors do not fit the index, or ``seismic`` is asked for and was not built.
+            UserError: If the vectors do not fit the index, or the engine was not built.
         """
         rows = query_vectors.shape[0]
         queries = self._checked(query_vectors, k, engine)
@@ -277,9 +283,10 @@ class SparseIndex:
     def _checked(self, query_vectors: Any, k: int, engine: Engine) -> csr_array:
         if k < 1:
             raise UserError(f"k: got {k}; ask for at least one document")
-        if engine == "seismic" and not any(segment.seismic for segment in self.segments):
+        built = {segment.entry.fast for segment in self.segments}
+        if engine in ("block-max", "seismic") and engine not in built:
             raise UserError(
-                f'{self.folder}: has no Seismic file; build it with engine "seismic", or search with "exact"'
+                f'{self.folder}: has no {engine} engine; build the index with engine "{engine}", or search with "exact"'
             )
         return check_vectors(query_vectors, rows=query_vectors.shape[0], terms=len(self.terms), place="query")
 
@@ -295,9 +302,7 @@ class SparseIndex:
         terms_T, weights_T = query
         found: list[_Found] = []
         for number, segment in enumerate(self.segments):
-            approximate = engine != "exact" and segment.seismic is not None
-            searcher = segment.seismic if approximate and segment.seismic else segment.exact
-            chunks, _ = searcher.search(terms_T, weights_T, k)
+            chunks, _ = _searcher(segment, k, engine).search(terms_T, weights_T, k)
             for chunk, impacts_T in zip(chunks, segment.postings.weights(chunks, terms_T), strict=True):
                 # Summed in the order and precision of the exact engine, so that engines agree to the last bit.
                 score = float(np.cumsum(weights_T * impacts_T, dtype=np.float32)[-1])
@@ -329,3 +334,13 @@ class SparseIndex:
         self.description = description
         self.segments = open_segments(self.folder, description)
         self._idf_V = self._live_idf()
+
+
+def _searcher(segment: Segment, k: int, engine: Engine) -> ExactEngine | BlockMaxEngine | SeismicEngine:
+    """Return the engine that searches a segment."""
+    fast = segment.fast
+    if fast is None or engine == "exact":
+        return segment.exact
+    if engine == "auto" and fast.name == "block-max" and k > _FEW:
+        return segment.exact
+    return fast

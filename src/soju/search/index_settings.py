@@ -19,16 +19,17 @@ class IndexSettings(Settings):
     """How vectors become impacts."""
     chunking: ChunkSettings = ChunkSettings()
     """How long documents are cut."""
-    engine: Literal["auto", "exact", "seismic"] = "auto"
-    """``auto`` adds a Seismic file from `seismic_from_chunks` on; ``exact`` never; ``seismic`` always."""
-    seismic_from_chunks: int = Field(default=100_000, ge=1)
-    """Chunks from which ``auto`` builds Seismic; below, the exact engine is as fast and misses nothing."""
+    engine: Literal["auto", "exact", "block-max", "seismic"] = "auto"
+    """What is built beside the posting lists: ``auto`` adds ``block-max`` from `block_max_from_chunks` on, ``exact``
+    nothing, the others always what they say."""
+    block_max_from_chunks: int = Field(default=20_000, ge=1)
+    """Chunks from which ``auto`` builds the block-max engine; below, posting lists are as fast."""
     seismic: SeismicSettings = SeismicSettings()
     """Parameters of Seismic."""
     batch_size: int = Field(default=256, ge=1)
     """Chunks encoded at once."""
     compact_share: float = Field(default=0.25, gt=0)
-    """Added chunks, as a share of the first segment's, from which all segments are merged (and Seismic rebuilt)."""
+    """Added chunks, as a share of the first segment's, from which all segments are merged and `fast` is rebuilt."""
     max_added_segments: int = Field(default=8, ge=1)
     """Added segments from which these are merged into one."""
 
@@ -50,8 +51,8 @@ class SegmentEntry(Settings):
     """Ids of the first of them."""
     average_length: float | None
     """Average length of its chunks that have terms, in term counts (``bm25`` only)."""
-    seismic: bool
-    """Whether a Seismic file is there."""
+    fast: Literal["block-max", "seismic"] | None
+    """The engine that was built beside the posting lists."""
 
 
 class IndexDescription(Settings):
@@ -68,4 +69,4 @@ class IndexDescription(Settings):
     settings: IndexSettings
     """As given to `SparseIndex.build`."""
     segments: tuple[SegmentEntry, ...]
-    """In document order; the first is the largest and the one with a Seismic file."""
+    """In document order; the first is the largest and the one that may have a fast engine."""

@@ -1,4 +1,4 @@
-"""What is one segment of an index? Its documents, their posting lists and, when it is large, a Seismic file."""
+"""What is one segment of an index? Its documents, their posting lists and, when it is large, a fast engine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from soju.core.errors import UserError
 from soju.core.progress import track
 from soju.core.records import Document
+from soju.search.block_max import BlockMaxEngine
 from soju.search.chunking import chunk_text
 from soju.search.document_store import DocumentStore, DocumentWriter, merge_documents
 from soju.search.exact import ExactEngine
 from soju.search.index_folder import SEGMENTS
 from soju.search.index_settings import IndexDescription, IndexSettings, SegmentEntry
 from soju.search.postings import Postings, PostingsWriter, check_vectors, merge_postings
-from soju.search.seismic_engine import SEISMIC_FILE, SeismicEngine
+from soju.search.seismic_engine import SeismicEngine
 from soju.search.weighting import WeightingSettings, bm25_impact
 
 Encode = Callable[[list[str]], Any]
@@ -38,15 +39,19 @@ class Segment:
     store: DocumentStore
     postings: Postings
     exact: ExactEngine
-    seismic: SeismicEngine | None
+    fast: BlockMaxEngine | SeismicEngine | None
 
     @classmethod
     def open(cls, folder: Path, entry: SegmentEntry, settings: IndexSettings, *, terms: int) -> Segment:
-        """Map a segment's files and load its Seismic index."""
+        """Map a segment's files; a Seismic index is loaded."""
         store = DocumentStore.open(folder)
         postings = Postings.open(folder / "postings", chunks=entry.chunks)
-        seismic = SeismicEngine.open(folder, store.documents, settings.seismic, terms=terms) if entry.seismic else None
-        return cls(entry, folder, store, postings, ExactEngine(postings, store.documents), seismic)
+        fast: BlockMaxEngine | SeismicEngine | None = None
+        if entry.fast == "block-max":
+            fast = BlockMaxEngine.open(folder, store.documents, terms=terms)
+        elif entry.fast == "seismic":
+            fast = SeismicEngine.open(folder, store.documents, settings.seismic, terms=terms)
+        return cls(entry, folder, store, postings, ExactEngine(postings, store.documents), fast)
 
 
 def write_segment(
@@ -58,7 +63,7 @@ def write_segment(
     terms: int,
     average_length: float | None,
     known_hashes: set[int],
-    allow_seismic: bool,
+    allow_fast: bool,
 ) -> SegmentEntry:
     """Chunk, encode and store documents in one pass.
 
@@ -72,7 +77,7 @@ def write_segment(
         terms: V.
         average_length: Average chunk length of BM25; ``None`` measures it on these documents.
         known_hashes: Hashes of ids that are taken; this segment's are added.
-        allow_seismic: Whether a Seismic file may be built.
+        allow_fast: Whether a fast engine may be built.
 
     Returns:
         The entry for ``index.json``, its `name` still empty.
@@ -118,12 +123,12 @@ def write_segment(
         empty_documents=len(empty),
         first_empty_documents=tuple(_printable(name) for name in names),
         average_length=average_length,
-        seismic=allow_seismic and build_seismic(folder, store, len(lengths_C), settings),
+        fast=build_fast(folder, store, len(lengths_C), settings) if allow_fast else None,
     )
 
 
 def merge_segments(
-    parts: Sequence[Segment], folder: Path, settings: IndexSettings, *, allow_seismic: bool
+    parts: Sequence[Segment], folder: Path, settings: IndexSettings, *, allow_fast: bool
 ) -> SegmentEntry:
     """Join segments in order into an empty folder; impacts and document order stay as they are.
 
@@ -131,7 +136,7 @@ def merge_segments(
         parts: Open segments.
         folder: Empty folder of the merged segment.
         settings: See `IndexSettings`.
-        allow_seismic: Whether a Seismic file may be built.
+        allow_fast: Whether a fast engine may be built.
 
     Returns:
         The entry for ``index.json``, its `name` still empty.
@@ -153,17 +158,25 @@ def merge_segments(
         empty_documents=sum(part.entry.empty_documents for part in parts),
         first_empty_documents=tuple(names[:_NAMED_EMPTY]),
         average_length=parts[0].entry.average_length,
-        seismic=allow_seismic and build_seismic(folder, store, chunks, settings),
+        fast=build_fast(folder, store, chunks, settings) if allow_fast else None,
     )
 
 
-def build_seismic(folder: Path, store: DocumentStore, chunks: int, settings: IndexSettings) -> bool:
-    """Build the Seismic file of a segment if the settings ask for one; tell whether there is one."""
-    wanted = settings.engine == "seismic" or (settings.engine == "auto" and chunks >= settings.seismic_from_chunks)
-    if wanted:
-        postings = Postings.open(folder / "postings", chunks=chunks)
+def build_fast(
+    folder: Path, store: DocumentStore, chunks: int, settings: IndexSettings
+) -> Literal["block-max", "seismic"] | None:
+    """Build the fast engine of a segment that the settings ask for, if they do; return which."""
+    wanted = settings.engine
+    if wanted == "auto":
+        wanted = "block-max" if chunks >= settings.block_max_from_chunks else "exact"
+    if wanted == "exact":
+        return None
+    postings = Postings.open(folder / "postings", chunks=chunks)
+    if wanted == "block-max":
+        BlockMaxEngine.build(folder, postings, store.documents)
+    else:
         SeismicEngine.build(folder, postings, store.documents, settings.seismic)
-    return wanted and (folder / SEISMIC_FILE).is_file()
+    return wanted
 
 
 def _weigher(

@@ -1,0 +1,291 @@
+"""The compiled loops of block-max pruning. Shape letters as in `soju.search.block_max`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from soju.search import heap
+
+Array = NDArray[Any]
+
+BLOCK = 8
+"""Chunks of a block: fewer make tighter bounds, and more of them."""
+GROUP = 64
+"""Blocks whose largest bound is remembered, to find the largest of all without looking at each."""
+IMPACT_STEPS, BOUND_STEPS = 65_535, 255
+LARGEST_SHARE = 16
+"""One in so many blocks is looked for by its bound. A query that needs more has bounds that say little, and scores the
+rest in the order they lie, which takes less time a block."""
+SLACK = 1 + 1e-4
+"""Bounds and scores are sums of up to some hundred float32, rounded differently."""
+CACHED = 2048
+"""Bounds that stay in the first cache while rows are added to them."""
+LINE = 16
+"""Postings of a cache line, where they are pairs of 16 bits."""
+
+
+@njit(cache=True, nogil=True)
+def largest_impacts(offsets: Array, impacts: Array) -> Array:
+    """Return the largest impact of each posting list, 0 for an empty one."""
+    largest = np.zeros(len(offsets) - 1, dtype=np.float32)
+    for term in range(len(largest)):
+        for p in range(offsets[term], offsets[term + 1]):
+            largest[term] = max(largest[term], impacts[p])
+    return largest
+
+
+@njit(cache=True, nogil=True)
+def place_rows(
+    row_offsets: Array,
+    row_terms: Array,
+    row_impacts: Array,
+    places: Array,
+    offsets: Array,
+    largest: Array,
+    postings: Array,
+) -> None:
+    """Write the postings of some chunks where their places are, impacts in steps of the term's largest."""
+    for row in range(len(places)):
+        to = offsets[places[row]]
+        for p in range(row_offsets[row], row_offsets[row + 1]):
+            term = row_terms[p]
+            postings[to, 0] = term
+            postings[to, 1] = max(1, np.rint(row_impacts[p] / largest[term] * IMPACT_STEPS))
+            to += 1
+
+
+@njit(cache=True, nogil=True)
+def count_blocks(offsets: Array, postings: Array, count: int) -> Array:
+    """Return how many blocks hold each of ``count`` terms."""
+    blocks = np.zeros(count, dtype=np.int64)
+    seen_in = np.full(count, -1, dtype=np.int64)
+    for place in range(len(offsets) - 1):
+        block = place // BLOCK
+        for p in range(offsets[place], offsets[place + 1]):
+            term = postings[p, 0]
+            if seen_in[term] != block:
+                seen_in[term] = block
+                blocks[term] += 1
+    return blocks
+
+
+@njit(cache=True, nogil=True)
+def summarise(
+    offsets: Array,
+    postings: Array,
+    row_of: Array,
+    rows: Array,
+    list_offsets: Array,
+    list_blocks: Array,
+    list_maxima: Array,
+) -> None:
+    """Write the largest impact of each term in each block, rounded up, into the term's row or list."""
+    end = list_offsets[:-1].copy()
+    seen_in = np.full(len(row_of), -1, dtype=np.int64)
+    for place in range(len(offsets) - 1):
+        block = place // BLOCK
+        for p in range(offsets[place], offsets[place + 1]):
+            term = postings[p, 0]
+            bound = (np.int64(postings[p, 1]) * BOUND_STEPS + IMPACT_STEPS - 1) // IMPACT_STEPS
+            if row_of[term] >= 0:
+                rows[row_of[term], block] = max(np.int64(rows[row_of[term], block]), bound)
+            elif seen_in[term] == block:
+                list_maxima[end[term] - 1] = max(np.int64(list_maxima[end[term] - 1]), bound)
+            else:
+                list_blocks[end[term]], list_maxima[end[term]] = block, bound
+                end[term] += 1
+                seen_in[term] = block
+
+
+@njit(cache=True, nogil=True)
+def best_documents(
+    query_terms: Array,
+    query_weights: Array,
+    largest: Array,
+    row_of: Array,
+    rows: Array,
+    list_offsets: Array,
+    list_blocks: Array,
+    list_maxima: Array,
+    chunks: Array,
+    offsets: Array,
+    postings: Array,
+    documents: Array,
+    one_chunk_each: bool,
+    query: Array,
+    bounds: Array,
+    groups: Array,
+    best_scores: Array,
+    best_chunks: Array,
+) -> int:
+    """Write the best chunk of each of the k best documents, best first, and return how many there are.
+
+    ``query`` (one number a term) holds zeros, before and after; ``bounds`` and ``groups`` are room to work in.
+    """
+    for t in range(len(query_terms)):
+        query[query_terms[t]] = query_weights[t] * largest[query_terms[t]] / IMPACT_STEPS
+    _add_bounds(query_terms, query, row_of, rows, list_offsets, list_blocks, list_maxima, bounds)
+    bits = bounds.view(np.int32)  # numbers >= 0 keep their order, and compilers compare integers faster
+    for group in range(len(groups)):
+        groups[group] = _largest(bits[group * GROUP : (group + 1) * GROUP])
+    size, touched, left = 0, 0, len(bounds) // LARGEST_SHARE
+    block, bound = _take_highest(bounds, bits, groups)
+    while left > 0 and _reaches(bound, best_scores, size):
+        next_block, next_bound = _take_highest(bounds, bits, groups)
+        touched += _touch(offsets, postings, next_block)
+        size = _score_block(
+            block, query, chunks, offsets, postings, documents, one_chunk_each, best_scores, best_chunks, size
+        )
+        block, bound, left = next_block, next_bound, left - 1
+    bounds[block] = bound
+    if left == 0:
+        for block in range(len(bounds)):
+            if _reaches(bounds[block], best_scores, size):
+                size = _score_block(
+                    block, query, chunks, offsets, postings, documents, one_chunk_each, best_scores, best_chunks, size
+                )
+    for t in range(len(query_terms)):
+        query[query_terms[t]] = 0
+    heap.best_first(best_scores, best_chunks, size)
+    return size if touched >= 0 else 0  # always `size`; keeps the compiler from leaving the touching out
+
+
+@njit(cache=True, nogil=True)
+def _reaches(bound: float, best_scores: Array, size: int) -> bool:
+    """Return whether a score up to ``bound`` could be kept."""
+    return bool(bound > 0 and (size < len(best_scores) or bound >= best_scores[0]))
+
+
+@njit(cache=True, nogil=True)
+def _score_block(
+    block: int,
+    query: Array,
+    chunks: Array,
+    offsets: Array,
+    postings: Array,
+    documents: Array,
+    one_chunk_each: bool,
+    best_scores: Array,
+    best_chunks: Array,
+    size: int,
+) -> int:
+    """Offer the chunks of a block to the heap; return its new size."""
+    for place in range(block * BLOCK, min(len(chunks), (block + 1) * BLOCK)):
+        score = _score(query, postings, offsets[place], offsets[place + 1])
+        if not _reaches(score, best_scores, size):
+            continue
+        kept = -1 if one_chunk_each else _kept(documents[chunks[place]], documents, best_chunks, size)
+        if kept < 0:
+            size = heap.push(best_scores, best_chunks, size, score, chunks[place])
+        elif heap.worse(best_scores[kept], best_chunks[kept], score, chunks[place]):
+            heap.sink(best_scores, best_chunks, size, kept, score, chunks[place])
+    return size
+
+
+@njit(cache=True, nogil=True)
+def _add_bounds(
+    terms: Array,
+    query: Array,
+    row_of: Array,
+    rows: Array,
+    list_offsets: Array,
+    list_blocks: Array,
+    list_maxima: Array,
+    bounds: Array,
+) -> None:
+    """Write the bound of each block's scores."""
+    bounds[:] = 0
+    frequent, frequent_steps = np.empty(len(terms), dtype=np.int64), np.empty(len(terms), dtype=np.float32)
+    count = 0
+    for t in range(len(terms)):
+        term = terms[t]
+        step = np.float32(query[term] * (IMPACT_STEPS / BOUND_STEPS) * SLACK)
+        if row_of[term] >= 0:
+            frequent[count], frequent_steps[count] = row_of[term], step
+            count += 1
+        else:
+            start, stop = list_offsets[term], list_offsets[term + 1]
+            _add_list(list_blocks[start:stop], list_maxima[start:stop], step, bounds)
+    for start in range(0, len(bounds), CACHED):
+        for f in range(count):
+            _add_row(rows[frequent[f], start : start + CACHED], frequent_steps[f], bounds[start : start + CACHED])
+
+
+@njit(cache=True, nogil=True)
+def _add_list(blocks: Array, maxima: Array, step: float, bounds: Array) -> None:
+    for at in range(len(blocks)):
+        bounds[np.uintp(blocks[at])] += step * np.float32(maxima[at])
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _add_row(row: Array, step: float, bounds: Array) -> None:
+    for block in range(len(bounds)):
+        bounds[block] += step * np.float32(row[block])
+
+
+@njit(cache=True, nogil=True)
+def _take_highest(bounds: Array, bits: Array, groups: Array) -> tuple[int, float]:
+    """Return the block with the highest bound, and that bound, and set it to 0."""
+    highest = _largest(groups)
+    group = _find(groups, 0, highest)
+    block = _find(bits, group * GROUP, highest)
+    bound = bounds[block]
+    bounds[block] = 0
+    groups[group] = _largest(bits[group * GROUP : (group + 1) * GROUP])
+    return block, bound
+
+
+@njit(cache=True, nogil=True)
+def _largest(numbers: Array) -> int:
+    largest = np.int32(0)
+    for i in range(len(numbers)):
+        largest = max(largest, numbers[i])
+    return int(largest)
+
+
+@njit(cache=True, nogil=True)
+def _find(numbers: Array, start: int, wanted: int) -> int:
+    """Return where ``wanted``, which is there, stands first from ``start`` on."""
+    while numbers[start] != wanted:
+        start += 1
+    return start
+
+
+@njit(cache=True, nogil=True)
+def _touch(offsets: Array, postings: Array, block: int) -> int:
+    """Read a number of each cache line of a block, so that memory brings it while another block is scored."""
+    total = 0
+    last = min(len(offsets) - 1, (block + 1) * BLOCK)
+    for p in range(offsets[min(last, block * BLOCK)], offsets[last], LINE):
+        total += postings[p, 0]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _score(query: Array, postings: Array, start: int, stop: int) -> float:
+    """Return the score of some postings, as four sums, because each addition waits for the one before."""
+    a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    p = np.uintp(start)
+    for _ in range((stop - start) // 4):
+        a += query[np.uintp(postings[p, 0])] * np.float32(postings[p, 1])
+        b += query[np.uintp(postings[p + np.uintp(1), 0])] * np.float32(postings[p + np.uintp(1), 1])
+        c += query[np.uintp(postings[p + np.uintp(2), 0])] * np.float32(postings[p + np.uintp(2), 1])
+        d += query[np.uintp(postings[p + np.uintp(3), 0])] * np.float32(postings[p + np.uintp(3), 1])
+        p += np.uintp(4)
+    while p < np.uintp(stop):
+        a += query[np.uintp(postings[p, 0])] * np.float32(postings[p, 1])
+        p += np.uintp(1)
+    return float((a + b) + (c + d))
+
+
+@njit(cache=True, nogil=True)
+def _kept(document: int, documents: Array, best_chunks: Array, size: int) -> int:
+    """Return where a document is in the heap, or -1."""
+    for at in range(size):
+        if documents[best_chunks[at]] == document:
+            return at
+    return -1
