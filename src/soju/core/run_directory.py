@@ -32,6 +32,7 @@ _PACKAGES = (
     "kiwipiepy",
     "kiwipiepy_model",
     "pyseismic-lsr",
+    "scikit-learn",
 )
 _FOLDERS = re.compile(r"""(?:(?<=[\s=,\["'])|^)(?:~|[A-Za-z]:)?[/\\](?:[^/\\,\]"']*[/\\])*""")
 """The folders of an absolute path, alone, after ``key=`` or in a list."""

@@ -173,31 +173,34 @@ class BlockMaxEngine:
 
 def _arrange(postings: Postings) -> _Arrays:
     """Lay the postings out by blocks of similar chunks, and summarise each block."""
-    terms = len(postings.offsets) - 1
     chunks = similar_order(postings)
+    largest = loops.largest_impacts(postings.offsets, postings.impacts)
+    offsets, posting_P2 = _place(postings, chunks, largest)
+    terms, blocks = len(largest), -(-len(chunks) // loops.BLOCK)
+    in_blocks_V = loops.count_blocks(offsets, posting_P2, terms)
+    frequent = np.flatnonzero(in_blocks_V > _DENSE_SHARE * blocks)
+    row_of = np.full(terms, -1, dtype=np.int32)
+    row_of[frequent] = np.arange(len(frequent), dtype=np.int32)
+    rows = np.zeros((len(frequent), -(-blocks // loops.GROUP) * loops.GROUP), dtype=np.uint8)
+    in_blocks_V[frequent] = 0
+    list_offsets = np.concatenate([[0], np.cumsum(in_blocks_V)])
+    list_blocks = np.empty(list_offsets[-1], dtype=np.int32)
+    list_maxima = np.empty(list_offsets[-1], dtype=np.uint8)
+    loops.summarise(offsets, posting_P2, row_of, rows, list_offsets, list_blocks, list_maxima)
+    return _Arrays(chunks, offsets, posting_P2, largest, row_of, rows, list_offsets, list_blocks, list_maxima)
+
+
+def _place(postings: Postings, chunks: Array, largest: Array) -> tuple[Array, Array]:
+    """Return the postings in the order of places, and where those of each place start."""
     place_C = np.empty_like(chunks)
     place_C[chunks] = np.arange(len(chunks), dtype=np.int32)
-    largest = loops.largest_impacts(postings.offsets, postings.impacts)
     parts = [slice(start, min(start + _ROWS, len(chunks))) for start in range(0, len(chunks), _ROWS)]
     offsets = np.zeros(len(chunks) + 1, dtype=np.int64)
     for part in parts:
         offsets[1 + place_C[part]] = np.diff(postings.rows(part.start, part.stop).indptr)
     np.cumsum(offsets, out=offsets)
-    posting_P2 = np.empty((offsets[-1], 2), dtype=np.uint16 if terms <= 1 << 16 else np.int32)
+    posting_P2 = np.empty((offsets[-1], 2), dtype=np.uint16 if len(largest) <= 1 << 16 else np.int32)
     for part in track(parts, "Blocks of passages"):
         rows = postings.rows(part.start, part.stop)
         loops.place_rows(rows.indptr, rows.indices, rows.data, place_C[part], offsets, largest, posting_P2)
-    blocks = -(-len(chunks) // loops.BLOCK)
-    in_blocks_V = loops.count_blocks(offsets, posting_P2, terms)
-    frequent = np.flatnonzero(in_blocks_V > _DENSE_SHARE * blocks)
-    row_of = np.full(terms, -1, dtype=np.int32)
-    row_of[frequent] = np.arange(len(frequent), dtype=np.int32)
-    in_blocks_V[frequent] = 0
-    list_offsets = np.concatenate([[0], np.cumsum(in_blocks_V)])
-    rows_FN = np.zeros((len(frequent), -(-blocks // loops.GROUP) * loops.GROUP), dtype=np.uint8)
-    list_blocks = np.empty(list_offsets[-1], dtype=np.int32)
-    list_maxima = np.empty(list_offsets[-1], dtype=np.uint8)
-    loops.summarise(offsets, posting_P2, row_of, rows_FN, list_offsets, list_blocks, list_maxima)
-    return _Arrays(
-        chunks, offsets, posting_P2, largest, row_of, rows_FN, list_offsets, list_blocks, list_maxima
-    )  # fmt: skip
+    return offsets, posting_P2
