@@ -160,10 +160,10 @@ def probe(engine: str, index: Path) -> None:
     chosen: Any
     if engine == "seismic":
         chosen = SeismicEngine.open(folder, documents, SeismicSettings(), terms=terms)
-    elif engine == "block-max":
-        chosen = BlockMaxEngine.open(folder, documents, terms=terms)
     else:
-        chosen = ExactEngine(Postings.open(folder / "postings", chunks=len(documents)), documents)
+        postings = Postings.open(folder / "postings", chunks=len(documents))
+        exact = engine == "exact"
+        chosen = ExactEngine(postings, documents) if exact else BlockMaxEngine.open(folder, postings, documents)
     latencies(chosen, queries)
     print(peak_mib())
 

@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 from soju.core.errors import IntegrityError
 from soju.core.progress import track
 from soju.search import block_max_loops as loops
+from soju.search.exact import ExactEngine
 from soju.search.postings import Postings
 from soju.search.similar_order import similar_order
 
 FOLDER = "block-max"
 _ROWS = 50_000
+_ROOM = 256
+"""Chunks that may come close to the k-th, beside 4 k."""
 _DENSE_SHARE = 1 / 16
 """Terms in more than this share of the blocks get a row with a number for every block: adding a whole row up takes less
 time than looking so many blocks up."""
@@ -58,13 +61,17 @@ class _Arrays:
 
 
 class BlockMaxEngine:
-    """Finds what the exact engine finds, up to the rounding of impacts to 16 bits, and scores few chunks for it.
+    """Finds the documents that the exact engine finds, and scores few chunks for it.
 
-    Arrays are memory-mapped. Each thread holds a float32 for each term and for each block. The caller scores the
-    returned chunks again from the posting lists.
+    Impacts are rounded to 16 bits, so every chunk whose score comes within the rounding of the k-th is remembered.
+    Where there are more of these than k, they are scored again from the posting lists; where there are very many (equal
+    scores, or an impact that dwarfs all others of its term), the exact engine takes over.
+
+    Arrays are memory-mapped. Each thread holds a float32 for each term and for each block.
 
     Args:
         arrays: As `build` writes them.
+        postings: Posting lists of the segment.
         documents_C: Document number of each chunk, rising, ``(C,)`` int32.
 
     References:
@@ -74,8 +81,10 @@ class BlockMaxEngine:
 
     name = "block-max"
 
-    def __init__(self, arrays: _Arrays, documents_C: NDArray[np.int32]) -> None:
+    def __init__(self, arrays: _Arrays, postings: Postings, documents_C: NDArray[np.int32]) -> None:
         self._arrays = arrays
+        self._postings = postings
+        self._exact = ExactEngine(postings, documents_C)
         self._documents_C = documents_C
         self._one_chunk_each = len(documents_C) == 0 or int(documents_C[-1]) + 1 == len(documents_C)
         self._local = threading.local()
@@ -99,16 +108,16 @@ class BlockMaxEngine:
         for field in fields(arrays):
             np.save(folder / FOLDER / f"{field.name}.npy", getattr(arrays, field.name))
         del arrays
-        return cls.open(folder, documents_C, terms=len(postings.offsets) - 1)
+        return cls.open(folder, postings, documents_C)
 
     @classmethod
-    def open(cls, folder: Path, documents_C: NDArray[np.int32], *, terms: int) -> BlockMaxEngine:
+    def open(cls, folder: Path, postings: Postings, documents_C: NDArray[np.int32]) -> BlockMaxEngine:
         """Map the engine's files of a segment.
 
         Args:
             folder: Folder of the segment.
+            postings: Posting lists of the segment.
             documents_C: Document number of each chunk.
-            terms: V.
 
         Returns:
             The engine, ready to search.
@@ -127,12 +136,13 @@ class BlockMaxEngine:
         except (OSError, ValueError, EOFError) as error:
             raise IntegrityError(f"{path}: cannot be read ({error}); build the index again") from None
         found = len(arrays.chunks), len(arrays.largest)
-        if found != (len(documents_C), terms):
+        wanted = len(documents_C), len(postings.offsets) - 1
+        if found != wanted:
             raise IntegrityError(
-                f"{path}: holds {found[0]} chunks and {found[1]} terms, not {len(documents_C)} and {terms}; build the "
+                f"{path}: holds {found[0]} chunks and {found[1]} terms, not {wanted[0]} and {wanted[1]}; build the "
                 "index again"
             )
-        return cls(arrays, documents_C)
+        return cls(arrays, postings, documents_C)
 
     def search(
         self, terms_T: NDArray[np.int32], weights_T: NDArray[np.float32], k: int
@@ -145,7 +155,8 @@ class BlockMaxEngine:
             k: Most documents to return, >= 1.
 
         Returns:
-            Chunk numbers and scores, both at most k long; documents that share no term with the query are left out.
+            Chunk numbers and scores, both at most k long; documents that share no term with the query are left out. The
+            documents are the exact engine's; their scores, and their order where scores are that close, are rounded.
         """
         size = min(k, len(self._documents_C))
         scores, chunks = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.int32)
@@ -153,12 +164,29 @@ class BlockMaxEngine:
             return chunks[:0], scores[:0]
         held = self._arrays
         query_V, bounds_N, groups = self._scratch()
-        found = loops.best_documents(
+        room = _ROOM + 4 * size
+        near_chunks = np.empty(room, dtype=np.int32)
+        found, near = loops.best_documents(
             terms_T, weights_T, held.largest, held.row_of, held.rows, held.list_offsets, held.list_blocks,
             held.list_maxima, held.chunks, held.offsets, held.postings, self._documents_C, self._one_chunk_each,
-            query_V, bounds_N, groups, scores, chunks,
+            query_V, bounds_N, groups, scores, chunks, np.empty(room, dtype=np.float32), near_chunks,
         )  # fmt: skip
+        if near < 0:
+            return self._exact.search(terms_T, weights_T, k)
+        if near > found:
+            return self._score_exactly(near_chunks[:near], terms_T, weights_T, k)
         return chunks[:found], scores[:found]
+
+    def _score_exactly(
+        self, chunks: NDArray[np.int32], terms_T: NDArray[np.int32], weights_T: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Return the best of some chunks as the exact engine scores and orders them."""
+        impacts = self._postings.weights(chunks, terms_T)
+        scores = np.cumsum(weights_T * impacts, axis=1, dtype=np.float32)[:, -1]  # added in the exact engine's order
+        order = np.lexsort((chunks, -scores))
+        _, first = np.unique(self._documents_C[chunks[order]], return_index=True)
+        best = order[np.sort(first)[:k]]
+        return chunks[best], scores[best]
 
     def _scratch(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
         """Return this thread's query weights, bounds of blocks, and the largest ones of groups, as bits."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -20,8 +20,10 @@ IMPACT_STEPS, BOUND_STEPS = 65_535, 255
 LARGEST_SHARE = 16
 """One in so many blocks is looked for by its bound. A query that needs more has bounds that say little, and scores the
 rest in the order they lie, which takes less time a block."""
-SLACK = 1 + 1e-4
-"""Bounds and scores are sums of up to some hundred float32, rounded differently."""
+SUM_ERROR = 1.2e-7
+"""Of a sum of n float32 >= 0, n times this is more than what adding in another order changes."""
+SMALLEST_SHARE = 1e-25
+"""A term worth less than this share of the worthiest one would vanish in float32."""
 CACHED = 2048
 """Bounds that stay in the first cache while rows are added to them."""
 LINE = 16
@@ -101,6 +103,28 @@ def summarise(
                 seen_in[term] = block
 
 
+class Blocks(NamedTuple):
+    """Where the chunks of a block are; see `soju.search.block_max`."""
+
+    chunks: Array
+    offsets: Array
+    postings: Array
+    documents: Array
+
+
+class Results(NamedTuple):
+    """What is kept while blocks are scored."""
+
+    scores: Array
+    """Scores of the best documents so far, a heap of at most k."""
+    chunks: Array
+    """Their best chunks."""
+    near_scores: Array
+    """Scores of all chunks that might be among the best if impacts were not rounded."""
+    near_chunks: Array
+    """Those chunks."""
+
+
 @njit(cache=True, nogil=True)
 def best_documents(
     query_terms: Array,
@@ -121,75 +145,80 @@ def best_documents(
     groups: Array,
     best_scores: Array,
     best_chunks: Array,
-) -> int:
-    """Write the best chunk of each of the k best documents, best first, and return how many there are.
+    near_scores: Array,
+    near_chunks: Array,
+) -> tuple[int, int]:
+    """Write the best chunk of each of the k best documents, and all chunks within rounding of the k-th or above it.
 
     ``query`` (one number a term) holds zeros, before and after; ``bounds`` and ``groups`` are room to work in.
+
+    Returns:
+        How many documents are best, and how many chunks are near; the latter is -1 where they have no room or float32
+        cannot hold weights so different: then the results mean nothing.
     """
-    for t in range(len(query_terms)):
-        query[query_terms[t]] = query_weights[t] * largest[query_terms[t]] / IMPACT_STEPS
-    _add_bounds(query_terms, query, row_of, rows, list_offsets, list_blocks, list_maxima, bounds)
+    scale, rounding = _set_query(query_terms, query_weights, largest, query)
+    if scale <= 0:
+        return 0, -1
+    sum_error = SUM_ERROR * (len(query_terms) + 8)
+    _add_bounds(query_terms, query, 1 + sum_error, row_of, rows, list_offsets, list_blocks, list_maxima, bounds)
     bits = bounds.view(np.int32)  # numbers >= 0 keep their order, and compilers compare integers faster
     for group in range(len(groups)):
         groups[group] = _largest(bits[group * GROUP : (group + 1) * GROUP])
-    size, touched, left = 0, 0, len(bounds) // LARGEST_SHARE
+    blocks = Blocks(chunks, offsets, postings, documents)
+    results = Results(best_scores, best_chunks, near_scores, near_chunks)
+    size, near, floor = 0, 0, 0.0
+    left = len(bounds) // LARGEST_SHARE
     block, bound = _take_highest(bounds, bits, groups)
-    while left > 0 and _reaches(bound, best_scores, size):
+    while left > 0 and bound > 0 and bound >= floor:
         next_block, next_bound = _take_highest(bounds, bits, groups)
-        touched += _touch(offsets, postings, next_block)
-        size = _score_block(
-            block, query, chunks, offsets, postings, documents, one_chunk_each, best_scores, best_chunks, size
-        )
+        _touch(offsets, postings, next_block, groups)
+        size, near, floor = _score_block(block, query, blocks, one_chunk_each, results, size, near, rounding, sum_error)
         block, bound, left = next_block, next_bound, left - 1
     bounds[block] = bound
     if left == 0:
         for block in range(len(bounds)):
-            if _reaches(bounds[block], best_scores, size):
-                size = _score_block(
-                    block, query, chunks, offsets, postings, documents, one_chunk_each, best_scores, best_chunks, size
+            if bounds[block] > 0 and bounds[block] >= floor:
+                size, near, floor = _score_block(
+                    block, query, blocks, one_chunk_each, results, size, near, rounding, sum_error
                 )
     for t in range(len(query_terms)):
         query[query_terms[t]] = 0
+    if near >= 0:
+        near = _keep_near(results, near, floor)
     heap.best_first(best_scores, best_chunks, size)
-    return size if touched >= 0 else 0  # always `size`; keeps the compiler from leaving the touching out
+    for i in range(size):
+        best_scores[i] *= scale
+    return size, near
 
 
 @njit(cache=True, nogil=True)
-def _reaches(bound: float, best_scores: Array, size: int) -> bool:
-    """Return whether a score up to ``bound`` could be kept."""
-    return bool(bound > 0 and (size < len(best_scores) or bound >= best_scores[0]))
+def _set_query(terms: Array, weights: Array, largest: Array, query: Array) -> tuple[float, float]:
+    """Write what a step of each term's impact is worth, the worthiest term scaled to 1.
 
-
-@njit(cache=True, nogil=True)
-def _score_block(
-    block: int,
-    query: Array,
-    chunks: Array,
-    offsets: Array,
-    postings: Array,
-    documents: Array,
-    one_chunk_each: bool,
-    best_scores: Array,
-    best_chunks: Array,
-    size: int,
-) -> int:
-    """Offer the chunks of a block to the heap; return its new size."""
-    for place in range(block * BLOCK, min(len(chunks), (block + 1) * BLOCK)):
-        score = _score(query, postings, offsets[place], offsets[place + 1])
-        if not _reaches(score, best_scores, size):
-            continue
-        kept = -1 if one_chunk_each else _kept(documents[chunks[place]], documents, best_chunks, size)
-        if kept < 0:
-            size = heap.push(best_scores, best_chunks, size, score, chunks[place])
-        elif heap.worse(best_scores[kept], best_chunks[kept], score, chunks[place]):
-            heap.sink(best_scores, best_chunks, size, kept, score, chunks[place])
-    return size
+    Returns:
+        The scale, 0 where float32 cannot hold numbers so different; and by how much rounding can bring two scores
+        closer or further apart.
+    """
+    scale, smallest = 0.0, np.inf
+    for t in range(len(terms)):
+        worth = np.float64(weights[t]) * np.float64(largest[terms[t]])
+        if worth > 0:
+            scale, smallest = max(scale, worth), min(smallest, worth)
+    if scale == 0 or not np.isfinite(scale) or smallest < SMALLEST_SHARE * scale:
+        return 0.0, 0.0
+    rounding = 0.0
+    for t in range(len(terms)):
+        step = np.float64(weights[t]) * np.float64(largest[terms[t]]) / scale / IMPACT_STEPS
+        query[terms[t]] = step
+        rounding += 2 * step
+    return scale, rounding
 
 
 @njit(cache=True, nogil=True)
 def _add_bounds(
     terms: Array,
     query: Array,
+    slack: float,
     row_of: Array,
     rows: Array,
     list_offsets: Array,
@@ -203,7 +232,7 @@ def _add_bounds(
     count = 0
     for t in range(len(terms)):
         term = terms[t]
-        step = np.float32(query[term] * (IMPACT_STEPS / BOUND_STEPS) * SLACK)
+        step = np.float32(query[term] * (IMPACT_STEPS / BOUND_STEPS) * slack)
         if row_of[term] >= 0:
             frequent[count], frequent_steps[count] = row_of[term], step
             count += 1
@@ -256,13 +285,14 @@ def _find(numbers: Array, start: int, wanted: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _touch(offsets: Array, postings: Array, block: int) -> int:
+def _touch(offsets: Array, postings: Array, block: int, groups: Array) -> None:
     """Read a number of each cache line of a block, so that memory brings it while another block is scored."""
-    total = 0
     last = min(len(offsets) - 1, (block + 1) * BLOCK)
+    total = 0
     for p in range(offsets[min(last, block * BLOCK)], offsets[last], LINE):
         total += postings[p, 0]
-    return total
+    if total < 0:  # never, which the compiler does not know
+        groups[0] = total
 
 
 @njit(cache=True, nogil=True)
@@ -283,7 +313,65 @@ def _score(query: Array, postings: Array, start: int, stop: int) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _kept(document: int, documents: Array, best_chunks: Array, size: int) -> int:
+def _score_block(
+    block: int,
+    query: Array,
+    blocks: Blocks,
+    one_chunk_each: bool,
+    results: Results,
+    size: int,
+    near: int,
+    rounding: float,
+    sum_error: float,
+) -> tuple[int, int, float]:
+    """Offer the chunks of a block; return how many documents are best, how many chunks near, and the least near score.
+
+    When near chunks have no more room, it returns -1 of them and an infinite least score.
+    """
+    floor = _floor(results.scores, size, rounding, sum_error)
+    for place in range(block * BLOCK, min(len(blocks.chunks), (block + 1) * BLOCK)):
+        score = _score(query, blocks.postings, blocks.offsets[place], blocks.offsets[place + 1])
+        if score <= 0 or score < floor:
+            continue
+        if near == len(results.near_chunks):
+            near = _keep_near(results, near, floor)
+            if near == len(results.near_chunks):
+                return size, -1, np.inf
+        chunk = blocks.chunks[place]
+        results.near_scores[near], results.near_chunks[near] = score, chunk
+        near += 1
+        kept = -1
+        if not one_chunk_each:
+            kept = _place_of(blocks.documents[chunk], blocks.documents, results.chunks, size)
+        if kept < 0:
+            size = heap.push(results.scores, results.chunks, size, score, chunk)
+        elif heap.worse(results.scores[kept], results.chunks[kept], score, chunk):
+            heap.sink(results.scores, results.chunks, size, kept, score, chunk)
+        floor = _floor(results.scores, size, rounding, sum_error)
+    return size, near, floor
+
+
+@njit(cache=True, nogil=True)
+def _floor(scores: Array, size: int, rounding: float, sum_error: float) -> float:
+    """Return the least score of a chunk that might belong to the best k documents if nothing were rounded."""
+    if size < len(scores):
+        return 0.0
+    return float(scores[0] * (1 - 4 * sum_error) - rounding)
+
+
+@njit(cache=True, nogil=True)
+def _keep_near(results: Results, near: int, floor: float) -> int:
+    """Drop the chunks whose scores are near no longer; return how many stay."""
+    kept = 0
+    for i in range(near):
+        if results.near_scores[i] >= floor:
+            results.near_scores[kept], results.near_chunks[kept] = results.near_scores[i], results.near_chunks[i]
+            kept += 1
+    return kept
+
+
+@njit(cache=True, nogil=True)
+def _place_of(document: int, documents: Array, best_chunks: Array, size: int) -> int:
     """Return where a document is in the heap, or -1."""
     for at in range(size):
         if documents[best_chunks[at]] == document:

@@ -48,7 +48,7 @@ class Segment:
         postings = Postings.open(folder / "postings", chunks=entry.chunks)
         fast: BlockMaxEngine | SeismicEngine | None = None
         if entry.fast == "block-max":
-            fast = BlockMaxEngine.open(folder, store.documents, terms=terms)
+            fast = BlockMaxEngine.open(folder, postings, store.documents)
         elif entry.fast == "seismic":
             fast = SeismicEngine.open(folder, store.documents, settings.seismic, terms=terms)
         return cls(entry, folder, store, postings, ExactEngine(postings, store.documents), fast)
