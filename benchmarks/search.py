@@ -1,12 +1,14 @@
 """Are block-max pruning and Seismic three times as fast as exact posting lists at 0.95 recall@10?
 
-The engines search the same index in one process, one thread, their queries alternating; recall is measured against the
-exact engine, whose code is the one `soju search --engine exact` runs. Two kinds of corpora:
+The engines search the same index in one process, one thread, all queries with one engine and then with the next,
+several times; recall is measured against the exact engine, whose code is the one `soju search --engine exact` runs. The
+peak memory of a build is that of the process so far, so it includes the builds before. Two kinds of corpora:
 
 - synthetic: Zipf-distributed terms with topics, BM25 impacts; queries are a few terms of a document with decaying
   expansions, as a translation table or a learned sparse encoder gives them;
 - ``sentences``, where the data are: the English sentences of the training pairs, indexed with the packaged model, and
-  the Korean questions of ``mkqa.dev_half`` and sentences of ``parallel.dev`` as queries.
+  the Korean questions of ``mkqa.dev_half`` and sentences of ``parallel.dev`` as queries. Building time includes the
+  encoding there.
 
     python benchmarks/search.py --documents 100000 1000000 [--data ../shared/data]
 """

@@ -132,9 +132,25 @@ def test_the_default_engine_finds_what_the_exact_one_finds_also_after_additions_
     index.add(random_documents(40, seed=3, first=1000), encode)
     assert [segment.entry.fast for segment in index.segments] == ["block-max", None]
     for k in (3, 100, 300):
-        fast, exact = (index.search(QUERIES, k, engine=engine) for engine in ("auto", "exact"))
-        for one, other in zip(fast, exact, strict=True):
-            np.testing.assert_allclose([hit.score for hit in one], [hit.score for hit in other], rtol=1e-4)
+        assert index.search(QUERIES, k) == index.search(QUERIES, k, engine="exact")
+    large = index.segments[0]
+    assert [large.searcher(k, "auto") is large.fast for k in (100, 101)] == [True, False]
+    assert large.searcher(101, "block-max") is large.fast
+
+
+def test_a_merge_builds_block_max_again_and_its_files_are_checked(tmp_path):
+    index = SparseIndex.build(
+        tmp_path / "index", random_documents(40), encode, TERMS, IndexSettings(engine="block-max", compact_share=0.1)
+    )
+    index.add(random_documents(40, seed=3, first=1000), encode)
+    assert [segment.entry.fast for segment in index.segments] == ["block-max"]
+    assert index.search(QUERIES, 5) == index.search(QUERIES, 5, engine="exact")
+    rows = index.segments[0].folder / "block-max" / "rows.npy"
+    damaged = bytearray(rows.read_bytes())
+    damaged[-1] ^= 1
+    rows.write_bytes(damaged)
+    with pytest.raises(IntegrityError, match=r"rows\.npy"):
+        SparseIndex.open(tmp_path / "index", full_check=True)
 
 
 def test_a_long_document_is_found_once_by_its_best_chunk(tmp_path):

@@ -1,6 +1,7 @@
 """Which k results are best so far? A heap in two arrays whose root is the worst kept one, for compiled loops.
 
-Worse means a lower score, then a later chunk.
+Worse means a lower score, then a later chunk. Loops elsewhere hold compiled copies of these: after a change here, clear
+the ``__pycache__`` of this folder.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,6 @@ from soju.core.config import validate
 from soju.core.errors import UserError
 from soju.core.files import write_json
 from soju.core.records import Document
-from soju.search.block_max import BlockMaxEngine
-from soju.search.exact import ExactEngine
 from soju.search.hits import Hit, explain
 from soju.search.index_folder import (
     INDEX,
@@ -31,7 +29,7 @@ from soju.search.index_folder import (
     read_json,
     recover,
 )
-from soju.search.index_settings import IndexDescription, IndexSettings, SegmentEntry
+from soju.search.index_settings import Engine, IndexDescription, IndexSettings, SegmentEntry
 from soju.search.postings import check_vectors
 from soju.search.segment import (
     Encode,
@@ -41,13 +39,9 @@ from soju.search.segment import (
     plan_merge,
     write_segment,
 )
-from soju.search.seismic_engine import SeismicEngine
 from soju.search.weighting import idf
 
-Engine = Literal["auto", "exact", "block-max", "seismic"]
 _FORMAT = 2
-_FEW = 100
-"""Documents for which ``auto`` takes the block-max engine; for more, adding up whole posting lists is as fast."""
 
 _Query = tuple[NDArray[np.int32], NDArray[np.float32]]
 """Terms and weights, ``(T,)`` each."""
@@ -149,7 +143,7 @@ class SparseIndex:
 
         Raises:
             IntegrityError: If a file is missing, has another size or cannot be read.
-            UserError: If the folder is no index, was written by a newer soju, or belongs to another model.
+            UserError: If the folder is no index, was written by another version of soju, or belongs to another model.
         """
         if folder.is_dir():
             recover(folder)
@@ -217,13 +211,14 @@ class SparseIndex:
     ) -> list[list[Hit]]:
         """Return the best documents of each query, best first, equal scores in document order.
 
-        A document scores as its best chunk. Scores are exact with every engine. Block-max rounds impacts to
-        16 bits when it chooses documents; Seismic may miss some.
+        A document scores as its best chunk. Scores are exact with every engine; Seismic may miss
+        documents.
 
         Args:
             query_vectors: Sparse ``(Q, V)`` query weights >= 0, without idf.
             k: Most documents a query, >= 1; fewer come back when fewer share a term with the query.
-            engine: ``auto`` takes the fast engine where a segment has one and the exact engine elsewhere.
+            engine: ``auto`` takes the fast engine where a segment has one, and the exact engine elsewhere and where it
+                is as fast.
             explain_hits: Whether hits list the terms that matched.
 
         Returns:
@@ -302,7 +297,7 @@ class SparseIndex:
         terms_T, weights_T = query
         found: list[_Found] = []
         for number, segment in enumerate(self.segments):
-            chunks, _ = _searcher(segment, k, engine).search(terms_T, weights_T, k)
+            chunks, _ = segment.searcher(k, engine).search(terms_T, weights_T, k)
             for chunk, impacts_T in zip(chunks, segment.postings.weights(chunks, terms_T), strict=True):
                 # Summed in the order and precision of the exact engine, so that engines agree to the last bit.
                 score = float(np.cumsum(weights_T * impacts_T, dtype=np.float32)[-1])
@@ -334,13 +329,3 @@ class SparseIndex:
         self.description = description
         self.segments = open_segments(self.folder, description)
         self._idf_V = self._live_idf()
-
-
-def _searcher(segment: Segment, k: int, engine: Engine) -> ExactEngine | BlockMaxEngine | SeismicEngine:
-    """Return the engine that searches a segment."""
-    fast = segment.fast
-    if fast is None or engine == "exact":
-        return segment.exact
-    if engine == "auto" and fast.name == "block-max" and k > _FEW:
-        return segment.exact
-    return fast

@@ -11,6 +11,8 @@ from soju.search.chunking import ChunkSettings
 from soju.search.seismic_engine import SeismicSettings
 from soju.search.weighting import WeightingSettings
 
+Engine = Literal["auto", "exact", "block-max", "seismic"]
+
 
 class IndexSettings(Settings):
     """Everything that decides what an index holds and how it is searched."""
@@ -19,7 +21,7 @@ class IndexSettings(Settings):
     """How vectors become impacts."""
     chunking: ChunkSettings = ChunkSettings()
     """How long documents are cut."""
-    engine: Literal["auto", "exact", "block-max", "seismic"] = "auto"
+    engine: Engine = "auto"
     """What is built beside the posting lists: ``auto`` adds ``block-max`` from `block_max_from_chunks` on, ``exact``
     nothing, the others always what they say."""
     block_max_from_chunks: int = Field(default=20_000, ge=1)
@@ -29,7 +31,7 @@ class IndexSettings(Settings):
     batch_size: int = Field(default=256, ge=1)
     """Chunks encoded at once."""
     compact_share: float = Field(default=0.25, gt=0)
-    """Added chunks, as a share of the first segment's, from which all segments are merged and `fast` is rebuilt."""
+    """Added chunks, as a share of the first segment's, from which all segments are merged, the fast engine too."""
     max_added_segments: int = Field(default=8, ge=1)
     """Added segments from which these are merged into one."""
 

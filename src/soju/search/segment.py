@@ -19,7 +19,7 @@ from soju.search.chunking import chunk_text
 from soju.search.document_store import DocumentStore, DocumentWriter, merge_documents
 from soju.search.exact import ExactEngine
 from soju.search.index_folder import SEGMENTS
-from soju.search.index_settings import IndexDescription, IndexSettings, SegmentEntry
+from soju.search.index_settings import Engine, IndexDescription, IndexSettings, SegmentEntry
 from soju.search.postings import Postings, PostingsWriter, check_vectors, merge_postings
 from soju.search.seismic_engine import SeismicEngine
 from soju.search.weighting import WeightingSettings, bm25_impact
@@ -28,6 +28,8 @@ Encode = Callable[[list[str]], Any]
 """Maps texts to a scipy sparse ``(texts, V)`` array of weights >= 0."""
 
 _NAMED_EMPTY = 20
+_MOST_FOR_BLOCK_MAX = 100
+"""Most documents asked for with which ``auto`` takes block-max; for more, adding up whole posting lists is as fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,14 @@ class Segment:
         elif entry.fast == "seismic":
             fast = SeismicEngine.open(folder, store.documents, settings.seismic, terms=terms)
         return cls(entry, folder, store, postings, ExactEngine(postings, store.documents), fast)
+
+    def searcher(self, k: int, engine: Engine) -> ExactEngine | BlockMaxEngine | SeismicEngine:
+        """Return the engine to look for k documents with."""
+        if self.fast is None or engine == "exact":
+            return self.exact
+        if engine == "auto" and self.fast.name == "block-max" and k > _MOST_FOR_BLOCK_MAX:
+            return self.exact
+        return self.fast
 
 
 def write_segment(

@@ -20,8 +20,8 @@ from soju.recipes.splade.config import SearchSettings
 from soju.recipes.splade.encoders import ROUTER, NeuralEncoder, TermEncoder, load_encoder
 from soju.report.run_contents import Expansion, ExpansionTerm, Hit, MatchedTerm, Search
 from soju.search import hits as search_hits
-from soju.search.index import Engine, SparseIndex
-from soju.search.index_settings import IndexSettings
+from soju.search.index import SparseIndex
+from soju.search.index_settings import Engine, IndexSettings
 from soju.search.weighting import WeightingSettings
 
 MODEL = "model"
