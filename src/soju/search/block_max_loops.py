@@ -150,9 +150,9 @@ def best_documents(
 ) -> tuple[int, int]:
     """Write the best chunk of each of the k best documents, and all chunks within rounding of the k-th or above it.
 
-    ``query`` (one number a term) holds zeros, before and after; ``bounds`` and ``groups`` are room to work in. It returns
-    how many documents are best and how many chunks are near; the latter is -1 where they have no room, or where float32
-    cannot hold weights so different: then the results mean nothing.
+    ``query`` (one number a term) holds zeros, before and after; ``bounds`` and ``groups`` are room to work in. It
+    returns how many documents are best and how many chunks are near; the latter is -1 where they have no room, or where
+    float32 cannot hold weights so different: then the results mean nothing.
     """
     scale, rounding = _set_query(query_terms, query_weights, largest, query)
     if scale <= 0:
@@ -193,8 +193,8 @@ def best_documents(
 def _set_query(terms: Array, weights: Array, largest: Array, query: Array) -> tuple[float, float]:
     """Write what a step of each term's impact is worth, the worthiest term scaled to 1.
 
-    It returns the scale, 0 where float32 cannot hold numbers so different, and by how much rounding can bring two scores
-    closer or further apart.
+    It returns the scale, 0 where float32 cannot hold numbers so different, and by how much rounding can bring two
+    scores closer or further apart.
     """
     scale, smallest = 0.0, np.inf
     for t in range(len(terms)):
