@@ -101,6 +101,23 @@ def test_very_many_equal_scores_go_the_exact_way(tmp_path):
     same(exact, block_max, np.int32([1]), np.float32([1]), 3)
 
 
+def test_what_is_left_after_many_blocks_is_scored_or_searched_exactly(tmp_path, monkeypatch):
+    rng = np.random.default_rng(4)
+    exact, block_max = both(tmp_path / "index", zipf_corpus(rng, 3001, 300))
+    ways, score_rest = [], loops._score_rest
+
+    def watched(*given):
+        size, near, floor = score_rest(*given)
+        ways.append("exact" if near < 0 else "scored")
+        return size, near, floor
+
+    monkeypatch.setattr(loops, "_score_rest", watched)
+    monkeypatch.setattr(loops, "best_documents", loops.best_documents.py_func)
+    for k, (terms, weights) in enumerate(queries(rng, 300, 60), start=20):
+        same(exact, block_max, terms, weights, 5 * k)
+    assert set(ways) == {"exact", "scored"}
+
+
 def test_hand_worked_scores(tmp_path):
     vectors = np.float32([[2, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
     _, engine = both(tmp_path / "index", vectors)

@@ -18,11 +18,15 @@ GROUP = 64
 """Blocks whose largest bound is remembered, to find the largest of all without looking at each."""
 IMPACT_STEPS, BOUND_STEPS = 65_535, 255
 BY_BOUND = 64
-"""Blocks that are looked for by falling bound. After them the k-th score hardly rises, and going through all bounds once
-takes less time than looking for more."""
+"""Blocks that are looked for by falling bound. After them the k-th score hardly rises, and going through all bounds
+once takes less time than looking for more."""
+MOST_LEFT = 1 / 8
+"""Where more than this share of the blocks is left then, adding up posting lists takes less time."""
 SUM_ERROR = 1.2e-7
 """Of a sum of n float32 >= 0, n times this is more than what adding in another order changes."""
-SMALLEST_SHARE = 1e-25
+TINY = 1e-30
+"""Below every score above 0: the smallest are `SMALLEST_SHARE` of an impact's step."""
+SMALLEST_SHARE = 1e-20
 """A term worth less than this share of the worthiest one would vanish in float32."""
 CACHED = 2048
 """Bounds that stay in the first cache while rows are added to them."""
@@ -151,8 +155,8 @@ def best_documents(
     """Write the best chunk of each of the k best documents, and all chunks within rounding of the k-th or above it.
 
     ``query`` (one number a term) holds zeros, before and after; ``bounds`` and ``groups`` are room to work in. It
-    returns how many documents are best and how many chunks are near; the latter is -1 where they have no room, or where
-    float32 cannot hold weights so different: then the results mean nothing.
+    returns how many documents are best and how many chunks are near; the latter is -1 where they have no room, too many
+    blocks would have to be scored, or float32 cannot hold weights so different: then the results mean nothing.
     """
     scale, rounding = _set_query(query_terms, query_weights, largest, query)
     if scale <= 0:
@@ -173,12 +177,10 @@ def best_documents(
         size, near, floor = _score_block(block, query, blocks, one_chunk_each, results, size, near, rounding, sum_error)
         block, bound, left = next_block, next_bound, left - 1
     bounds[block] = bound
-    if left == 0:
-        for block in range(len(bounds)):
-            if bounds[block] > 0 and bounds[block] >= floor:
-                size, near, floor = _score_block(
-                    block, query, blocks, one_chunk_each, results, size, near, rounding, sum_error
-                )
+    if left == 0 and near >= 0:
+        size, near, floor = _score_rest(
+            query, bounds, blocks, one_chunk_each, results, size, near, floor, rounding, sum_error
+        )
     for t in range(len(query_terms)):
         query[query_terms[t]] = 0
     if near >= 0:
@@ -307,6 +309,30 @@ def _score(query: Array, postings: Array, start: int, stop: int) -> float:
         a += query[np.uintp(postings[p, 0])] * np.float32(postings[p, 1])
         p += np.uintp(1)
     return float((a + b) + (c + d))
+
+
+@njit(cache=True, nogil=True)
+def _score_rest(
+    query: Array,
+    bounds: Array,
+    blocks: Blocks,
+    one_chunk_each: bool,
+    results: Results,
+    size: int,
+    near: int,
+    floor: float,
+    rounding: float,
+    sum_error: float,
+) -> tuple[int, int, float]:
+    """Offer the blocks that could still hold a result, in the order they lie; returns what `_score_block` does."""
+    if np.count_nonzero(bounds >= np.float32(max(floor, TINY))) > MOST_LEFT * len(bounds):
+        return size, -1, np.inf
+    for block in range(len(bounds)):
+        if bounds[block] >= max(floor, TINY):
+            size, near, floor = _score_block(
+                block, query, blocks, one_chunk_each, results, size, near, rounding, sum_error
+            )
+    return size, near, floor
 
 
 @njit(cache=True, nogil=True)
