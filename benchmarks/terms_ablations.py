@@ -19,8 +19,8 @@ from soju.core.config import apply_overrides, parse_yaml
 from soju.core.progress import set_quiet
 from soju.core.run_directory import RunDirectory
 from soju.presets import preset_text
-from soju.recipes.splade.encoders import NeuralEncoder
 from soju.recipes.splade.modes import validate_mode
+from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.probes import PROBES
 from soju.recipes.splade.reading import RunData, read_run_data
 from soju.recipes.splade.scoring import Subject, score_unseen_terms

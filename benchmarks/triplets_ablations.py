@@ -25,9 +25,9 @@ from soju.core.run_directory import RunDirectory
 from soju.data.spreading import spread
 from soju.evaluation.retrieval import evaluate
 from soju.presets import preset_text
-from soju.recipes.splade.encoders import NeuralEncoder
 from soju.recipes.splade.mining import mine
 from soju.recipes.splade.modes import validate_mode
+from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.probes import PROBES
 from soju.recipes.splade.reading import RunData, read_run_data
 from soju.recipes.splade.scoring import Subject, search_all

@@ -20,8 +20,8 @@ from soju.export import onnx_graph, onnx_model
 from soju.export.onnx_graph import HeaviestTerms, open_graph
 from soju.export.onnx_model import PARITY_TEXTS, as_matrix, export_onnx, largest_difference, run_graph
 from soju.models.splade_encoder import SpladeEncoder
-from soju.recipes.splade.encoders import NeuralEncoder
 from soju.recipes.splade.exporting import export, export_graph
+from soju.recipes.splade.neural_encoders import NeuralEncoder
 
 K = 24
 TEXTS = [*NEEDED, *OTHERS, "검색", ""]

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from export.without_soju import encode_without_soju
 from soju.models.static_encoder import StaticEncoder
-from soju.recipes.splade.encoders import NeuralEncoder
 from soju.recipes.splade.indexing import PACKAGED_MODEL, model_folder
+from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.student import lexicon_vocabulary, scratch_student
 from soju.search.weighting import idf
 

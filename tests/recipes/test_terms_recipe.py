@@ -18,8 +18,9 @@ from soju.core.errors import IntegrityError, UserError
 from soju.core.files import read_json_lines, verify_manifest
 from soju.models.splade_encoder import SpladeEncoder
 from soju.models.static_encoder import StaticEncoder
-from soju.recipes.splade.encoders import NeuralEncoder, load_encoder, spelled_pieces
+from soju.recipes.splade.encoders import load_encoder
 from soju.recipes.splade.indexing import build_index, expand, open_index, open_model, search_index
+from soju.recipes.splade.neural_encoders import NeuralEncoder, spelled_pieces
 from soju.recipes.splade.probes import PROBES
 from soju.training.checkpoints import list_checkpoints
 

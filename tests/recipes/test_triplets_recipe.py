@@ -13,7 +13,7 @@ from soju.cli import app
 from soju.core.errors import UserError
 from soju.core.files import read_json_lines, verify_manifest
 from soju.models.splade_encoder import SpladeEncoder
-from soju.recipes.splade.encoders import NeuralEncoder
+from soju.recipes.splade.neural_encoders import NeuralEncoder
 
 TEXTS = ["백신", "a student reads a book"]
 HELD_OUT = [("의사가 바다에 갔다", "the doctor went to the sea"), ("책이 부족하다", "the book is scarce")]

@@ -10,7 +10,8 @@ from soju.core.language import language_of
 from soju.core.records import TermRow
 from soju.evaluation.terms import KOREAN_FUNCTION_WORDS
 from soju.models.static_encoder import StaticEncoder
-from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder
+from soju.recipes.splade.encoders import TermEncoder
+from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.student import plain_vocabulary
 from soju.search.lexical import ENGLISH_STOP_WORDS
 

@@ -12,7 +12,8 @@ from soju.core.errors import UserError
 from soju.export.query_tokens import write_token_table
 from soju.export.term_table import write_term_table
 from soju.models.static_encoder import StaticEncoder
-from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder
+from soju.recipes.splade.encoders import TermEncoder
+from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.search.weighting import idf
 
 Format = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx", "inference-free"]

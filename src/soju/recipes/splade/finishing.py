@@ -11,9 +11,9 @@ from soju.core.run_directory import RunDirectory
 from soju.models.splade_encoder import SpladeEncoder
 from soju.recipes.judged_training import Trained
 from soju.recipes.splade.comparing import write_query_scores
-from soju.recipes.splade.encoders import NeuralEncoder
 from soju.recipes.splade.indexing import expand
 from soju.recipes.splade.neural_config import NeuralConfig
+from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.reading import RunData
 from soju.recipes.splade.recipe import example_searches
 from soju.recipes.splade.scoring import STUDENT, SUBJECT, Measured, Subject, score

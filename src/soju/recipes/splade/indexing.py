@@ -15,9 +15,9 @@ from soju.core.language import language_of
 from soju.core.records import Document
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.models.static_encoder import read_model_config
+from soju.models.static_encoder import StaticEncoder, read_model_config
 from soju.recipes.splade.config import SearchSettings
-from soju.recipes.splade.encoders import ROUTER, NeuralEncoder, TermEncoder, load_encoder
+from soju.recipes.splade.encoders import ROUTER, TermEncoder, load_encoder
 from soju.report.run_contents import Expansion, ExpansionTerm, Hit, MatchedTerm, Search
 from soju.search import hits as search_hits
 from soju.search.index import SparseIndex
@@ -71,7 +71,7 @@ def index_settings(encoder: TermEncoder, search: SearchSettings, *, engine: Engi
     A static one gets BM25 over its term counts, idf with the training text as prior; the weights of a neural one stay
     as they are.
     """
-    if isinstance(encoder, NeuralEncoder):
+    if not isinstance(encoder, StaticEncoder):
         return IndexSettings(weighting=WeightingSettings(kind="as_is"), engine=engine)
     weighting = WeightingSettings(kind="bm25", k1=search.k1, b=search.b, prior_documents=search.prior_documents)
     return IndexSettings(weighting=weighting, engine=engine)

@@ -8,8 +8,8 @@ from pathlib import Path
 from soju.core.errors import UserError
 from soju.data.log import OnError, ReadLog
 from soju.export.inference_free import piece_frequency, save_inference_free
-from soju.recipes.splade.encoders import InferenceFreeEncoder, NeuralEncoder
 from soju.recipes.splade.indexing import open_model, read_documents
+from soju.recipes.splade.neural_encoders import InferenceFreeEncoder, NeuralEncoder
 from soju.search.weighting import idf
 
 

@@ -24,8 +24,9 @@ from soju.models.static_encoder import MODEL_TYPE
 from soju.models.teacher import SentenceTransformerTeacher, Teacher
 from soju.models.teacher_cache import Embeddings, cached_embeddings
 from soju.recipes.splade.config import SearchSettings
-from soju.recipes.splade.encoders import STOCK_MODULES, NeuralEncoder, TermEncoder, load_encoder
+from soju.recipes.splade.encoders import STOCK_MODULES, TermEncoder, load_encoder
 from soju.recipes.splade.indexing import fingerprint_of, model_folder, search_settings_of
+from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.search.dictionary import Dictionary
 from soju.search.exact import ExactEngine
 from soju.search.lexical import K1, Analyzer, B, Bm25Searcher, KoreanEnglishAnalyzer, Ranking

@@ -25,10 +25,11 @@ from soju.evaluation.significance import Comparison, Measurement, compare
 from soju.evaluation.terms import evaluate_terms
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.config import EvaluationSettings, SearchSettings, StaticConfig
-from soju.recipes.splade.encoders import NeuralEncoder, TermEncoder
+from soju.recipes.splade.encoders import TermEncoder
 from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms, terms_of
 from soju.recipes.splade.indexing import index_settings
 from soju.recipes.splade.neural_config import NeuralConfig
+from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.reading import EvaluationTexts, RunData
 from soju.recipes.splade.student import Vocabulary
 from soju.search.dictionary import Dictionary, DictionarySearcher

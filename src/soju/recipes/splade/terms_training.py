@@ -26,9 +26,9 @@ from soju.models.teacher_cache import Embeddings
 from soju.quality.rollback import Attempt, RollbackSettings
 from soju.recipes.judged_training import BestSoFar, Trained, train_judged
 from soju.recipes.splade.attempts import SpladeTrainer
-from soju.recipes.splade.encoders import spelled_pieces
 from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms
 from soju.recipes.splade.neural_config import TrainingSettings
+from soju.recipes.splade.neural_encoders import spelled_pieces
 from soju.recipes.splade.probes import PROBES, probe_report
 from soju.recipes.splade.student import Vocabulary
 from soju.recipes.splade.term_rows import TermsCollator, TrainingRows

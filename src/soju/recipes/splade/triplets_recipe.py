@@ -11,8 +11,8 @@ from transformers.utils.logging import disable_progress_bar
 from soju.core.files import write_json
 from soju.core.run_directory import RunDirectory
 from soju.data.spreading import spread
-from soju.recipes.splade.encoders import NeuralEncoder
 from soju.recipes.splade.finishing import measure, report, save_models
+from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.probes import PROBES
 from soju.recipes.splade.reading import RunData, read_run_data
 from soju.recipes.splade.scoring import Subject

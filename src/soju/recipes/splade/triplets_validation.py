@@ -15,7 +15,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from soju.core.score import Score
 from soju.evaluation.retrieval import RetrievalSet, evaluate
 from soju.evaluation.setting import Setting
-from soju.recipes.splade.encoders import unit_rows
+from soju.recipes.splade.neural_encoders import unit_rows
 from soju.recipes.splade.triplet_rows import TripletRows, TripletsCollator
 from soju.recipes.splade.triplets_config import TripletsConfig
 from soju.recipes.splade.triplets_loss import TripletsLoss
