@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from soju.core.progress import track
 from soju.search.postings import Postings
+from soju.search.weighting import idf
 
 _PROJECTED = 64
 _CHUNKS_A_CLUSTER = 64
@@ -31,8 +32,7 @@ def similar_order(postings: Postings) -> NDArray[np.int32]:
     clusters = min(postings.chunks // _CHUNKS_A_CLUSTER, _MOST_CLUSTERS)
     if clusters < 2:
         return np.arange(postings.chunks, dtype=np.int32)
-    frequency_V = postings.document_frequency
-    idf_V = np.log1p((postings.chunks - frequency_V + 0.5) / (frequency_V + 0.5)).astype(np.float32)
+    idf_V = idf(postings.document_frequency, postings.chunks)
     directions_VR = np.random.default_rng(0).standard_normal((len(idf_V), _PROJECTED), dtype=np.float32)
     directions_VR *= idf_V[:, None]
     sample = np.concatenate([_project(postings, part, directions_VR) for part in _sampled(postings.chunks)])
