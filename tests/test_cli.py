@@ -11,20 +11,21 @@ from pathlib import Path
 import pytest
 
 from fixtures.broken_rows import write_broken_terms
+from fixtures.terminal import soju
 
 SAMPLES = "splade-static-samples"
 
 
-def soju(*arguments: str, cwd: Path, text: bool = True, **environment: str) -> subprocess.CompletedProcess:
+def in_a_process(*arguments: str | bytes, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "soju", *arguments],
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "160", "PYTHONUTF8": "1", **environment},
+        env={**os.environ, "COLUMNS": "160", "PYTHONUTF8": "1"},
         capture_output=True,
-        text=text,
-        encoding="utf-8" if text else None,
+        encoding="utf-8",
         timeout=300,
         stdin=subprocess.DEVNULL,
+        check=False,
     )
 
 
@@ -123,9 +124,10 @@ def test_index_and_search_with_the_packaged_model(tmp_path):
     ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (tmp_path / "corpus.jsonl").write_text(text, encoding="utf-8")
-    made = soju("index", "ko-en-static", "corpus.jsonl", "my-index", cwd=tmp_path)
+    made = in_a_process("index", "ko-en-static", "corpus.jsonl", "my-index", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert "3 documents" in made.stdout
+    assert "net" in in_a_process("search", "my-index", "컴퓨터 네트워크", cwd=tmp_path).stdout
     for query, expected in (("컴퓨터 네트워크", "net"), ("warm water", "tea")):
         found = soju("search", "my-index", query, "--json", cwd=tmp_path)
         assert json.loads(found.stdout)["hits"][0]["document_id"] == expected
@@ -182,11 +184,6 @@ def test_train_compare_and_export_from_the_command_line(tmp_path):
 
 
 def test_a_query_that_is_not_utf8_is_refused(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "soju", "expand-text", "ko-en-static", b"\xb0\xa1"],
-        capture_output=True,
-        cwd=tmp_path,
-        check=False,
-    )
+    result = in_a_process("expand-text", "ko-en-static", b"\xb0\xa1", cwd=tmp_path)
     assert result.returncode == 2
-    assert b"UTF-8" in result.stderr
+    assert "UTF-8" in result.stderr

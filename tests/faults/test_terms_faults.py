@@ -70,7 +70,7 @@ def server(start):
 
 
 class Straight:
-    """Runs that nothing interrupted, made when they are asked for, and how long they took."""
+    """Runs that nothing interrupted, made when they are asked for, and how long one takes that compiles nothing."""
 
     def __init__(self, server, folder):
         self.server = server
@@ -79,6 +79,7 @@ class Straight:
 
     def of(self, kind):
         if kind not in self.seconds:
+            assert self.server.run(kind, self.folder / f"{kind}-first") == 0
             begin = time.monotonic()
             assert self.server.run(kind, self.folder / kind) == 0
             self.seconds[kind] = time.monotonic() - begin
@@ -123,9 +124,10 @@ def test_a_training_killed_after_each_of_its_checkpoints_ends_with_the_same_byte
 @pytest.mark.parametrize("kind", ["student", "recipe"])
 def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bytes(straight, tmp_path, kind):
     generator = random.Random(11)
-    moments = [[generator.uniform(0, 1)] for _ in range(20)]
-    killed = [kill_and_resume(kind, straight, tmp_path / f"run{n}", moment) for n, moment in enumerate(moments)]
-    assert sum(killed) >= 15
+    killed = attempts = 0
+    while killed < 20:  # a run that ended before its moment is not counted
+        assert (attempts := attempts + 1) <= 60, f"only {killed} runs were killed in time"
+        killed += kill_and_resume(kind, straight, tmp_path / f"run{attempts}", [generator.uniform(0, 1)])
 
 
 @pytest.mark.slow

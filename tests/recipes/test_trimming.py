@@ -1,13 +1,11 @@
 import gzip
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertModel
 
+from fixtures.terminal import soju
 from models.pico_masked_lms import NEEDED, OTHERS, build
 from soju.core.errors import DataError, UserError
 from soju.core.files import verify_manifest
@@ -172,18 +170,6 @@ def test_a_model_of_another_kind_is_refused(tmp_path, folder, corpus):
 def test_an_existing_folder_is_left_alone(tmp_path, folder, corpus):
     with pytest.raises(UserError, match="exists already"):
         trim(str(folder), tmp_path, [corpus])
-
-
-def soju(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "soju", *arguments],
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "160", "PYTHONUTF8": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-        stdin=subprocess.DEVNULL,
-    )
 
 
 def test_trim_from_the_command_line(tmp_path, folder, corpus):
