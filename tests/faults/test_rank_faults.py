@@ -17,7 +17,12 @@ from soju.training.checkpoints import list_checkpoints
 from training import pico_trainers
 
 pytestmark = pytest.mark.slow
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONWARNINGS": "ignore",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+}
 """The last one as docs/training.md says: torch's default lets a restart read the addresses of dead processes."""
 
 
