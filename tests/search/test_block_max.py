@@ -9,6 +9,7 @@ from scipy.sparse import csr_array
 from soju.core.errors import IntegrityError
 from soju.search import block_max_loops as loops
 from soju.search.block_max import FOLDER, BlockMaxEngine
+from soju.search.block_max_layout import BLOCK, IMPACT_STEPS
 from soju.search.exact import ExactEngine
 from soju.search.postings import Postings, PostingsWriter, check_vectors
 from soju.search.similar_order import similar_order
@@ -49,7 +50,7 @@ def same(exact, block_max, terms, weights, k):
     chunks, scores = exact.search(terms, weights, k)
     found, found_scores = block_max.search(terms, weights, k)
     assert sorted(found.tolist()) == sorted(chunks.tolist())
-    step = float(weights @ block_max._arrays.largest[terms]) / 65_535
+    step = float(weights @ block_max._largest_V[terms]) / 65_535
     np.testing.assert_allclose(found_scores, scores, rtol=1e-5, atol=step)
 
 
@@ -131,25 +132,15 @@ def test_hand_worked_scores(tmp_path):
 def test_no_bound_is_below_a_score_of_its_block(tmp_path):
     rng = np.random.default_rng(5)
     _, engine = both(tmp_path / "index", zipf_corpus(rng, 2000, 200))
-    held = engine._arrays
-    assert 0 < len(held.rows) < 200  # both frequent and rare terms
+    blocks = engine._blocks
+    assert 0 < len(engine._maxima.rows) < 200  # both frequent and rare terms
     query_V, bounds_N, _ = engine._scratch()
     for terms, weights in queries(rng, 200, 30):
-        query_V[terms] = weights * held.largest[terms] / loops.IMPACT_STEPS
-        loops._add_bounds(
-            terms,
-            query_V,
-            1 + 1e-6,
-            held.row_of,
-            held.rows,
-            held.list_offsets,
-            held.list_blocks,
-            held.list_maxima,
-            bounds_N,
-        )
+        query_V[terms] = weights * engine._largest_V[terms] / IMPACT_STEPS
+        loops._add_bounds(terms, query_V, 1 + 1e-6, engine._maxima, bounds_N)
         for place in range(2000):
-            score = loops._score(query_V, held.postings, held.offsets[place], held.offsets[place + 1])
-            assert score <= bounds_N[place // loops.BLOCK]
+            score = loops._score(query_V, blocks.postings, blocks.offsets[place], blocks.offsets[place + 1])
+            assert score <= bounds_N[place // BLOCK]
         query_V[:] = 0
 
 
@@ -171,7 +162,7 @@ def test_a_vocabulary_beyond_sixteen_bits_is_searched(tmp_path, terms, kind):
         (np.float32([1, 2]), (np.array([0, 1]), np.array([terms - 1, max(0, terms - 65_537)]))), (2, terms)
     )
     _, engine = both(tmp_path / "index", vectors)
-    assert engine._arrays.postings.dtype == kind
+    assert engine._blocks.postings.dtype == kind
     assert engine.search(np.int32([terms - 1]), np.float32([1]), 5)[0].tolist() == [0]
 
 

@@ -3,61 +3,27 @@
 Similar chunks lie side by side in blocks of eight. The largest impact of each term in each block bounds the score of
 the block's chunks; blocks are scored by falling bound until no bound reaches the worst kept score.
 
-Shape letters: V = terms, P = postings, C = chunks, N = blocks, L = (term, block) pairs in lists, F = terms with a row
-for all blocks, T = terms of a query.
+Shape letters: V = terms, C = chunks, N = blocks, T = terms of a query.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from soju.core.errors import IntegrityError
-from soju.core.progress import track
 from soju.search import block_max_loops as loops
+from soju.search.block_max_layout import GROUP, Layout, arrange
 from soju.search.exact import ExactEngine
 from soju.search.postings import Postings
-from soju.search.similar_order import similar_order
 
 FOLDER = "block-max"
-_ROWS = 50_000
 _ROOM = 256
 """Chunks that may come close to the k-th, beside 4 k."""
-_DENSE_SHARE = 1 / 16
-"""Terms in more than this share of the blocks get a row with a number for every block: adding a whole row up takes less
-time than looking so many blocks up."""
-
-Array = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrays:
-    """What is on disk, each array in a file of its name. A place is a chunk's number in the order of blocks."""
-
-    chunks: NDArray[np.int32]
-    """Chunk at each place, ``(C,)``."""
-    offsets: NDArray[np.int64]
-    """Where the postings of each place start, ``(C + 1,)``."""
-    postings: Array
-    """Term, and impact in 65,535ths of the term's largest, of each posting, ``(P, 2)``: uint16 where terms fit, int32
-    elsewhere. Terms rise within a place."""
-    largest: NDArray[np.float32]
-    """Largest impact of each term, ``(V,)``."""
-    row_of: NDArray[np.int32]
-    """Row of each term in ``rows``, or -1 for a term with a list, ``(V,)``."""
-    rows: NDArray[np.uint8]
-    """Largest impact of frequent terms in each block, in 255ths, rounded up, ``(F, N)`` padded to whole groups."""
-    list_offsets: NDArray[np.int64]
-    """Where the list of each term starts, ``(V + 1,)``."""
-    list_blocks: NDArray[np.int32]
-    """Blocks that hold the term, ``(L,)``."""
-    list_maxima: NDArray[np.uint8]
-    """Largest impact there, as in ``rows``, ``(L,)``."""
 
 
 class BlockMaxEngine:
@@ -70,7 +36,7 @@ class BlockMaxEngine:
     Arrays are memory-mapped. Each thread holds a float32 for each term and for each block.
 
     Args:
-        arrays: As `build` writes them.
+        layout: As `build` writes it.
         postings: Posting lists of the segment.
         documents_C: Document number of each chunk, rising, ``(C,)`` int32.
 
@@ -81,12 +47,14 @@ class BlockMaxEngine:
 
     name = "block-max"
 
-    def __init__(self, arrays: _Arrays, postings: Postings, documents_C: NDArray[np.int32]) -> None:
-        self._arrays = arrays
+    def __init__(self, layout: Layout, postings: Postings, documents_C: NDArray[np.int32]) -> None:
+        self._largest_V = layout.largest
+        self._maxima = loops.Maxima(*(getattr(layout, name) for name in loops.Maxima._fields))
+        one_chunk_each = len(documents_C) == 0 or int(documents_C[-1]) + 1 == len(documents_C)
+        self._blocks = loops.Blocks(layout.chunks, layout.offsets, layout.postings, documents_C, one_chunk_each)
         self._postings = postings
         self._exact = ExactEngine(postings, documents_C)
         self._documents_C = documents_C
-        self._one_chunk_each = len(documents_C) == 0 or int(documents_C[-1]) + 1 == len(documents_C)
         self._local = threading.local()
 
     @classmethod
@@ -104,10 +72,10 @@ class BlockMaxEngine:
             The engine, ready to search.
         """
         (folder / FOLDER).mkdir(exist_ok=True)
-        arrays = _arrange(postings)
-        for field in fields(arrays):
-            np.save(folder / FOLDER / f"{field.name}.npy", getattr(arrays, field.name))
-        del arrays
+        layout = arrange(postings)
+        for field in fields(layout):
+            np.save(folder / FOLDER / f"{field.name}.npy", getattr(layout, field.name))
+        del layout
         return cls.open(folder, postings, documents_C)
 
     @classmethod
@@ -127,22 +95,18 @@ class BlockMaxEngine:
         """
         path = folder / FOLDER
         try:
-            arrays = _Arrays(
-                **{
-                    field.name: np.asarray(np.load(path / f"{field.name}.npy", mmap_mode="r"))
-                    for field in fields(_Arrays)
-                }
-            )
+            held = {field.name: np.load(path / f"{field.name}.npy", mmap_mode="r") for field in fields(Layout)}
         except (OSError, ValueError, EOFError) as error:
             raise IntegrityError(f"{path}: cannot be read ({error}); build the index again") from None
-        found = len(arrays.chunks), len(arrays.largest)
+        layout = Layout(**{name: np.asarray(array) for name, array in held.items()})
+        found = len(layout.chunks), len(layout.largest)
         wanted = len(documents_C), len(postings.offsets) - 1
         if found != wanted:
             raise IntegrityError(
                 f"{path}: holds {found[0]} chunks and {found[1]} terms, not {wanted[0]} and {wanted[1]}; build the "
                 "index again"
             )
-        return cls(arrays, postings, documents_C)
+        return cls(layout, postings, documents_C)
 
     def search(
         self, terms_T: NDArray[np.int32], weights_T: NDArray[np.float32], k: int
@@ -159,23 +123,23 @@ class BlockMaxEngine:
             documents are the exact engine's; their scores, and their order where scores are that close, are rounded.
         """
         size = min(k, len(self._documents_C))
-        scores, chunks = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.int32)
-        if len(terms_T) == 0 or size == 0:
-            return chunks[:0], scores[:0]
-        held = self._arrays
-        query_V, bounds_N, groups = self._scratch()
         room = _ROOM + 4 * size
-        near_chunks = np.empty(room, dtype=np.int32)
+        results = loops.Results(
+            scores=np.empty(size, dtype=np.float32),
+            chunks=np.empty(size, dtype=np.int32),
+            near_scores=np.empty(room, dtype=np.float32),
+            near_chunks=np.empty(room, dtype=np.int32),
+        )
+        if len(terms_T) == 0 or size == 0:
+            return results.chunks[:0], results.scores[:0]
         found, near = loops.best_documents(
-            terms_T, weights_T, held.largest, held.row_of, held.rows, held.list_offsets, held.list_blocks,
-            held.list_maxima, held.chunks, held.offsets, held.postings, self._documents_C, self._one_chunk_each,
-            query_V, bounds_N, groups, scores, chunks, np.empty(room, dtype=np.float32), near_chunks,
-        )  # fmt: skip
+            terms_T, weights_T, self._largest_V, self._maxima, self._blocks, self._scratch(), results
+        )
         if near < 0:
             return self._exact.search(terms_T, weights_T, k)
         if near > found:
-            return self._score_exactly(near_chunks[:near], terms_T, weights_T, k)
-        return chunks[:found], scores[:found]
+            return self._score_exactly(results.near_chunks[:near], terms_T, weights_T, k)
+        return results.chunks[:found], results.scores[:found]
 
     def _score_exactly(
         self, chunks: NDArray[np.int32], terms_T: NDArray[np.int32], weights_T: NDArray[np.float32], k: int
@@ -188,47 +152,14 @@ class BlockMaxEngine:
         best = order[np.sort(first)[:k]]
         return chunks[best], scores[best]
 
-    def _scratch(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
-        """Return this thread's query weights, bounds of blocks, and the largest ones of groups, as bits."""
-        scratch = getattr(self._local, "scratch", None)
+    def _scratch(self) -> loops.Scratch:
+        """Return this thread's room to work in."""
+        scratch: loops.Scratch | None = getattr(self._local, "scratch", None)
         if scratch is None:
-            blocks = self._arrays.rows.shape[1]
-            query_V = np.zeros(len(self._arrays.largest), dtype=np.float32)
-            bounds_N = np.zeros(blocks, dtype=np.float32)
-            scratch = self._local.scratch = query_V, bounds_N, np.zeros(blocks // loops.GROUP, dtype=np.int32)
+            blocks = self._maxima.rows.shape[1]
+            scratch = self._local.scratch = loops.Scratch(
+                query=np.zeros(len(self._largest_V), dtype=np.float32),
+                bounds=np.zeros(blocks, dtype=np.float32),
+                groups=np.zeros(blocks // GROUP, dtype=np.int32),
+            )
         return scratch
-
-
-def _arrange(postings: Postings) -> _Arrays:
-    """Lay the postings out by blocks of similar chunks, and summarise each block."""
-    chunks = similar_order(postings)
-    largest = loops.largest_impacts(postings.offsets, postings.impacts)
-    offsets, posting_P2 = _place(postings, chunks, largest)
-    terms, blocks = len(largest), -(-len(chunks) // loops.BLOCK)
-    in_blocks_V = loops.count_blocks(offsets, posting_P2, terms)
-    frequent = np.flatnonzero(in_blocks_V > _DENSE_SHARE * blocks)
-    row_of = np.full(terms, -1, dtype=np.int32)
-    row_of[frequent] = np.arange(len(frequent), dtype=np.int32)
-    rows = np.zeros((len(frequent), -(-blocks // loops.GROUP) * loops.GROUP), dtype=np.uint8)
-    in_blocks_V[frequent] = 0
-    list_offsets = np.concatenate([[0], np.cumsum(in_blocks_V)])
-    list_blocks = np.empty(list_offsets[-1], dtype=np.int32)
-    list_maxima = np.empty(list_offsets[-1], dtype=np.uint8)
-    loops.summarise(offsets, posting_P2, row_of, rows, list_offsets, list_blocks, list_maxima)
-    return _Arrays(chunks, offsets, posting_P2, largest, row_of, rows, list_offsets, list_blocks, list_maxima)
-
-
-def _place(postings: Postings, chunks: Array, largest: Array) -> tuple[Array, Array]:
-    """Return the postings in the order of places, and where those of each place start."""
-    place_C = np.empty_like(chunks)
-    place_C[chunks] = np.arange(len(chunks), dtype=np.int32)
-    parts = [slice(start, min(start + _ROWS, len(chunks))) for start in range(0, len(chunks), _ROWS)]
-    offsets = np.zeros(len(chunks) + 1, dtype=np.int64)
-    for part in parts:
-        offsets[1 + place_C[part]] = np.diff(postings.rows(part.start, part.stop).indptr)
-    np.cumsum(offsets, out=offsets)
-    posting_P2 = np.empty((offsets[-1], 2), dtype=np.uint16 if len(largest) <= 1 << 16 else np.int32)
-    for part in track(parts, "Blocks of passages"):
-        rows = postings.rows(part.start, part.stop)
-        loops.place_rows(rows.indptr, rows.indices, rows.data, place_C[part], offsets, largest, posting_P2)
-    return offsets, posting_P2

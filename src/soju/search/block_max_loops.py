@@ -1,4 +1,4 @@
-"""The compiled loops of block-max pruning. Shape letters as in `soju.search.block_max`."""
+"""The compiled loops that search in blocks. Shape letters as in `soju.search.block_max`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from soju.search import heap
+from soju.search.block_max_layout import BLOCK, BOUND_STEPS, GROUP, IMPACT_STEPS
 
 Array = NDArray[Any]
 
-BLOCK = 8
-"""Chunks of a block: fewer make tighter bounds, and more of them."""
-GROUP = 64
-"""Blocks whose largest bound is remembered, to find the largest of all without looking at each."""
-IMPACT_STEPS, BOUND_STEPS = 65_535, 255
 BY_BOUND = 64
 """Blocks that are looked for by falling bound. After them the k-th score hardly rises, and going through all bounds
 once takes less time than looking for more."""
@@ -34,86 +30,37 @@ LINE = 16
 """Postings of a cache line, where they are pairs of 16 bits."""
 
 
-@njit(cache=True, nogil=True)
-def largest_impacts(offsets: Array, impacts: Array) -> Array:
-    """Return the largest impact of each posting list, 0 for an empty one."""
-    largest = np.zeros(len(offsets) - 1, dtype=np.float32)
-    for term in range(len(largest)):
-        for p in range(offsets[term], offsets[term + 1]):
-            largest[term] = max(largest[term], impacts[p])
-    return largest
-
-
-@njit(cache=True, nogil=True)
-def place_rows(
-    row_offsets: Array,
-    row_terms: Array,
-    row_impacts: Array,
-    places: Array,
-    offsets: Array,
-    largest: Array,
-    postings: Array,
-) -> None:
-    """Write the postings of some chunks where their places are, impacts in steps of the term's largest."""
-    for row in range(len(places)):
-        to = offsets[places[row]]
-        for p in range(row_offsets[row], row_offsets[row + 1]):
-            term = row_terms[p]
-            postings[to, 0] = term
-            postings[to, 1] = max(1, np.rint(row_impacts[p] / largest[term] * IMPACT_STEPS))
-            to += 1
-
-
-@njit(cache=True, nogil=True)
-def count_blocks(offsets: Array, postings: Array, count: int) -> Array:
-    """Return how many blocks hold each of ``count`` terms."""
-    blocks = np.zeros(count, dtype=np.int64)
-    seen_in = np.full(count, -1, dtype=np.int64)
-    for place in range(len(offsets) - 1):
-        block = place // BLOCK
-        for p in range(offsets[place], offsets[place + 1]):
-            term = postings[p, 0]
-            if seen_in[term] != block:
-                seen_in[term] = block
-                blocks[term] += 1
-    return blocks
-
-
-@njit(cache=True, nogil=True)
-def summarise(
-    offsets: Array,
-    postings: Array,
-    row_of: Array,
-    rows: Array,
-    list_offsets: Array,
-    list_blocks: Array,
-    list_maxima: Array,
-) -> None:
-    """Write the largest impact of each term in each block, rounded up, into the term's row or list."""
-    end = list_offsets[:-1].copy()
-    seen_in = np.full(len(row_of), -1, dtype=np.int64)
-    for place in range(len(offsets) - 1):
-        block = place // BLOCK
-        for p in range(offsets[place], offsets[place + 1]):
-            term = postings[p, 0]
-            bound = (np.int64(postings[p, 1]) * BOUND_STEPS + IMPACT_STEPS - 1) // IMPACT_STEPS
-            if row_of[term] >= 0:
-                rows[row_of[term], block] = max(np.int64(rows[row_of[term], block]), bound)
-            elif seen_in[term] == block:
-                list_maxima[end[term] - 1] = max(np.int64(list_maxima[end[term] - 1]), bound)
-            else:
-                list_blocks[end[term]], list_maxima[end[term]] = block, bound
-                end[term] += 1
-                seen_in[term] = block
-
-
 class Blocks(NamedTuple):
-    """Where the chunks of a block are; see `soju.search.block_max`."""
+    """Chunks by block, as in `soju.search.block_max_layout.Layout`."""
 
     chunks: Array
     offsets: Array
     postings: Array
     documents: Array
+    """Document of each chunk, ``(C,)``."""
+    one_chunk_each: bool
+    """Whether every document has one chunk."""
+
+
+class Maxima(NamedTuple):
+    """What each block holds at most, as in `soju.search.block_max_layout.Layout`."""
+
+    row_of: Array
+    rows: Array
+    list_offsets: Array
+    list_blocks: Array
+    list_maxima: Array
+
+
+class Scratch(NamedTuple):
+    """Room to work in, one for each thread."""
+
+    query: Array
+    """What a step of each term's impact is worth, ``(V,)`` float32: zeros, before a search and after it."""
+    bounds: Array
+    """Largest score that each block's chunks can have, ``(N,)`` float32, padded to whole groups."""
+    groups: Array
+    """Largest bound of each group, to find the largest of all without looking at each: its bits, int32."""
 
 
 class Results(NamedTuple):
@@ -134,60 +81,43 @@ def best_documents(
     query_terms: Array,
     query_weights: Array,
     largest: Array,
-    row_of: Array,
-    rows: Array,
-    list_offsets: Array,
-    list_blocks: Array,
-    list_maxima: Array,
-    chunks: Array,
-    offsets: Array,
-    postings: Array,
-    documents: Array,
-    one_chunk_each: bool,
-    query: Array,
-    bounds: Array,
-    groups: Array,
-    best_scores: Array,
-    best_chunks: Array,
-    near_scores: Array,
-    near_chunks: Array,
+    maxima: Maxima,
+    blocks: Blocks,
+    scratch: Scratch,
+    results: Results,
 ) -> tuple[int, int]:
     """Write the best chunk of each of the k best documents, and all chunks within rounding of the k-th or above it.
 
-    ``query`` (one number a term) holds zeros, before and after; ``bounds`` and ``groups`` are room to work in. It
-    returns how many documents are best and how many chunks are near; the latter is -1 where they have no room, too many
-    blocks would have to be scored, or float32 cannot hold weights so different: then the results mean nothing.
+    It returns how many documents are best and how many chunks are near; the latter is -1 where they have no room, too
+    many blocks would have to be scored, or float32 cannot hold weights so different: then the results mean nothing.
     """
+    query, bounds, groups = scratch
     scale, rounding = _set_query(query_terms, query_weights, largest, query)
     if scale <= 0:
         return 0, -1
     sum_error = SUM_ERROR * (len(query_terms) + 8)
-    _add_bounds(query_terms, query, 1 + sum_error, row_of, rows, list_offsets, list_blocks, list_maxima, bounds)
+    _add_bounds(query_terms, query, 1 + sum_error, maxima, bounds)
     bits = bounds.view(np.int32)  # numbers >= 0 keep their order, and compilers compare integers faster
     for group in range(len(groups)):
         groups[group] = _largest(bits[group * GROUP : (group + 1) * GROUP])
-    blocks = Blocks(chunks, offsets, postings, documents)
-    results = Results(best_scores, best_chunks, near_scores, near_chunks)
     size, near, floor = 0, 0, 0.0
     left = BY_BOUND
     block, bound = _take_highest(bounds, bits, groups)
     while left > 0 and bound > 0 and bound >= floor:
         next_block, next_bound = _take_highest(bounds, bits, groups)
-        _touch(offsets, postings, next_block, groups)
-        size, near, floor = _score_block(block, query, blocks, one_chunk_each, results, size, near, rounding, sum_error)
+        _touch(blocks, next_block, groups)
+        size, near, floor = _score_block(block, query, blocks, results, size, near, rounding, sum_error)
         block, bound, left = next_block, next_bound, left - 1
     bounds[block] = bound
     if left == 0 and near >= 0:
-        size, near, floor = _score_rest(
-            query, bounds, blocks, one_chunk_each, results, size, near, floor, rounding, sum_error
-        )
+        size, near, floor = _score_rest(query, bounds, blocks, results, size, near, floor, rounding, sum_error)
     for t in range(len(query_terms)):
         query[query_terms[t]] = 0
     if near >= 0:
         near = _keep_near(results, near, floor)
-    heap.best_first(best_scores, best_chunks, size)
+    heap.best_first(results.scores, results.chunks, size)
     for i in range(size):
-        best_scores[i] *= scale
+        results.scores[i] *= scale
     return size, near
 
 
@@ -214,17 +144,7 @@ def _set_query(terms: Array, weights: Array, largest: Array, query: Array) -> tu
 
 
 @njit(cache=True, nogil=True)
-def _add_bounds(
-    terms: Array,
-    query: Array,
-    slack: float,
-    row_of: Array,
-    rows: Array,
-    list_offsets: Array,
-    list_blocks: Array,
-    list_maxima: Array,
-    bounds: Array,
-) -> None:
+def _add_bounds(terms: Array, query: Array, slack: float, maxima: Maxima, bounds: Array) -> None:
     """Write the bound of each block's scores."""
     bounds[:] = 0
     frequent, frequent_steps = np.empty(len(terms), dtype=np.int64), np.empty(len(terms), dtype=np.float32)
@@ -232,15 +152,17 @@ def _add_bounds(
     for t in range(len(terms)):
         term = terms[t]
         step = np.float32(query[term] * (IMPACT_STEPS / BOUND_STEPS) * slack)
-        if row_of[term] >= 0:
-            frequent[count], frequent_steps[count] = row_of[term], step
+        if maxima.row_of[term] >= 0:
+            frequent[count], frequent_steps[count] = maxima.row_of[term], step
             count += 1
         else:
-            start, stop = list_offsets[term], list_offsets[term + 1]
-            _add_list(list_blocks[start:stop], list_maxima[start:stop], step, bounds)
+            start, stop = maxima.list_offsets[term], maxima.list_offsets[term + 1]
+            _add_list(maxima.list_blocks[start:stop], maxima.list_maxima[start:stop], step, bounds)
     for start in range(0, len(bounds), CACHED):
         for f in range(count):
-            _add_row(rows[frequent[f], start : start + CACHED], frequent_steps[f], bounds[start : start + CACHED])
+            _add_row(
+                maxima.rows[frequent[f], start : start + CACHED], frequent_steps[f], bounds[start : start + CACHED]
+            )
 
 
 @njit(cache=True, nogil=True)
@@ -284,12 +206,12 @@ def _find(numbers: Array, start: int, wanted: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _touch(offsets: Array, postings: Array, block: int, groups: Array) -> None:
+def _touch(blocks: Blocks, block: int, groups: Array) -> None:
     """Read a number of each cache line of a block, so that memory brings it while another block is scored."""
-    last = min(len(offsets) - 1, (block + 1) * BLOCK)
+    last = min(len(blocks.chunks), (block + 1) * BLOCK)
     total = 0
-    for p in range(offsets[min(last, block * BLOCK)], offsets[last], LINE):
-        total += postings[p, 0]
+    for p in range(blocks.offsets[min(last, block * BLOCK)], blocks.offsets[last], LINE):
+        total += blocks.postings[p, 0]
     if total < 0:  # never, which the compiler does not know
         groups[0] = total
 
@@ -316,7 +238,6 @@ def _score_rest(
     query: Array,
     bounds: Array,
     blocks: Blocks,
-    one_chunk_each: bool,
     results: Results,
     size: int,
     near: int,
@@ -329,9 +250,7 @@ def _score_rest(
         return size, -1, np.inf
     for block in range(len(bounds)):
         if bounds[block] >= max(floor, TINY):
-            size, near, floor = _score_block(
-                block, query, blocks, one_chunk_each, results, size, near, rounding, sum_error
-            )
+            size, near, floor = _score_block(block, query, blocks, results, size, near, rounding, sum_error)
     return size, near, floor
 
 
@@ -340,7 +259,6 @@ def _score_block(
     block: int,
     query: Array,
     blocks: Blocks,
-    one_chunk_each: bool,
     results: Results,
     size: int,
     near: int,
@@ -364,7 +282,7 @@ def _score_block(
         results.near_scores[near], results.near_chunks[near] = score, chunk
         near += 1
         kept = -1
-        if not one_chunk_each:
+        if not blocks.one_chunk_each:
             kept = _place_of(blocks.documents[chunk], blocks.documents, results.chunks, size)
         if kept < 0:
             size = heap.push(results.scores, results.chunks, size, score, chunk)
