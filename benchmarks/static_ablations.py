@@ -18,7 +18,7 @@ from soju.presets import preset_text
 from soju.recipes.splade.config import StaticConfig
 from soju.recipes.splade.reading import RunData, read_run_data
 from soju.recipes.splade.scoring import SUBJECT, Subject, search_all
-from soju.recipes.splade.static_training import texts_to_analyse, train_static
+from soju.recipes.splade.static.training import texts_to_analyse, train_static
 
 PRESET = "splade-static"
 VARIANTS: dict[str, list[str]] = {

@@ -24,10 +24,10 @@ from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.probes import PROBES
 from soju.recipes.splade.reading import RunData, read_run_data
 from soju.recipes.splade.scoring import Subject, score_unseen_terms
-from soju.recipes.splade.start import Start
-from soju.recipes.splade.term_rows import training_rows
-from soju.recipes.splade.terms_config import TermsConfig
-from soju.recipes.splade.terms_training import train_student
+from soju.recipes.splade.student.start import Start
+from soju.recipes.splade.terms.config import TermsConfig
+from soju.recipes.splade.terms.rows import training_rows
+from soju.recipes.splade.terms.training import train_student
 
 PRESET = "splade-v19-small"
 TERMS_ALONE = [

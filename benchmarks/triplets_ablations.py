@@ -31,11 +31,11 @@ from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.probes import PROBES
 from soju.recipes.splade.reading import RunData, read_run_data
 from soju.recipes.splade.scoring import Subject, search_all
-from soju.recipes.splade.start import Start
-from soju.recipes.splade.triplet_rows import triplet_rows
-from soju.recipes.splade.triplet_teacher import teacher_scores
-from soju.recipes.splade.triplets_config import TripletsConfig
-from soju.recipes.splade.triplets_training import train_student
+from soju.recipes.splade.student.start import Start
+from soju.recipes.splade.triplets.config import TripletsConfig
+from soju.recipes.splade.triplets.rows import triplet_rows
+from soju.recipes.splade.triplets.teacher import teacher_scores
+from soju.recipes.splade.triplets.training import train_student
 
 PRESET = "splade-v23-small"
 BASE = [

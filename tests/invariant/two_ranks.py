@@ -11,7 +11,7 @@ from torch import distributed
 from recipes.pico_terms import ROWS, Pretrained
 from soju.losses.sparsity import flops
 from soju.quality.rollback import Attempt
-from soju.recipes.splade.terms_training import make_trainer
+from soju.recipes.splade.terms.training import make_trainer
 from soju.training.ranks import join_ranks
 
 BATCH = 8

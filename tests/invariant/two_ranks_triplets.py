@@ -11,9 +11,9 @@ from recipes.pico_triplets import PretrainedOnTriplets
 from recipes.small_bilingual import train_small
 from soju.core.files import write_json
 from soju.quality.rollback import Attempt
-from soju.recipes.splade.neural_config import ScratchStudent
-from soju.recipes.splade.student import scratch_student
-from soju.recipes.splade.triplets_training import make_trainer
+from soju.recipes.splade.student.beginning import scratch_student
+from soju.recipes.splade.student.config import ScratchStudent
+from soju.recipes.splade.triplets.training import make_trainer
 from soju.training.ranks import join_ranks
 
 BATCH = 8

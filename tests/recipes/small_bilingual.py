@@ -2,7 +2,7 @@
 
 from soju.core.records import PairRow, Term, TermRow
 from soju.recipes.splade.config import StaticConfig
-from soju.recipes.splade.static_training import train_static
+from soju.recipes.splade.static.training import train_static
 
 PAIRS = [
     PairRow(ko, en)

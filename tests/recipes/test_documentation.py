@@ -12,9 +12,9 @@ from soju.cli import app
 from soju.core.config import validate
 from soju.presets import preset_names
 from soju.recipes.embedding.evaluation_config import EvaluationSettings
-from soju.recipes.splade.neural_config import PretrainedStudent, ScratchStudent, TeacherSettings
-from soju.recipes.splade.terms_config import LossSettings, TermsConfig
-from soju.recipes.splade.triplets_config import TripletsConfig, TripletsTeacherSettings
+from soju.recipes.splade.student.config import PretrainedStudent, ScratchStudent, TeacherSettings
+from soju.recipes.splade.terms.config import LossSettings, TermsConfig
+from soju.recipes.splade.triplets.config import TripletsConfig, TripletsTeacherSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {

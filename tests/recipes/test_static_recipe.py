@@ -18,7 +18,7 @@ from soju.presets import preset_text
 from soju.recipes.splade.config import StaticConfig
 from soju.recipes.splade.indexing import add_to_index, build_index, expand, open_index, search_index
 from soju.recipes.splade.reading import read_run_data
-from soju.recipes.splade.recipe import run
+from soju.recipes.splade.static.recipe import run
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared development data is not beside the project")

@@ -8,7 +8,7 @@ import pytest
 from small_bilingual import PAIRS, TERMS, train_small
 
 from soju.core.language import language_of
-from soju.recipes.splade.static_training import TrainingLog
+from soju.recipes.splade.static.training import TrainingLog
 
 
 @pytest.fixture(scope="module")

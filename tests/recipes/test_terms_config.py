@@ -11,10 +11,10 @@ from soju.core.errors import ConfigError, UserError
 from soju.presets import preset_names, preset_text
 from soju.recipes.splade.config import StaticConfig
 from soju.recipes.splade.modes import run_mode, validate_mode
-from soju.recipes.splade.neural_config import PretrainedStudent, ScratchStudent
 from soju.recipes.splade.reading import read_run_data
-from soju.recipes.splade.terms_config import TermsConfig
-from soju.recipes.splade.triplets_config import TripletsConfig
+from soju.recipes.splade.student.config import PretrainedStudent, ScratchStudent
+from soju.recipes.splade.terms.config import TermsConfig
+from soju.recipes.splade.triplets.config import TripletsConfig
 
 PRETRAINED = {
     "recipe": "splade",

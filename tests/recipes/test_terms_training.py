@@ -16,9 +16,9 @@ from soju.models.teacher_cache import Embeddings
 from soju.quality.rollback import Attempt
 from soju.recipes.splade import probes
 from soju.recipes.splade.probes import Probe, probe_report
-from soju.recipes.splade.term_rows import NO_TEACHER_TEXT, TermsCollator
-from soju.recipes.splade.terms_loss import TermsLoss
-from soju.recipes.splade.terms_training import CHOSEN_BY, Validation, make_trainer, term_costs
+from soju.recipes.splade.terms.loss import TermsLoss
+from soju.recipes.splade.terms.rows import NO_TEACHER_TEXT, TermsCollator
+from soju.recipes.splade.terms.training import CHOSEN_BY, Validation, make_trainer, term_costs
 from soju.training.checkpoints import list_checkpoints
 
 

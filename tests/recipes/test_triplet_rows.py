@@ -10,9 +10,10 @@ from soju.core.errors import UserError
 from soju.core.records import TripletRow
 from soju.models.splade_encoder import SpladeEncoder
 from soju.models.teacher_cache import Embeddings
-from soju.recipes.splade.student import plain_vocabulary
-from soju.recipes.splade.triplet_rows import TripletsCollator, triplet_rows
-from soju.recipes.splade.triplet_teacher import (
+from soju.recipes.splade.student.beginning import plain_vocabulary
+from soju.recipes.splade.triplets.config import TripletsTeacherSettings
+from soju.recipes.splade.triplets.rows import TripletsCollator, triplet_rows
+from soju.recipes.splade.triplets.teacher import (
     UNKNOWN,
     PairScores,
     VectorScores,
@@ -20,7 +21,6 @@ from soju.recipes.splade.triplet_teacher import (
     heard_texts,
     teacher_scores,
 )
-from soju.recipes.splade.triplets_config import TripletsTeacherSettings
 
 ROWS = [
     TripletRow("백신", "vaccine", "book", "single_term", "hard", 0.9, 0.2),

@@ -8,11 +8,11 @@ from models.pico_teacher import save_pico_teacher
 from recipes.pico_terms import save_start
 from recipes.pico_triplets import PretrainedOnTriplets
 from soju.losses.triplets import info_nce, similarities
-from soju.recipes.splade.triplet_rows import TeacherScores, TripletsCollator
-from soju.recipes.splade.triplet_teacher import PairScores, teacher_scores
-from soju.recipes.splade.triplets_config import TripletsTeacherSettings
-from soju.recipes.splade.triplets_loss import TripletsLoss
-from soju.recipes.splade.triplets_validation import TripletsValidation
+from soju.recipes.splade.triplets.config import TripletsTeacherSettings
+from soju.recipes.splade.triplets.loss import TripletsLoss
+from soju.recipes.splade.triplets.rows import TeacherScores, TripletsCollator
+from soju.recipes.splade.triplets.teacher import PairScores, teacher_scores
+from soju.recipes.splade.triplets.validation import TripletsValidation
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from soju.core.errors import RegressionError, StoppedError
 from soju.core.files import read_json_lines
 from soju.data.spreading import spread
 from soju.quality.rollback import Attempt
-from soju.recipes.splade import triplets_training
-from soju.recipes.splade.triplets_training import make_trainer, planned_steps, term_costs
-from soju.recipes.splade.triplets_validation import TripletsValidation
+from soju.recipes.splade.triplets import training as triplets_training
+from soju.recipes.splade.triplets.training import make_trainer, planned_steps, term_costs
+from soju.recipes.splade.triplets.validation import TripletsValidation
 from soju.training.curriculum import stage_ends
 
 STEPS = 12
@@ -71,7 +71,7 @@ def stop_after(monkeypatch, step):
 
 
 def test_the_stages_of_this_run_end_where_the_test_says(straight):
-    from soju.recipes.splade.triplets_loss import stages_of
+    from soju.recipes.splade.triplets.loss import stages_of
 
     assert stage_ends(stages_of(straight.config), STEPS) == ENDS
 

@@ -12,7 +12,7 @@ from soju.evaluation.terms import KOREAN_FUNCTION_WORDS
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.encoders import TermEncoder
 from soju.recipes.splade.neural_encoders import NeuralEncoder
-from soju.recipes.splade.student import plain_vocabulary
+from soju.recipes.splade.student.beginning import plain_vocabulary
 from soju.search.lexical import ENGLISH_STOP_WORDS
 
 FUNCTION_WORDS = ENGLISH_STOP_WORDS | KOREAN_FUNCTION_WORDS

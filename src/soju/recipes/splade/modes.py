@@ -11,8 +11,8 @@ from soju.core.errors import ConfigError, UserError
 from soju.core.run_directory import RunDirectory
 from soju.recipes.splade.config import StaticConfig
 from soju.recipes.splade.reading import RunData, SpladeConfig
-from soju.recipes.splade.terms_config import TermsConfig
-from soju.recipes.splade.triplets_config import TripletsConfig
+from soju.recipes.splade.terms.config import TermsConfig
+from soju.recipes.splade.triplets.config import TripletsConfig
 
 MODES: dict[str, type[StaticConfig] | type[TermsConfig] | type[TripletsConfig]] = {
     "static": StaticConfig,
@@ -47,14 +47,14 @@ def run_mode(
     """Run the recipe in the mode of the settings; returns the report. See the modes' own ``run``."""
     start = resume if isinstance(resume, Path) else None
     if isinstance(settings, TermsConfig):
-        from soju.recipes.splade.terms_recipe import run as run_terms
+        from soju.recipes.splade.terms.recipe import run as run_terms
 
         return run_terms(settings, run_dir, data=data, resume=start, workers=workers)
     if isinstance(settings, TripletsConfig):
-        from soju.recipes.splade.triplets_recipe import run as run_triplets
+        from soju.recipes.splade.triplets.recipe import run as run_triplets
 
         return run_triplets(settings, run_dir, data=data, resume=start, workers=workers)
-    from soju.recipes.splade.recipe import run as run_static
+    from soju.recipes.splade.static.recipe import run as run_static
 
     if resume:
         raise UserError("mode static trains in minutes and has no checkpoints; train without --resume")

@@ -18,9 +18,9 @@ from soju.data.split import held_out
 from soju.data.statistics import RowStatistics, counted
 from soju.evaluation.retrieval import RetrievalSet
 from soju.recipes.splade.config import DataSettings, StaticConfig, TestSet
-from soju.recipes.splade.neural_config import ScratchStudent
-from soju.recipes.splade.terms_config import TermsConfig
-from soju.recipes.splade.triplets_config import TripletsConfig
+from soju.recipes.splade.student.config import ScratchStudent
+from soju.recipes.splade.terms.config import TermsConfig
+from soju.recipes.splade.triplets.config import TripletsConfig
 
 SpladeConfig = StaticConfig | TermsConfig | TripletsConfig
 

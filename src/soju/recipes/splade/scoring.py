@@ -28,10 +28,10 @@ from soju.recipes.splade.config import EvaluationSettings, SearchSettings, Stati
 from soju.recipes.splade.encoders import TermEncoder
 from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms, terms_of
 from soju.recipes.splade.indexing import index_settings
-from soju.recipes.splade.neural_config import NeuralConfig
 from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.reading import EvaluationTexts, RunData
-from soju.recipes.splade.student import Vocabulary
+from soju.recipes.splade.student.beginning import Vocabulary
+from soju.recipes.splade.student.config import NeuralConfig
 from soju.search.dictionary import Dictionary, DictionarySearcher
 from soju.search.fusion import reciprocal_rank_fusion
 from soju.search.index import SparseIndex

@@ -34,7 +34,7 @@ from soju.export.stock_tokenizer import stock_tokenizer
 from soju.models.canonical import strongest_terms
 from soju.models.splade_encoder import SpladeEncoder
 from soju.models.static_encoder import StaticEncoder
-from soju.recipes.splade.neural_config import PretrainedStudent, ScratchStudent, WarmUpSettings
+from soju.recipes.splade.student.config import PretrainedStudent, ScratchStudent, WarmUpSettings
 from soju.search.weighting import idf
 from soju.training.sampling import length_batches
 

@@ -20,17 +20,17 @@ from soju.models.teacher import SentenceTransformerTeacher
 from soju.models.teacher_cache import Embeddings, cached_embeddings
 from soju.recipes.splade.config import SearchSettings, StaticConfig
 from soju.recipes.splade.indexing import model_folder, search_settings_of
-from soju.recipes.splade.neural_config import NeuralConfig, PretrainedStudent, ScratchStudent, TeacherSettings
 from soju.recipes.splade.reading import TrainingData
 from soju.recipes.splade.scoring import Embed
-from soju.recipes.splade.static_training import train_static
-from soju.recipes.splade.student import (
+from soju.recipes.splade.static.training import train_static
+from soju.recipes.splade.student.beginning import (
     Vocabulary,
     lexicon_vocabulary,
     plain_vocabulary,
     pretrained_student,
     scratch_student,
 )
+from soju.recipes.splade.student.config import NeuralConfig, PretrainedStudent, ScratchStudent, TeacherSettings
 
 STATIC = "static"
 """Folder in a run that holds the static encoder its student began as."""

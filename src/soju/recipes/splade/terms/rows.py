@@ -24,8 +24,8 @@ from soju.core.records import PairRow, TermRow
 from soju.data.checks import normalise_for_overlap
 from soju.losses.terms import RowTargets, TermTargets
 from soju.models.teacher_cache import Embeddings
-from soju.recipes.splade.student import Vocabulary
-from soju.recipes.splade.terms_config import TermsConfig
+from soju.recipes.splade.student.beginning import Vocabulary
+from soju.recipes.splade.terms.config import TermsConfig
 
 NO_TEACHER_TEXT = -1
 _CHUNK = 4096

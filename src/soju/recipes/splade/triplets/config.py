@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from soju.core.config import Settings
 from soju.recipes.splade.config import DataSettings
-from soju.recipes.splade.neural_config import NeuralConfig, TeacherSettings, TrainingSettings
+from soju.recipes.splade.student.config import NeuralConfig, TeacherSettings, TrainingSettings
 
 PAIR_TYPES = ("single_term", "monolingual", "cross_lingual")
 DIFFICULTIES = ("easy", "medium", "hard")

@@ -16,7 +16,7 @@ from soju.losses.divergence import in_batch_distillation
 from soju.losses.sparsity import flops
 from soju.losses.terms import signed_terms, v19_terms
 from soju.models.splade_encoder import SpladeEncoder
-from soju.recipes.splade.terms_config import LossSettings
+from soju.recipes.splade.terms.config import LossSettings
 
 
 class TermsLoss(nn.Module):

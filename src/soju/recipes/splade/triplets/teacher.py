@@ -17,9 +17,9 @@ from soju.core.language import language_of
 from soju.core.records import TripletRow
 from soju.models.cross_encoder import cross_encoder_scores
 from soju.models.teacher_cache import Embeddings
-from soju.recipes.splade.start import teacher_embeddings
-from soju.recipes.splade.triplet_rows import TeacherScores, TripletRows
-from soju.recipes.splade.triplets_config import TripletsTeacherSettings
+from soju.recipes.splade.student.start import teacher_embeddings
+from soju.recipes.splade.triplets.config import TripletsTeacherSettings
+from soju.recipes.splade.triplets.rows import TeacherScores, TripletRows
 
 _SAMPLE = 2000
 """Rows that the calibration looks at."""

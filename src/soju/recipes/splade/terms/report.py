@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from soju.core.files import read_json_lines
-from soju.recipes.splade.student_report import curves
+from soju.recipes.splade.student.report import curves
 
 _PANELS = {
     "loss": "total loss",

@@ -20,13 +20,13 @@ from soju.losses.sparsity import idf_term_cost
 from soju.models.splade_encoder import SpladeEncoder
 from soju.quality.rollback import Attempt, RollbackSettings
 from soju.recipes.judged_training import BestSoFar, Trained, train_judged
-from soju.recipes.splade.attempts import SpladeTrainer
-from soju.recipes.splade.student import Vocabulary
-from soju.recipes.splade.training_arguments import stock_arguments
-from soju.recipes.splade.triplet_rows import TeacherScores, TripletRows, TripletsCollator
-from soju.recipes.splade.triplets_config import TripletLossSettings, TripletsConfig, TripletsTrainingSettings
-from soju.recipes.splade.triplets_loss import TripletsLoss, stages_of
-from soju.recipes.splade.triplets_validation import CHOSEN_BY, TripletsValidation
+from soju.recipes.splade.student.arguments import stock_arguments
+from soju.recipes.splade.student.beginning import Vocabulary
+from soju.recipes.splade.student.trainer import SpladeTrainer
+from soju.recipes.splade.triplets.config import TripletLossSettings, TripletsConfig, TripletsTrainingSettings
+from soju.recipes.splade.triplets.loss import TripletsLoss, stages_of
+from soju.recipes.splade.triplets.rows import TeacherScores, TripletRows, TripletsCollator
+from soju.recipes.splade.triplets.validation import CHOSEN_BY, TripletsValidation
 from soju.search.weighting import idf
 from soju.training.controllers import SparsityAlarm
 from soju.training.curriculum import staged_cosine

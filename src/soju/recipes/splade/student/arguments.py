@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SparseEncoderTrainingArguments
 
 from soju.core.errors import UserError
-from soju.recipes.splade.neural_config import TrainingSettings
+from soju.recipes.splade.student.config import TrainingSettings
 from soju.training.ranks import ranks_on_cpu
 
 

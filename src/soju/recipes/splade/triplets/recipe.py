@@ -11,18 +11,18 @@ from transformers.utils.logging import disable_progress_bar
 from soju.core.files import write_json
 from soju.core.run_directory import RunDirectory
 from soju.data.spreading import spread
-from soju.recipes.splade.finishing import measure, report, save_models
 from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.probes import PROBES
 from soju.recipes.splade.reading import RunData, read_run_data
 from soju.recipes.splade.scoring import Subject
-from soju.recipes.splade.start import Start
-from soju.recipes.splade.training_arguments import refuse_missing_device
-from soju.recipes.splade.triplet_rows import triplet_rows
-from soju.recipes.splade.triplet_teacher import teacher_scores
-from soju.recipes.splade.triplets_config import TripletsConfig
-from soju.recipes.splade.triplets_report import in_words, training_figures
-from soju.recipes.splade.triplets_training import planned_steps, train_student
+from soju.recipes.splade.student.arguments import refuse_missing_device
+from soju.recipes.splade.student.finishing import measure, report, save_models
+from soju.recipes.splade.student.start import Start
+from soju.recipes.splade.triplets.config import TripletsConfig
+from soju.recipes.splade.triplets.report import in_words, training_figures
+from soju.recipes.splade.triplets.rows import triplet_rows
+from soju.recipes.splade.triplets.teacher import teacher_scores
+from soju.recipes.splade.triplets.training import planned_steps, train_student
 from soju.training.ranks import join_ranks
 
 

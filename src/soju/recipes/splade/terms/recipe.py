@@ -11,15 +11,15 @@ from transformers.utils.logging import disable_progress_bar
 from soju.core.files import write_json
 from soju.core.run_directory import RunDirectory
 from soju.recipes.judged_training import Trained
-from soju.recipes.splade.finishing import measure, report, save_models
 from soju.recipes.splade.probes import PROBES
 from soju.recipes.splade.reading import RunData, read_run_data
-from soju.recipes.splade.start import Start, teacher_embeddings
-from soju.recipes.splade.term_rows import TrainingRows, training_rows
-from soju.recipes.splade.terms_config import TermsConfig
-from soju.recipes.splade.terms_report import training_figures
-from soju.recipes.splade.terms_training import planned_steps, train_student
-from soju.recipes.splade.training_arguments import refuse_missing_device
+from soju.recipes.splade.student.arguments import refuse_missing_device
+from soju.recipes.splade.student.finishing import measure, report, save_models
+from soju.recipes.splade.student.start import Start, teacher_embeddings
+from soju.recipes.splade.terms.config import TermsConfig
+from soju.recipes.splade.terms.report import training_figures
+from soju.recipes.splade.terms.rows import TrainingRows, training_rows
+from soju.recipes.splade.terms.training import planned_steps, train_student
 from soju.training.ranks import join_ranks
 
 

@@ -25,16 +25,16 @@ from soju.models.splade_encoder import SpladeEncoder
 from soju.models.teacher_cache import Embeddings
 from soju.quality.rollback import Attempt, RollbackSettings
 from soju.recipes.judged_training import BestSoFar, Trained, train_judged
-from soju.recipes.splade.attempts import SpladeTrainer
 from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms
-from soju.recipes.splade.neural_config import TrainingSettings
 from soju.recipes.splade.neural_encoders import spelled_pieces
 from soju.recipes.splade.probes import PROBES, probe_report
-from soju.recipes.splade.student import Vocabulary
-from soju.recipes.splade.term_rows import TermsCollator, TrainingRows
-from soju.recipes.splade.terms_config import LossSettings, TermsConfig
-from soju.recipes.splade.terms_loss import TermsLoss
-from soju.recipes.splade.training_arguments import stock_arguments
+from soju.recipes.splade.student.arguments import stock_arguments
+from soju.recipes.splade.student.beginning import Vocabulary
+from soju.recipes.splade.student.config import TrainingSettings
+from soju.recipes.splade.student.trainer import SpladeTrainer
+from soju.recipes.splade.terms.config import LossSettings, TermsConfig
+from soju.recipes.splade.terms.loss import TermsLoss
+from soju.recipes.splade.terms.rows import TermsCollator, TrainingRows
 from soju.search.weighting import idf
 from soju.training.sampling import LengthBuckets
 

@@ -23,7 +23,7 @@ from soju.losses.triplets import (
     triplet_margin,
 )
 from soju.models.splade_encoder import SpladeEncoder
-from soju.recipes.splade.triplets_config import StageSettings, TripletsConfig
+from soju.recipes.splade.triplets.config import StageSettings, TripletsConfig
 from soju.training.cached_gradients import cached_losses
 from soju.training.controllers import SparsityController
 from soju.training.curriculum import Stage, stage_at

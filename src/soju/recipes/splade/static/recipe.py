@@ -17,7 +17,7 @@ from soju.recipes.splade.exporting import export
 from soju.recipes.splade.indexing import PACKAGED_MODEL, expand, index_documents, search_index
 from soju.recipes.splade.reading import EvaluationTexts, RunData, read_run_data
 from soju.recipes.splade.scoring import SUBJECT, Measured, Subject, metrics_of, score
-from soju.recipes.splade.static_training import TrainingLog, train_static
+from soju.recipes.splade.static.training import TrainingLog, train_static
 from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
 from soju.report.run_report import write_report
 

@@ -12,13 +12,13 @@ from soju.models.splade_encoder import SpladeEncoder
 from soju.recipes.judged_training import Trained
 from soju.recipes.splade.comparing import write_query_scores
 from soju.recipes.splade.indexing import expand
-from soju.recipes.splade.neural_config import NeuralConfig
 from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.reading import RunData
-from soju.recipes.splade.recipe import example_searches
 from soju.recipes.splade.scoring import STUDENT, SUBJECT, Measured, Subject, score
-from soju.recipes.splade.start import Start, dense_searcher
-from soju.recipes.splade.student_report import student_card
+from soju.recipes.splade.static.recipe import example_searches
+from soju.recipes.splade.student.config import NeuralConfig
+from soju.recipes.splade.student.report import student_card
+from soju.recipes.splade.student.start import Start, dense_searcher
 from soju.report.run_report import write_report
 
 UNTRAINED = "untrained student"

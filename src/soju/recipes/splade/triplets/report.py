@@ -7,9 +7,9 @@ from typing import Any
 
 from soju.core.files import read_json_lines
 from soju.recipes.judged_training import Trained
-from soju.recipes.splade.student_report import curves
-from soju.recipes.splade.triplet_rows import TripletRows
-from soju.recipes.splade.triplets_config import TripletsConfig
+from soju.recipes.splade.student.report import curves
+from soju.recipes.splade.triplets.config import TripletsConfig
+from soju.recipes.splade.triplets.rows import TripletRows
 
 _LOSSES = {
     "loss": "total loss",

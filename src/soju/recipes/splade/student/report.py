@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from soju.core.score import Score
-from soju.recipes.splade.neural_config import NeuralConfig
 from soju.recipes.splade.reading import RunData
-from soju.recipes.splade.recipe import data_sources
 from soju.recipes.splade.scoring import metrics_of
+from soju.recipes.splade.static.recipe import data_sources
+from soju.recipes.splade.student.config import NeuralConfig
 from soju.report.model_card import Example, ModelCard, render_model_card
 
 _STOCK_USAGE = """from sentence_transformers import SparseEncoder

@@ -16,9 +16,9 @@ from soju.core.score import Score
 from soju.evaluation.retrieval import RetrievalSet, evaluate
 from soju.evaluation.setting import Setting
 from soju.recipes.splade.neural_encoders import unit_rows
-from soju.recipes.splade.triplet_rows import TripletRows, TripletsCollator
-from soju.recipes.splade.triplets_config import TripletsConfig
-from soju.recipes.splade.triplets_loss import TripletsLoss
+from soju.recipes.splade.triplets.config import TripletsConfig
+from soju.recipes.splade.triplets.loss import TripletsLoss
+from soju.recipes.splade.triplets.rows import TripletRows, TripletsCollator
 
 CHOSEN_BY = "mrr@10"
 """The best checkpoint has the highest MRR@10 of development queries over the texts of all development triplets."""
