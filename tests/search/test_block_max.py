@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
+from search.segments import write
 from soju.core.errors import IntegrityError
 from soju.search import block_max_loops as loops
 from soju.search.block_max import FOLDER, BlockMaxEngine
 from soju.search.block_max_layout import BLOCK, IMPACT_STEPS
 from soju.search.exact import ExactEngine
-from soju.search.postings import Postings, PostingsWriter, check_vectors
 from soju.search.similar_order import similar_order
 
 
@@ -21,15 +21,6 @@ def zipf_corpus(rng, rows, terms):
     columns = rng.choice(terms, rows * 12, p=share / share.sum())
     weights = (10 ** rng.uniform(-2, 1, rows * 12)).astype(np.float32)
     return csr_array((weights, (np.repeat(np.arange(rows), 12), columns)), (rows, terms))
-
-
-def write(folder, vectors):
-    rows, terms = vectors.shape
-    folder.mkdir(exist_ok=True)
-    writer = PostingsWriter(folder, terms)
-    writer.add(check_vectors(vectors, rows=rows, terms=terms, place="test"))
-    writer.finish()
-    return Postings.open(folder, chunks=rows)
 
 
 def both(folder, vectors, documents=None):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
+from search.segments import write
 from soju.core.errors import IntegrityError
 from soju.search.exact import ExactEngine
-from soju.search.postings import Postings, PostingsWriter, check_vectors
 from soju.search.seismic_engine import SEISMIC_FILE, SeismicEngine, SeismicSettings
 
 SETTINGS = SeismicSettings(threads=1)
@@ -19,14 +19,6 @@ def corpus(rng, rows, terms):
     return csr_array(
         (rng.random(rows * 12, dtype=np.float32), (np.repeat(np.arange(rows), 12), columns)), (rows, terms)
     )
-
-
-def write(folder, vectors):
-    rows, terms = vectors.shape
-    writer = PostingsWriter(folder, terms)
-    writer.add(check_vectors(vectors, rows=rows, terms=terms, place="test"))
-    writer.finish()
-    return Postings.open(folder, chunks=rows)
 
 
 def test_seismic_finds_what_exact_search_finds(tmp_path):

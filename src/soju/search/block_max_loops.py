@@ -91,6 +91,7 @@ def best_documents(
     It returns how many documents are best and how many chunks are near; the latter is -1 where they have no room, too
     many blocks would have to be scored, or float32 cannot hold weights so different: then the results mean nothing.
     """
+    maxima, blocks, results = Maxima(*maxima), Blocks(*blocks), Results(*results)
     query, bounds, groups = scratch
     scale, rounding = _set_query(query_terms, query_weights, largest, query)
     if scale <= 0:

@@ -17,6 +17,7 @@ from soju.core.config import Settings
 from soju.core.errors import IntegrityError
 from soju.core.progress import track
 from soju.search.postings import Postings
+from soju.search.weighting import idf
 
 SEISMIC_FILE = "engine.index.seismic"
 SCALE_FILE = "engine.scale.npy"
@@ -238,9 +239,7 @@ class SeismicEngine:
 
 def _scale(postings: Postings, settings: SeismicSettings) -> NDArray[np.float32]:
     """Return idf to the power of `rarity` of each term."""
-    frequency_V = postings.document_frequency
-    idf_V = np.log1p((postings.chunks - frequency_V + 0.5) / (frequency_V + 0.5))
-    idf_V = np.maximum(idf_V, 0.01)  # a term in every chunk must not vanish in half precision
+    idf_V = np.maximum(idf(postings.document_frequency, postings.chunks), 0.01)  # must not vanish in half precision
     return np.asarray(idf_V ** (settings.rarity or 0.0), dtype=np.float32)
 
 
