@@ -21,6 +21,7 @@ from soju.export.onnx_graph import HeaviestTerms, open_graph
 from soju.export.onnx_model import PARITY_TEXTS, as_matrix, export_onnx, largest_difference, run_graph
 from soju.models.splade_encoder import SpladeEncoder
 from soju.recipes.splade.exporting import export, export_graph
+from soju.recipes.splade.indexing import open_model
 from soju.recipes.splade.neural_encoders import NeuralEncoder
 
 K = 24
@@ -208,7 +209,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--top-terms 100000: the model has [\d,]+ terms"):
         export_graph(encoder, tmp_path / "out", top_terms=100_000, fingerprint="")
     with pytest.raises(UserError, match=r"a static model has no network.*tsv, query-tokens, stock-static, low-rank"):
-        export_graph(object(), tmp_path / "out", fingerprint="")
+        export_graph(open_model("ko-en-static")[0], tmp_path / "out", fingerprint="")
     with pytest.raises(UserError, match="copy its folder, or use --to onnx"):
         export(encoder, tmp_path / "out", "tsv")
     (tmp_path / "taken").mkdir()

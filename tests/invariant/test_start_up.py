@@ -5,9 +5,11 @@ import sys
 
 SCRIPT = """
 import sys
+from soju.recipes.splade.comparing import probe_models
 from soju.recipes.splade.indexing import expand, open_model
 found = expand(open_model("ko-en-static")[0], ["물"])
 assert found[0].terms
+assert probe_models(["ko-en-static"])
 print(*sorted({"torch", "transformers", "sentence_transformers"} & set(sys.modules)))
 """
 

@@ -11,8 +11,6 @@ from soju.core.records import TermRow
 from soju.evaluation.terms import KOREAN_FUNCTION_WORDS
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.encoders import TermEncoder
-from soju.recipes.splade.neural_encoders import NeuralEncoder
-from soju.recipes.splade.student.beginning import plain_vocabulary
 from soju.search.lexical import ENGLISH_STOP_WORDS
 
 FUNCTION_WORDS = ENGLISH_STOP_WORDS | KOREAN_FUNCTION_WORDS
@@ -45,10 +43,13 @@ def expected_terms(rows: Sequence[TermRow], terms_of: TermsOf) -> tuple[list[set
 
 def terms_of(encoder: TermEncoder) -> TermsOf:
     """Return how an encoder alone tells which terms a text holds: a static one by its documents, others by pieces."""
-    if isinstance(encoder, NeuralEncoder):
-        return plain_vocabulary(encoder.model.tokenizer).terms
-    assert isinstance(encoder, StaticEncoder)
-    return partial(_counted_terms, encoder)
+    if isinstance(encoder, StaticEncoder):
+        return partial(_counted_terms, encoder)
+    from soju.recipes.splade.neural_encoders import NeuralEncoder  # seconds; not for static ones
+    from soju.recipes.splade.student.beginning import plain_vocabulary
+
+    assert isinstance(encoder, NeuralEncoder)
+    return plain_vocabulary(encoder.model.tokenizer).terms
 
 
 def _counted_terms(encoder: StaticEncoder, texts: Sequence[str]) -> list[list[int]]:

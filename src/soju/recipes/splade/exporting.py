@@ -13,7 +13,6 @@ from soju.export.query_tokens import write_token_table
 from soju.export.term_table import write_term_table
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.encoders import TermEncoder
-from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.search.weighting import idf
 
 Format = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx", "inference-free"]
@@ -83,12 +82,14 @@ def export_graph(
     Raises:
         UserError: If the target exists, the model is a static one, or the graph differs from it.
     """
-    from soju.export.onnx_model import OnnxSource, export_onnx
-
     _refuse_taken(target)
-    if not isinstance(encoder, NeuralEncoder):
+    if isinstance(encoder, StaticEncoder):
         forms = ", ".join(form for form in FORMATS if form not in ("onnx", "inference-free"))
         raise UserError(f"a static model has no network to export as a graph; choose --to {forms}")
+    from soju.export.onnx_model import OnnxSource, export_onnx
+    from soju.recipes.splade.neural_encoders import NeuralEncoder
+
+    assert isinstance(encoder, NeuralEncoder)
     model = encoder.model.float()
     source = OnnxSource(
         model=model[0].model,
