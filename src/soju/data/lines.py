@@ -57,14 +57,15 @@ def read_lines(
     except FileBrokenError as error:
         log.refuse_file(name, number + 1 if number else 0, error.what, error.remedy, error.reason)
     except (OSError, ValueError) as error:
-        broken = _explain_os_error(error)
+        broken = _explain_os_error(error, name)
         log.refuse_file(name, number + 1 if number else 0, broken.what, broken.remedy, broken.reason)
 
 
-def _explain_os_error(error: OSError | ValueError) -> FileBrokenError:
+def _explain_os_error(error: OSError | ValueError, name: str) -> FileBrokenError:
     if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
+        looked_for = str(getattr(error, "filename", None) or name)
         return FileBrokenError(
-            "no such file",
+            "no such file" + (f" as {looked_for}" if looked_for != name else ""),
             "check the path; relative paths start at data.root, or at the working folder",
             "missing-file",
         )
