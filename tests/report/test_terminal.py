@@ -29,6 +29,20 @@ def test_scores_show_systems_metrics_and_marks():
     assert "against bm25" in text
 
 
+def test_a_system_with_three_baselines_stays_on_one_line_of_a_common_terminal():
+    baselines, metrics = ("BM25", "dictionary", "soju + BM25"), ("recall@10", "ndcg@10", "mrr@10", "recall@100")
+    systems = [("soju static", 0.8), *((name, 0.5) for name in baselines)]
+    scores = [Score.from_json(score(system, value, name=metric)) for system, value in systems for metric in metrics]
+    compared = [
+        read(Comparison, comparison(subject="soju static", baseline=name, metric=metric))
+        for name in baselines
+        for metric in metrics[:2]
+    ]
+    lines = show(scores_table(scores, compared), width=80).splitlines()
+    (line,) = (line for line in lines if "soju static" in line)
+    assert line.split()[2:] == ["0.800", "▲¹▲²▲³", "0.800", "▲¹▲²▲³", "0.800", "0.800"]
+
+
 def test_different_settings_are_said():
     scores = [Score.from_json(score("a", signature="x")), Score.from_json(score("b", signature="y"))]
     assert "different settings" in show(scores_table(scores))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich import box
@@ -56,14 +57,16 @@ def probes_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
 def figures_table(scores: Sequence[Score]) -> Table:
     """Return one line a figure: what a system scored or cost where there is nothing to compare it with."""
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("measured on", "figure"):
-        table.add_column(column, overflow="fold")
+    table.add_column("figure", overflow="fold")
     table.add_column("value", justify="right")
-    for score in scores:
-        value = format_value(score.value, score.unit)
-        unit = unit_heading(score.unit) if is_cost(score.unit) else ""
-        arrow = "↑" if score.higher_is_better else "↓"
-        table.add_row(_text(score.test_set), _text(f"{score.name} {arrow}"), _text(f"{value} {unit}".strip()))
+    for test_set, figures in groupby(scores, key=lambda score: score.test_set):
+        table.add_row(Text(_plain(test_set), style="italic dim"))
+        for score in figures:
+            value = format_value(score.value, score.unit)
+            unit = unit_heading(score.unit) if is_cost(score.unit) else ""
+            arrow = "↑" if score.higher_is_better else "↓"
+            table.add_row(_text(f"{score.name} {arrow}"), _text(f"{value} {unit}".strip()))
+        table.add_section()
     return table
 
 
@@ -117,7 +120,7 @@ def _score_table(item: ScoreTable) -> Table:
     )  # fmt: skip
     table.add_column("system")
     for column in item.columns:
-        table.add_column(Text.assemble(_plain(column.heading), (f" {_plain(column.note)}", "dim")), justify="right")
+        table.add_column(Text.assemble(_plain(column.heading), (f"\n{_plain(column.note)}", "dim")), justify="right")
     for group in item.groups:
         if group.label:
             table.add_row(Text(_plain(group.label), style="italic dim"))
@@ -131,8 +134,9 @@ def _cell(cell: Cell | None) -> Text:
     if cell is None:
         return Text("–", style="dim")
     text = Text(cell.text, style="bold" if cell.best else "")
+    text.append(" " if cell.marks else "")
     for mark in cell.marks:
-        text.append(f" {mark.symbol}", style=_FINDINGS[mark.finding])
+        text.append(mark.symbol, style=_FINDINGS[mark.finding])
     return text
 
 
