@@ -183,6 +183,11 @@ def test_train_compare_and_export_from_the_command_line(tmp_path):
     assert again.returncode == 2
 
 
+def test_a_text_without_a_known_term_says_so(tmp_path):
+    assert "boiling" in soju("expand-text", "ko-en-static", "물을 끓인다", cwd=tmp_path).stdout
+    assert soju("expand-text", "ko-en-static", "?!", cwd=tmp_path).stdout == "This text lights up no term.\n"
+
+
 def test_a_query_that_is_not_utf8_is_refused(tmp_path):
     result = in_a_process("expand-text", "ko-en-static", b"\xb0\xa1", cwd=tmp_path)
     assert result.returncode == 2

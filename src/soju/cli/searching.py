@@ -154,5 +154,7 @@ def expand_text(
     (expansion,) = expand(encoder, [readable(text)], k=k)
     if as_json:
         typer.echo(expansion.model_dump_json(indent=2))
-    else:
+    elif expansion.terms:
         console.print(expansion_table(expansion))
+    else:
+        console.print("This text lights up no term.")
