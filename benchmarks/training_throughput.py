@@ -7,8 +7,8 @@ Ours is `SpladeEncoder` with `LengthBuckets` in a `ReliableTrainer`, which is wh
 
 Activation memory is the peak of a step beyond what the process held before it, less one gradient of every parameter.
 With a small vocabulary most of it belongs to the layers, which are the same on both sides; so that size is measured
-with activation checkpointing (`training.gradient_checkpointing` of the recipe), too: of our step alone, which then
-computes every layer twice and the peer's does not, and of both.
+with activation checkpointing (`training.gradient_checkpointing` of the recipe), too: on our side alone, which then
+computes every layer twice where the peer computes it once, and on both sides.
 
     python benchmarks/training_throughput.py [--data ../shared/data] [--quick]
 """

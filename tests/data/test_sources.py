@@ -53,7 +53,7 @@ def test_a_source_that_names_nothing_readable_is_one_problem_at_line_0(tmp_path,
 
 def test_a_file_that_is_not_there_is_named_as_it_was_looked_for(tmp_path):
     problem = str(read_from(tmp_path, "nowhere.tsv")[1].problems[0])
-    assert problem.startswith(f"nowhere.tsv:0: no such file as {tmp_path / 'nowhere.tsv'}; ")
+    assert problem.startswith(f"nowhere.tsv:0: no such file (looked for {tmp_path / 'nowhere.tsv'}); ")
 
 
 def test_no_source_at_all_is_a_problem(tmp_path):

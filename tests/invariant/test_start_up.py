@@ -5,16 +5,21 @@ import sys
 
 SCRIPT = """
 import sys
+from pathlib import Path
 from soju.recipes.splade.comparing import probe_models
+from soju.recipes.splade.exporting import export
 from soju.recipes.splade.indexing import expand, open_model
 found = expand(open_model("ko-en-static")[0], ["물"])
 assert found[0].terms
 assert probe_models(["ko-en-static"])
+export(open_model("ko-en-static")[0], Path(sys.argv[1]), "tsv")
 print(*sorted({"torch", "transformers", "sentence_transformers"} & set(sys.modules)))
 """
 
 
-def test_a_static_model_answers_without_waiting_for_torch():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300)
+def test_a_static_model_answers_without_waiting_for_torch(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "table.tsv")], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []

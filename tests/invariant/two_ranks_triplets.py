@@ -11,8 +11,8 @@ from recipes.pico_triplets import PretrainedOnTriplets
 from recipes.small_bilingual import train_small
 from soju.core.files import write_json
 from soju.quality.rollback import Attempt
-from soju.recipes.splade.student.beginning import scratch_student
 from soju.recipes.splade.student.config import ScratchStudent
+from soju.recipes.splade.student.initial_models import scratch_student
 from soju.recipes.splade.triplets.training import make_trainer
 from soju.training.ranks import join_ranks
 

@@ -20,7 +20,7 @@ from soju.models.splade_encoder import SpladeEncoder
 from soju.recipes.run_folder import open_run_folder
 from soju.recipes.splade.modes import run_mode, validate_mode
 from soju.recipes.splade.reading import RunData, TrainingData
-from soju.recipes.splade.student.beginning import plain_vocabulary
+from soju.recipes.splade.student.initial_models import plain_vocabulary
 from soju.recipes.splade.terms.rows import training_rows
 from soju.recipes.splade.terms.training import train_student
 from soju.report import run_report

@@ -9,7 +9,7 @@ from soju.core.errors import ConfigError, DataError, UserError
 from soju.recipes.splade.config import StaticConfig
 from soju.recipes.splade.reading import read_run_data
 from soju.recipes.splade.scoring import METRICS, Subject, score
-from soju.recipes.splade.static.recipe import example_searches
+from soju.recipes.splade.showing import example_searches
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from export.without_soju import encode_without_soju
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.indexing import PACKAGED_MODEL, model_folder
 from soju.recipes.splade.neural_encoders import NeuralEncoder
-from soju.recipes.splade.student.beginning import lexicon_vocabulary, scratch_student
+from soju.recipes.splade.student.initial_models import lexicon_vocabulary, scratch_student
 from soju.search.weighting import idf
 
 TEXTS = [text for pair in PAIRS for text in (pair.ko, pair.en)]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from soju.core.records import PairRow, Term, TermRow
 from soju.export.stock_tokenizer import stock_tokenizer
 from soju.models.teacher_cache import Embeddings
-from soju.recipes.splade.student.beginning import lexicon_vocabulary, plain_vocabulary
+from soju.recipes.splade.student.initial_models import lexicon_vocabulary, plain_vocabulary
 from soju.recipes.splade.terms.rows import NO_TEACHER_TEXT, TermsCollator, training_rows
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

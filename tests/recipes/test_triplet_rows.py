@@ -10,7 +10,7 @@ from soju.core.errors import UserError
 from soju.core.records import TripletRow
 from soju.models.splade_encoder import SpladeEncoder
 from soju.models.teacher_cache import Embeddings
-from soju.recipes.splade.student.beginning import plain_vocabulary
+from soju.recipes.splade.student.initial_models import plain_vocabulary
 from soju.recipes.splade.triplets.config import TripletsTeacherSettings
 from soju.recipes.splade.triplets.rows import TripletsCollator, triplet_rows
 from soju.recipes.splade.triplets.teacher import (

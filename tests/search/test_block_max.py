@@ -10,7 +10,6 @@ from search.segments import write
 from soju.core.errors import IntegrityError
 from soju.search import block_max_loops as loops
 from soju.search.block_max import FOLDER, BlockMaxEngine
-from soju.search.block_max_layout import BLOCK, IMPACT_STEPS
 from soju.search.exact import ExactEngine
 from soju.search.similar_order import similar_order
 
@@ -127,11 +126,11 @@ def test_no_bound_is_below_a_score_of_its_block(tmp_path):
     assert 0 < len(engine._maxima.rows) < 200  # both frequent and rare terms
     query_V, bounds_N, _ = engine._scratch()
     for terms, weights in queries(rng, 200, 30):
-        query_V[terms] = weights * engine._largest_V[terms] / IMPACT_STEPS
+        query_V[terms] = weights * engine._largest_V[terms] / loops.IMPACT_STEPS
         loops._add_bounds(terms, query_V, 1 + 1e-6, engine._maxima, bounds_N)
         for place in range(2000):
             score = loops._score(query_V, blocks.postings, blocks.offsets[place], blocks.offsets[place + 1])
-            assert score <= bounds_N[place // BLOCK]
+            assert score <= bounds_N[place // loops.BLOCK]
         query_V[:] = 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -64,8 +65,9 @@ def read_lines(
 def _explain_os_error(error: OSError | ValueError, name: str) -> FileBrokenError:
     if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
         looked_for = str(getattr(error, "filename", None) or name)
+        elsewhere = os.path.normpath(looked_for) != os.path.normpath(name)
         return FileBrokenError(
-            "no such file" + (f" as {looked_for}" if looked_for != name else ""),
+            "no such file" + (f" (looked for {looked_for})" if elsewhere else ""),
             "check the path; relative paths start at data.root, or at the working folder",
             "missing-file",
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 from rich import box
@@ -59,9 +58,9 @@ def figures_table(scores: Sequence[Score]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("figure", overflow="fold")
     table.add_column("value", justify="right")
-    for test_set, figures in groupby(scores, key=lambda score: score.test_set):
+    for test_set in dict.fromkeys(score.test_set for score in scores):
         table.add_row(Text(_plain(test_set), style="italic dim"))
-        for score in figures:
+        for score in (score for score in scores if score.test_set == test_set):
             value = format_value(score.value, score.unit)
             unit = unit_heading(score.unit) if is_cost(score.unit) else ""
             arrow = "↑" if score.higher_is_better else "↓"

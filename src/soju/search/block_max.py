@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from soju.core.errors import IntegrityError
 from soju.search import block_max_loops as loops
-from soju.search.block_max_layout import GROUP, Layout, arrange
+from soju.search.block_max_layout import Layout, arrange
 from soju.search.exact import ExactEngine
 from soju.search.postings import Postings
 
@@ -161,6 +161,6 @@ class BlockMaxEngine:
             scratch = self._local.scratch = loops.Scratch(
                 query=np.zeros(len(self._largest_V), dtype=np.float32),
                 bounds=np.zeros(blocks, dtype=np.float32),
-                groups=np.zeros(blocks // GROUP, dtype=np.int32),
+                groups=np.zeros(blocks // loops.GROUP, dtype=np.int32),
             )
         return scratch

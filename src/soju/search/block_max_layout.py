@@ -14,14 +14,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from soju.core.progress import track
+from soju.search.block_max_loops import BLOCK, BOUND_STEPS, GROUP, IMPACT_STEPS
 from soju.search.postings import Postings
 from soju.search.similar_order import similar_order
 
-BLOCK = 8
-"""Chunks of a block: fewer make tighter bounds, and more of them."""
-GROUP = 64
-"""Rows are padded to whole groups of so many blocks."""
-IMPACT_STEPS, BOUND_STEPS = 65_535, 255
 _ROWS = 50_000
 _DENSE_SHARE = 1 / 16
 """Terms in more than this share of the blocks get a row with a number for every block: adding a whole row up takes less
@@ -68,7 +64,7 @@ def arrange(postings: Postings) -> Layout:
     largest = _largest_impacts(postings.offsets, postings.impacts)
     offsets, posting_P2 = _place(postings, chunks, largest)
     terms, blocks = len(largest), -(-len(chunks) // BLOCK)
-    in_blocks_V = _count_blocks(offsets, posting_P2, terms)
+    in_blocks_V = _count_blocks(offsets, posting_P2, terms, BLOCK)
     frequent = np.flatnonzero(in_blocks_V > _DENSE_SHARE * blocks)
     row_of = np.full(terms, -1, dtype=np.int32)
     row_of[frequent] = np.arange(len(frequent), dtype=np.int32)
@@ -77,7 +73,8 @@ def arrange(postings: Postings) -> Layout:
     list_offsets = np.concatenate([[0], np.cumsum(in_blocks_V)])
     list_blocks = np.empty(list_offsets[-1], dtype=np.int32)
     list_maxima = np.empty(list_offsets[-1], dtype=np.uint8)
-    _summarise(offsets, posting_P2, row_of, rows, list_offsets, list_blocks, list_maxima)
+    steps = IMPACT_STEPS // BOUND_STEPS
+    _summarise(offsets, posting_P2, row_of, rows, list_offsets, list_blocks, list_maxima, BLOCK, steps)
     return Layout(chunks, offsets, posting_P2, largest, row_of, rows, list_offsets, list_blocks, list_maxima)
 
 
@@ -93,7 +90,7 @@ def _place(postings: Postings, chunks: Array, largest: Array) -> tuple[Array, Ar
     posting_P2 = np.empty((offsets[-1], 2), dtype=np.uint16 if len(largest) <= 1 << 16 else np.int32)
     for part in track(parts, "Blocks of passages"):
         rows = postings.rows(part.start, part.stop)
-        _place_rows(rows.indptr, rows.indices, rows.data, place_C[part], offsets, largest, posting_P2)
+        _place_rows(rows.indptr, rows.indices, rows.data, place_C[part], offsets, largest, posting_P2, IMPACT_STEPS)
     return offsets, posting_P2
 
 
@@ -116,24 +113,25 @@ def _place_rows(
     offsets: Array,
     largest: Array,
     postings: Array,
+    steps: int,
 ) -> None:
-    """Write the postings of some chunks where their places are, impacts in steps of the term's largest."""
+    """Write the postings of some chunks where their places are, impacts in so many steps of the term's largest."""
     for row in range(len(places)):
         to = offsets[places[row]]
         for p in range(row_offsets[row], row_offsets[row + 1]):
             term = row_terms[p]
             postings[to, 0] = term
-            postings[to, 1] = max(1, np.rint(row_impacts[p] / largest[term] * IMPACT_STEPS))
+            postings[to, 1] = max(1, np.rint(row_impacts[p] / largest[term] * steps))
             to += 1
 
 
 @njit(cache=True, nogil=True)
-def _count_blocks(offsets: Array, postings: Array, count: int) -> Array:
+def _count_blocks(offsets: Array, postings: Array, count: int, chunks_a_block: int) -> Array:
     """Return how many blocks hold each of ``count`` terms."""
     blocks = np.zeros(count, dtype=np.int64)
     seen_in = np.full(count, -1, dtype=np.int64)
     for place in range(len(offsets) - 1):
-        block = place // BLOCK
+        block = place // chunks_a_block
         for p in range(offsets[place], offsets[place + 1]):
             term = postings[p, 0]
             if seen_in[term] != block:
@@ -151,15 +149,17 @@ def _summarise(
     list_offsets: Array,
     list_blocks: Array,
     list_maxima: Array,
+    chunks_a_block: int,
+    steps: int,
 ) -> None:
-    """Write the largest impact of each term in each block, rounded up, into the term's row or list."""
+    """Write the largest impact of each term in each block into the term's row or list, ``steps`` to 1, rounded up."""
     end = list_offsets[:-1].copy()
     seen_in = np.full(len(row_of), -1, dtype=np.int64)
     for place in range(len(offsets) - 1):
-        block = place // BLOCK
+        block = place // chunks_a_block
         for p in range(offsets[place], offsets[place + 1]):
             term = postings[p, 0]
-            bound = (np.int64(postings[p, 1]) * BOUND_STEPS + IMPACT_STEPS - 1) // IMPACT_STEPS
+            bound = (np.int64(postings[p, 1]) + steps - 1) // steps
             if row_of[term] >= 0:
                 rows[row_of[term], block] = max(np.int64(rows[row_of[term], block]), bound)
             elif seen_in[term] == block:

@@ -9,10 +9,16 @@ from numba import njit
 from numpy.typing import NDArray
 
 from soju.search import heap
-from soju.search.block_max_layout import BLOCK, BOUND_STEPS, GROUP, IMPACT_STEPS
 
 Array = NDArray[Any]
 
+# numba's cache notices changes of a loop's own file alone: what is compiled in must stand here.
+BLOCK = 8
+"""Chunks of a block: fewer make tighter bounds, and more of them."""
+GROUP = 64
+"""Blocks whose largest bound is remembered; rows are padded to whole groups."""
+IMPACT_STEPS, BOUND_STEPS = 65_535, 255
+"""An impact is a share of its term's largest in so many steps; a bound has 1 for 257 of them."""
 BY_BOUND = 64
 """Blocks that are looked for by falling bound. After them the k-th score hardly rises, and going through all bounds
 once takes less time than looking for more."""

@@ -239,7 +239,7 @@ class SeismicEngine:
 
 def _scale(postings: Postings, settings: SeismicSettings) -> NDArray[np.float32]:
     """Return idf to the power of `rarity` of each term."""
-    idf_V = np.maximum(idf(postings.document_frequency, postings.chunks), 0.01)  # must not vanish in half precision
+    idf_V = np.maximum(idf(postings.document_frequency, postings.chunks), 0.01)  # common terms stay in half precision
     return np.asarray(idf_V ** (settings.rarity or 0.0), dtype=np.float32)
 
 

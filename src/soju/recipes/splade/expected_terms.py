@@ -46,7 +46,7 @@ def terms_of(encoder: TermEncoder) -> TermsOf:
     if isinstance(encoder, StaticEncoder):
         return partial(_counted_terms, encoder)
     from soju.recipes.splade.neural_encoders import NeuralEncoder  # seconds; not for static ones
-    from soju.recipes.splade.student.beginning import plain_vocabulary
+    from soju.recipes.splade.student.initial_models import plain_vocabulary
 
     assert isinstance(encoder, NeuralEncoder)
     return plain_vocabulary(encoder.model.tokenizer).terms

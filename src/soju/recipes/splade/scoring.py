@@ -30,8 +30,8 @@ from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms, t
 from soju.recipes.splade.indexing import index_settings
 from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.reading import EvaluationTexts, RunData
-from soju.recipes.splade.student.beginning import Vocabulary
 from soju.recipes.splade.student.config import NeuralConfig
+from soju.recipes.splade.student.initial_models import Vocabulary
 from soju.search.dictionary import Dictionary, DictionarySearcher
 from soju.search.fusion import reciprocal_rank_fusion
 from soju.search.index import SparseIndex

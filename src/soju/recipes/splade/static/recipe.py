@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from soju.core.files import write_json, write_manifest, write_text
-from soju.core.records import Document
 from soju.core.run_directory import RunDirectory
 from soju.core.score import Score
 from soju.models.static_encoder import StaticEncoder
 from soju.recipes.splade.comparing import write_query_scores
-from soju.recipes.splade.config import CardSettings, Credit, EvaluationSettings, StaticConfig
-from soju.recipes.splade.encoders import TermEncoder
+from soju.recipes.splade.config import StaticConfig
 from soju.recipes.splade.exporting import export
-from soju.recipes.splade.indexing import PACKAGED_MODEL, expand, index_documents, search_index
-from soju.recipes.splade.reading import EvaluationTexts, RunData, read_run_data
+from soju.recipes.splade.indexing import PACKAGED_MODEL, expand
+from soju.recipes.splade.reading import RunData, read_run_data
 from soju.recipes.splade.scoring import SUBJECT, Measured, Subject, metrics_of, score
+from soju.recipes.splade.showing import data_sources, example_searches
 from soju.recipes.splade.static.training import TrainingLog, train_static
-from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
+from soju.report.model_card import Example, ModelCard, render_model_card
 from soju.report.run_report import write_report
 
 _USAGE = 'soju index {model} corpus.jsonl INDEX\nsoju search INDEX "질의"'
@@ -98,22 +97,6 @@ def run(config: StaticConfig, run_dir: RunDirectory, *, data: RunData | None = N
     return write_report(run_dir.path)
 
 
-def example_searches(
-    encoder: TermEncoder,
-    test_sets: list[EvaluationTexts],
-    settings: EvaluationSettings,
-    run_dir: RunDirectory,
-    model: Path,
-) -> list[dict[str, Any]]:
-    """Index the documents of the first direction of the first test set and answer the example queries."""
-    if not test_sets:
-        return []
-    first = next(iter(test_sets[0].directions.values()))
-    documents = (Document(f"{test_sets[0].name}-{key}", text) for key, text in first.documents.items())
-    index = index_documents(run_dir.path / "index", documents, model, overwrite=True)
-    return [search.model_dump(mode="json") for search in search_index(index, encoder, settings.examples, k=3)]
-
-
 def likelihood_figure(log: TrainingLog) -> dict[str, Any]:
     """Describe the curve of the alignment's likelihood."""
     return {
@@ -148,17 +131,6 @@ def story(config: StaticConfig, log: TrainingLog, measured: Measured) -> dict[st
             {"title": name, "text": text, "seconds": round(log.seconds[name], 2)} for name, text in STEPS.items()
         ],
     }
-
-
-def data_sources(card: CardSettings, data: RunData) -> tuple[DataSource, ...]:
-    """Return what was trained on with the credits of the configuration."""
-    credits = {credit.source: credit for credit in card.credits}
-    unknown = Credit(source="", licence="see its owner")
-    return tuple(
-        DataSource(name=name, rows=rows, licence=credit.licence, attribution=credit.attribution)
-        for name, rows in data.training.source_rows.items()
-        for credit in [credits.get(name, unknown)]
-    )
 
 
 def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:

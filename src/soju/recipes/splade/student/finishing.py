@@ -15,7 +15,7 @@ from soju.recipes.splade.indexing import expand
 from soju.recipes.splade.neural_encoders import NeuralEncoder
 from soju.recipes.splade.reading import RunData
 from soju.recipes.splade.scoring import STUDENT, SUBJECT, Measured, Subject, score
-from soju.recipes.splade.static.recipe import example_searches
+from soju.recipes.splade.showing import example_searches
 from soju.recipes.splade.student.config import NeuralConfig
 from soju.recipes.splade.student.report import student_card
 from soju.recipes.splade.student.start import Start, dense_searcher

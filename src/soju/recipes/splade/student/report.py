@@ -8,7 +8,7 @@ from typing import Any
 from soju.core.score import Score
 from soju.recipes.splade.reading import RunData
 from soju.recipes.splade.scoring import metrics_of
-from soju.recipes.splade.static.recipe import data_sources
+from soju.recipes.splade.showing import data_sources
 from soju.recipes.splade.student.config import NeuralConfig
 from soju.report.model_card import Example, ModelCard, render_model_card
 

@@ -23,14 +23,14 @@ from soju.recipes.splade.indexing import model_folder, search_settings_of
 from soju.recipes.splade.reading import TrainingData
 from soju.recipes.splade.scoring import Embed
 from soju.recipes.splade.static.training import train_static
-from soju.recipes.splade.student.beginning import (
+from soju.recipes.splade.student.config import NeuralConfig, PretrainedStudent, ScratchStudent, TeacherSettings
+from soju.recipes.splade.student.initial_models import (
     Vocabulary,
     lexicon_vocabulary,
     plain_vocabulary,
     pretrained_student,
     scratch_student,
 )
-from soju.recipes.splade.student.config import NeuralConfig, PretrainedStudent, ScratchStudent, TeacherSettings
 
 STATIC = "static"
 """Folder in a run that holds the static encoder its student began as."""

@@ -24,7 +24,7 @@ from soju.core.records import PairRow, TermRow
 from soju.data.checks import normalise_for_overlap
 from soju.losses.terms import RowTargets, TermTargets
 from soju.models.teacher_cache import Embeddings
-from soju.recipes.splade.student.beginning import Vocabulary
+from soju.recipes.splade.student.initial_models import Vocabulary
 from soju.recipes.splade.terms.config import TermsConfig
 
 NO_TEACHER_TEXT = -1

@@ -29,8 +29,8 @@ from soju.recipes.splade.expected_terms import FUNCTION_WORDS, expected_terms
 from soju.recipes.splade.neural_encoders import spelled_pieces
 from soju.recipes.splade.probes import PROBES, probe_report
 from soju.recipes.splade.student.arguments import stock_arguments
-from soju.recipes.splade.student.beginning import Vocabulary
 from soju.recipes.splade.student.config import TrainingSettings
+from soju.recipes.splade.student.initial_models import Vocabulary
 from soju.recipes.splade.student.trainer import SpladeTrainer
 from soju.recipes.splade.terms.config import LossSettings, TermsConfig
 from soju.recipes.splade.terms.loss import TermsLoss

@@ -20,7 +20,7 @@ from soju.core.progress import track
 from soju.core.records import TripletRow
 from soju.data.checks import normalise_for_overlap
 from soju.losses.terms import RowTargets, TermTargets
-from soju.recipes.splade.student.beginning import Vocabulary
+from soju.recipes.splade.student.initial_models import Vocabulary
 from soju.training.curriculum_sampling import Grouping
 
 _CHUNK = 4096

@@ -21,7 +21,7 @@ from soju.models.splade_encoder import SpladeEncoder
 from soju.quality.rollback import Attempt, RollbackSettings
 from soju.recipes.judged_training import BestSoFar, Trained, train_judged
 from soju.recipes.splade.student.arguments import stock_arguments
-from soju.recipes.splade.student.beginning import Vocabulary
+from soju.recipes.splade.student.initial_models import Vocabulary
 from soju.recipes.splade.student.trainer import SpladeTrainer
 from soju.recipes.splade.triplets.config import TripletLossSettings, TripletsConfig, TripletsTrainingSettings
 from soju.recipes.splade.triplets.loss import TripletsLoss, stages_of
