@@ -45,7 +45,7 @@ class NeuralEncoder:
     @classmethod
     def load(cls, folder: Path) -> NeuralEncoder:
         """Load a folder that `SpladeEncoder.save` or sentence-transformers wrote; a manifest in it is checked."""
-        if (folder / "manifest.json").is_file():
+        if (folder / MANIFEST).is_file():
             verify_manifest(folder)
         return cls(SpladeEncoder(str(folder), device="cpu"))
 
@@ -65,7 +65,7 @@ class NeuralEncoder:
 
     def encode_documents(self, texts: Sequence[str]) -> csr_array:
         """Return the term weights of texts, ``(B, V)``, of length 1 with cosine similarity."""
-        vectors = self.encode_queries(texts)
+        vectors = self.model.encode_sparse(texts, batch_size=self.batch_size)
         return unit_rows(vectors) if self.similarity == "cosine" else vectors
 
 
@@ -121,8 +121,3 @@ class InferenceFreeEncoder(NeuralEncoder):
         vectors = csr_array((self._weights_V[indices], indices, indptr), shape=(len(rows), len(self._weights_V)))
         vectors.eliminate_zeros()
         return vectors
-
-    def encode_documents(self, texts: Sequence[str]) -> csr_array:
-        """Return the model's term weights of texts, ``(B, V)``, of length 1 with cosine similarity."""
-        vectors = super().encode_queries(texts)
-        return unit_rows(vectors) if self.similarity == "cosine" else vectors
