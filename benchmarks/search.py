@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from soju.core.files import write_json
-from soju.core.records import Document
+from soju.data.records import Document
 from soju.search.block_max import FOLDER, BlockMaxEngine
 from soju.search.document_store import DocumentStore
 from soju.search.exact import ExactEngine
@@ -195,7 +195,7 @@ def measure_synthetic(documents: int, *, query_count: int, repetitions: int, see
 
 def measure_sentences(data: Path, *, query_count: int, repetitions: int, folder: Path) -> dict[str, Any]:
     """Index the English sentences of the training pairs with the packaged model, and ask in Korean."""
-    from soju.recipes.splade.indexing import index_documents, model_folder, open_model  # torch, not for probes
+    from soju.sparse.indexing import index_documents, model_folder, open_model  # torch, not for probes
 
     with gzip.open(data / "parallel.train.tsv.gz", "rt", encoding="utf-8") as lines:
         english = dict.fromkeys(line.rstrip("\n").split("\t")[1] for line in lines)

@@ -13,12 +13,12 @@ import argparse
 from soju.core.config import apply_overrides, parse_yaml, validate
 from soju.evaluation.retrieval import evaluate
 from soju.evaluation.significance import Measurement, compare
-from soju.models.morphemes import analyse
 from soju.presets import preset_text
-from soju.recipes.splade.config import StaticConfig
-from soju.recipes.splade.reading import RunData, read_run_data
-from soju.recipes.splade.scoring import SUBJECT, Subject, search_all
-from soju.recipes.splade.static.training import texts_to_analyse, train_static
+from soju.sparse.config import StaticConfig
+from soju.sparse.reading import RunData, read_run_data
+from soju.sparse.scoring import SUBJECT, Subject, search_all
+from soju.sparse.static.morphemes import analyse
+from soju.sparse.static.training import texts_to_analyse, train_static
 
 PRESET = "splade-static"
 VARIANTS: dict[str, list[str]] = {

@@ -19,15 +19,15 @@ from soju.core.config import apply_overrides, parse_yaml
 from soju.core.progress import set_quiet
 from soju.core.run_directory import RunDirectory
 from soju.presets import preset_text
-from soju.recipes.splade.modes import validate_mode
-from soju.recipes.splade.neural_encoders import NeuralEncoder
-from soju.recipes.splade.probes import PROBES
-from soju.recipes.splade.reading import RunData, read_run_data
-from soju.recipes.splade.scoring import Subject, score_unseen_terms
-from soju.recipes.splade.student.start import Start
-from soju.recipes.splade.terms.config import TermsConfig
-from soju.recipes.splade.terms.rows import training_rows
-from soju.recipes.splade.terms.training import train_student
+from soju.sparse.modes import validate_mode
+from soju.sparse.neural_encoders import NeuralEncoder
+from soju.sparse.probes import PROBES
+from soju.sparse.reading import RunData, read_run_data
+from soju.sparse.scoring import Subject, score_unseen_terms
+from soju.sparse.start import Start
+from soju.sparse.terms.config import TermsConfig
+from soju.sparse.terms.rows import training_rows
+from soju.sparse.terms.training import train_student
 
 PRESET = "splade-v19-small"
 TERMS_ALONE = [

@@ -32,13 +32,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from soju.core.files import write_json
-from soju.losses.divergence import in_batch_distillation
-from soju.losses.sparsity import flops
-from soju.losses.terms import RowTargets, TermTargets, signed_terms, v19_terms
-from soju.models.splade_encoder import SpladeEncoder
+from soju.sparse.divergence import in_batch_distillation
+from soju.sparse.sparsity import flops
+from soju.sparse.splade_encoder import SpladeEncoder
+from soju.sparse.term_losses import RowTargets, TermTargets, signed_terms, v19_terms
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from losses.reference_terms import row_by_row
+from sparse.reference_terms import row_by_row
 
 RESULTS = Path(__file__).parent / "results"
 TERMS, WIDTH, LAYERS, TEXTS = 32_000, 384, 6, 64

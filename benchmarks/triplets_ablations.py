@@ -25,17 +25,17 @@ from soju.core.run_directory import RunDirectory
 from soju.data.spreading import spread
 from soju.evaluation.retrieval import evaluate
 from soju.presets import preset_text
-from soju.recipes.splade.mining import mine
-from soju.recipes.splade.modes import validate_mode
-from soju.recipes.splade.neural_encoders import NeuralEncoder
-from soju.recipes.splade.probes import PROBES
-from soju.recipes.splade.reading import RunData, read_run_data
-from soju.recipes.splade.scoring import Subject, search_all
-from soju.recipes.splade.student.start import Start
-from soju.recipes.splade.triplets.config import TripletsConfig
-from soju.recipes.splade.triplets.rows import triplet_rows
-from soju.recipes.splade.triplets.teacher import teacher_scores
-from soju.recipes.splade.triplets.training import train_student
+from soju.sparse.mining import mine
+from soju.sparse.modes import validate_mode
+from soju.sparse.neural_encoders import NeuralEncoder
+from soju.sparse.probes import PROBES
+from soju.sparse.reading import RunData, read_run_data
+from soju.sparse.scoring import Subject, search_all
+from soju.sparse.start import Start
+from soju.sparse.triplets.config import TripletsConfig
+from soju.sparse.triplets.rows import triplet_rows
+from soju.sparse.triplets.teacher import teacher_scores
+from soju.sparse.triplets.training import train_student
 
 PRESET = "splade-v23-small"
 BASE = [

@@ -5,9 +5,9 @@ import tracemalloc
 import pytest
 
 from soju.core.errors import DataError
-from soju.core.records import Document, PairRow, TripletRow
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
+from soju.data.records import Document, PairRow, TripletRow
 
 PAIR = PairRow("안녕", "Hello")
 

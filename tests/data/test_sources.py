@@ -3,10 +3,10 @@ import os
 
 import pytest
 
-from soju.core.records import PairRow
 from soju.data import sources
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
+from soju.data.records import PairRow
 
 LINE = "안녕\tHello\n"
 

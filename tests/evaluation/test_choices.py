@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from soju.core.errors import UserError
-from soju.core.records import ChoiceQuestion
+from soju.data.records import ChoiceQuestion
 from soju.evaluation.choices import chance_level, credits_of, evaluate_choices
 
 QUESTIONS = [

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from soju.core.errors import DataError
 from soju.core.language import is_hangul
-from soju.core.records import PairRow, TermRow, TripletRow
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
+from soju.data.records import PairRow, TermRow, TripletRow
 from soju.data.rows import DIFFICULTIES, PAIR_TYPES
 
 TERMS = [

@@ -6,11 +6,11 @@ import torch
 from soju.core.errors import RegressionError
 from soju.core.files import read_json_lines, verify_manifest
 from soju.core.score import Score
-from soju.quality.gate import QualityGate, Threshold
-from soju.quality.rollback import RollbackSettings, train_with_rollback
-from soju.quality.verdicts import passed_steps, read_verdicts, record_verdict
 from soju.training.checkpoints import checkpoint_step, newest_verified, resume_path, set_aside_after
+from soju.training.gate import QualityGate, Threshold
 from soju.training.judging import OnEvaluation
+from soju.training.rollback import RollbackSettings, train_with_rollback
+from soju.training.verdicts import passed_steps, read_verdicts, record_verdict
 from training.pico_trainers import plain_trainer, weights
 
 GATE = QualityGate([Threshold(metric="recall@10", max_drop=0.05)])

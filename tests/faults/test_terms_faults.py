@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from recipes import pico_terms
 from soju.core.errors import UserError
 from soju.core.files import read_json_lines
-from soju.quality.integrity import check_tree
+from soju.core.integrity import check_tree
 from soju.training.checkpoints import list_checkpoints
+from sparse import pico_terms
 
 TESTS = Path(__file__).parents[1]
 WEIGHTS = {

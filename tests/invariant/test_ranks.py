@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from invariant import two_ranks
-from recipes.pico_terms import save_start
 from soju.core.files import read_json_lines
-from soju.losses.sparsity import flops
-from soju.quality.integrity import check_tree
+from soju.core.integrity import check_tree
+from soju.sparse.sparsity import flops
+from sparse.pico_terms import save_start
 
 TESTS = Path(__file__).parents[1]
 NAMES = ("loss_self", "loss_korean", "loss_english", "loss_margin", "loss_flops")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from recipes.test_embedding_recipe import QUICK
+from embedding.test_embedding_recipe import QUICK
 from soju.core.files import read_json_lines, verify_manifest
 
 ONE_PROBE = [override for override in QUICK if not override.startswith("expansion.")]

@@ -6,9 +6,9 @@ import sys
 SCRIPT = """
 import sys
 from pathlib import Path
-from soju.recipes.splade.comparing import probe_models
-from soju.recipes.splade.exporting import export
-from soju.recipes.splade.indexing import expand, open_model
+from soju.sparse.comparing import probe_models
+from soju.sparse.export.exporting import export
+from soju.sparse.indexing import expand, open_model
 found = expand(open_model("ko-en-static")[0], ["물"])
 assert found[0].terms
 assert probe_models(["ko-en-static"])

@@ -8,11 +8,11 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import distributed
 
-from recipes.pico_terms import ROWS, Pretrained
-from soju.losses.sparsity import flops
-from soju.quality.rollback import Attempt
-from soju.recipes.splade.terms.training import make_trainer
+from soju.sparse.sparsity import flops
+from soju.sparse.terms.training import make_trainer
 from soju.training.ranks import join_ranks
+from soju.training.rollback import Attempt
+from sparse.pico_terms import ROWS, Pretrained
 
 BATCH = 8
 ALL_ENGLISH = [row for row in ROWS if any(term.text.isascii() for term in row.terms)][:BATCH]

@@ -7,14 +7,14 @@ import torch
 from accelerate import PartialState
 from torch import distributed
 
-from recipes.pico_triplets import PretrainedOnTriplets
-from recipes.small_bilingual import train_small
 from soju.core.files import write_json
-from soju.quality.rollback import Attempt
-from soju.recipes.splade.student.config import ScratchStudent
-from soju.recipes.splade.student.initial_models import scratch_student
-from soju.recipes.splade.triplets.training import make_trainer
+from soju.sparse.initial_models import scratch_student
+from soju.sparse.student_config import ScratchStudent
+from soju.sparse.triplets.training import make_trainer
 from soju.training.ranks import join_ranks
+from soju.training.rollback import Attempt
+from sparse.pico_triplets import PretrainedOnTriplets
+from sparse.small_bilingual import train_small
 
 BATCH = 8
 STEPS = 600

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from soju.core.errors import UserError
-from soju.core.records import Term, TermRow
+from soju.data.records import Term, TermRow
 from soju.search.dictionary import Dictionary, DictionarySearcher
 from soju.search.lexical import KoreanEnglishAnalyzer
 

@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import MANIFEST, verify_manifest
-from soju.core.records import Document
+from soju.data.records import Document
 from soju.search.chunking import ChunkSettings
 from soju.search.index import SparseIndex
 from soju.search.index_settings import IndexSettings

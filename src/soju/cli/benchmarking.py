@@ -24,7 +24,7 @@ def mteb(
 ) -> None:
     """Measure a model with mteb on tasks of the hub or on local folders; a sparse one on retrieval alone."""
     from soju.core.files import write_json
-    from soju.recipes.mteb_tasks import refuse_without_mteb, run_tasks
+    from soju.evaluation.mteb_tasks import refuse_without_mteb, run_tasks
 
     refuse_without_mteb()
     subject, name, sparse = _model_for_mteb(model)
@@ -37,11 +37,11 @@ def mteb(
 
 def _model_for_mteb(model: str) -> tuple[Any, str, bool]:
     """Return a model as mteb asks it, its name, and whether it is sparse."""
-    from soju.recipes.embedding.comparing import is_embedding_model, mteb_model
+    from soju.embedding.comparing import is_embedding_model, mteb_model
 
     if is_embedding_model(model):
         return *mteb_model(model), False
-    from soju.recipes.splade.mteb_searcher import MtebSearcher
+    from soju.sparse.mteb_searcher import MtebSearcher
 
     searcher = MtebSearcher.of(model)
     return searcher, searcher.name, True

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from soju.core.score import Score
     from soju.data.log import ReadLog
     from soju.evaluation import significance
-    from soju.recipes.splade.reading import SpladeConfig
     from soju.report.run_contents import Comparison
+    from soju.sparse.reading import SpladeConfig
+
 
 app = typer.Typer(
     name="soju",
@@ -80,7 +81,7 @@ def main() -> None:
 
 def read_config(name: str, overrides: list[str] | None) -> tuple[SpladeConfig, str]:
     """Read a YAML file or a preset with overrides; also return its text, for the run folder."""
-    from soju.recipes.splade.modes import validate_mode
+    from soju.sparse.modes import validate_mode
 
     values, text = read_values(name, overrides)
     return validate_mode(values, place=name), text

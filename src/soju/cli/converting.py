@@ -25,12 +25,12 @@ def export(
     on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
 ) -> None:
     """Write a model for programs that do not know soju."""
-    from soju.recipes.splade.exporting import FORMATS, export_graph
-    from soju.recipes.splade.exporting import export as write
-    from soju.recipes.splade.indexing import model_folder, open_model, search_settings_of
+    from soju.sparse.export.exporting import FORMATS, export_graph
+    from soju.sparse.export.exporting import export as write
+    from soju.sparse.indexing import model_folder, open_model, search_settings_of
 
     if to == "inference-free":
-        from soju.recipes.splade.inference_free import make_inference_free
+        from soju.sparse.export.make_inference_free import make_inference_free
 
         tell_skipped(make_inference_free(model, corpus or (), target, on_error=on_error))
         say(f"{target}: {FORMATS[to]}")
@@ -62,7 +62,7 @@ def trim(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
 ) -> None:
     """Keep only the part of a model's vocabulary that a corpus needs."""
-    from soju.recipes.splade.trimming import trim as trim_model
+    from soju.sparse.trimming import trim as trim_model
 
     result, log = trim_model(model, out, corpus, max_size=max_size, on_error=on_error, revision=revision)
     tell_skipped(log)

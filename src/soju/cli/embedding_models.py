@@ -29,7 +29,7 @@ def measure_embedding_models(
 ) -> None:
     """Measure models on the sets of a configuration, print one table, and write everything to `out`."""
     from soju.core.files import write_json
-    from soju.recipes.embedding.comparing import compare_models
+    from soju.embedding.comparing import compare_models
     from soju.report.model_columns import model_rows, models_table
 
     measured = compare_models(models, values, place=place)

@@ -11,7 +11,8 @@ from soju.cli.console import console, print_scores, say, tell_skipped
 from soju.core.errors import DataError
 
 if TYPE_CHECKING:
-    from soju.recipes.embedding.config import EmbeddingConfig
+    from soju.embedding.config import EmbeddingConfig
+
 
 DEMO = "embedding-pico"
 QUERY = "김치를 담그는 방법"
@@ -20,7 +21,7 @@ QUERY = "김치를 담그는 방법"
 def check_embedding(values: Mapping[str, Any], *, place: str) -> None:
     """Check configuration and data; train nothing, ask no hub for a model."""
     from soju.data.statistics import format_statistics
-    from soju.recipes.embedding.recipe import read_run
+    from soju.embedding.recipe import read_run
 
     try:
         data, evaluation = read_run(_settings(values, place))
@@ -44,8 +45,8 @@ def train_embedding(
 ) -> None:
     """Expand, train, measure and report."""
     from soju.core.errors import BadNumbersError, RegressionError
-    from soju.recipes.embedding.recipe import read_run, run
-    from soju.recipes.run_folder import open_run_folder
+    from soju.core.run_folder import open_run_folder
+    from soju.embedding.recipe import read_run, run
 
     settings = _settings(values, place)
     data, evaluation = read_run(settings)
@@ -86,7 +87,7 @@ def _tell(folder: Path) -> None:
 
 def _settings(values: Mapping[str, Any], place: str) -> EmbeddingConfig:
     from soju.core.config import validate
-    from soju.recipes.embedding.config import EmbeddingConfig
+    from soju.embedding.config import EmbeddingConfig
 
     settings: EmbeddingConfig = validate(values, EmbeddingConfig, place=place)
     return settings

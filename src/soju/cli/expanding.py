@@ -36,8 +36,8 @@ def expand(
     seed: Annotated[int, typer.Option(help="Of initialisers that draw.")] = 0,
 ) -> None:
     """Give an embedding model a donor's Korean tokens, with a certificate that nothing else changed."""
-    from soju.recipes.embedding.certificate import CertificateError
-    from soju.recipes.embedding.expanding import expand_model, read_pairs
+    from soju.embedding.expansion.certificate import CertificateError
+    from soju.embedding.expansion.expanding import expand_model, read_pairs
 
     try:
         expand_model(

@@ -21,11 +21,11 @@ def explore(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
     """Open a page on this machine: type a text, see its terms, the hits, and why they matched."""
-    from soju.report.explore.serving import listen, serve, url_of
+    from soju.sparse.explore.serving import listen, serve, url_of
 
     listening = listen(port)  # before models load, so that a taken port is told at once
-    from soju.recipes.splade.exploring import Explorer, open_models
-    from soju.report.explore.app import create_app
+    from soju.sparse.explore.app import create_app
+    from soju.sparse.explore.exploring import Explorer, open_models
 
     models = open_models(model, against=against, indexes=index or [])
     explorer = Explorer(models)

@@ -40,8 +40,8 @@ def mine(
 ) -> None:
     """Find hard negatives: soju mine ROWS... OUT.jsonl."""
     from soju.core.config import validate
-    from soju.data.negatives import Choice
-    from soju.recipes.splade.mining import mine as mine_negatives
+    from soju.sparse.mining import mine as mine_negatives
+    from soju.sparse.negatives import Choice
 
     *files, last = rows
     if not files:

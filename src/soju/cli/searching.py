@@ -13,7 +13,8 @@ from soju.cli.console import AnyEngine, OnError, app, console, readable, say, te
 from soju.core.errors import UserError
 
 if TYPE_CHECKING:
-    from soju.recipes.splade.engines import RemoteEngine
+    from soju.sparse.engines import RemoteEngine
+
 
 Url = Annotated[str | None, typer.Option(help="opensearch and qdrant: the server, or a local folder of Qdrant.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="opensearch and qdrant: key=value; repeat for more.")]
@@ -32,7 +33,7 @@ def index(
     dead_letters: Annotated[Path | None, typer.Option(help="Where passages go that the engine refuses.")] = None,
 ) -> None:
     """Index documents: soju index MODEL CORPUS... INDEX."""
-    from soju.recipes.splade.indexing import add_to_index, build_index
+    from soju.sparse.indexing import add_to_index, build_index
 
     *files, last = corpus
     match engine:
@@ -72,12 +73,12 @@ def search(
     settings: Set = None,
 ) -> None:
     """Search an index; show which terms matched, in both languages."""
-    from soju.recipes.splade.indexing import open_index, search_index
     from soju.report.terminal import hits_table
+    from soju.sparse.indexing import open_index, search_index
 
     match engine:
         case "opensearch" | "qdrant":
-            from soju.recipes.splade.engines import search_url
+            from soju.sparse.engines import search_url
 
             found = search_url(engine, url, index, readable(query), model, k=k, settings=settings or ())
         case own:
@@ -105,7 +106,7 @@ def _load(
     overwrite: bool,
 ) -> None:
     """Index in another engine; a passage that was refused makes the exit code 2."""
-    from soju.recipes.splade.engines import connect, load_index
+    from soju.sparse.engines import connect, load_index
 
     with closing(connect(engine, url)) as target:
         loaded = load_index(
@@ -147,8 +148,8 @@ def expand_text(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the terms a text lights up, with weight and language."""
-    from soju.recipes.splade.indexing import expand, open_model
     from soju.report.terminal import expansion_table
+    from soju.sparse.indexing import expand, open_model
 
     encoder, _ = open_model(model)
     (expansion,) = expand(encoder, [readable(text)], k=k)

@@ -57,7 +57,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
         check_embedding(values, place=config)
         return
     from soju.data.statistics import format_statistics
-    from soju.recipes.splade.reading import read_run_data
+    from soju.sparse.reading import read_run_data
 
     settings, _ = read_config(config, overrides)
     try:
@@ -88,9 +88,9 @@ def train(
     if recipe_of(values) == "embedding":
         train_embedding(values, given, place=config, out=out, resume=resume, resume_from=resume_from)
         return
-    from soju.recipes.run_folder import open_run_folder
-    from soju.recipes.splade.modes import run_mode
-    from soju.recipes.splade.reading import read_run_data
+    from soju.core.run_folder import open_run_folder
+    from soju.sparse.modes import run_mode
+    from soju.sparse.reading import read_run_data
 
     settings, text = read_config(config, overrides)
     data = read_run_data(settings)
@@ -119,9 +119,9 @@ def evaluate(
     if recipe_of(values) == "embedding":
         measure_embedding_models([model], values, place=config, out=out)
         return
-    from soju.recipes.splade.indexing import model_folder, open_model, search_settings_of
-    from soju.recipes.splade.reading import read_run_data
-    from soju.recipes.splade.scoring import Subject, score
+    from soju.sparse.indexing import model_folder, open_model, search_settings_of
+    from soju.sparse.reading import read_run_data
+    from soju.sparse.scoring import Subject, score
 
     settings, _ = read_config(config, overrides)
     encoder, _ = open_model(model)
@@ -167,8 +167,8 @@ def compare(
         raise UserError(f"{len(models)} runs; give two, or embedding models with --config")
     if out is not None:
         raise UserError("--out: goes with --config; differences of two runs are printed only")
-    from soju.recipes.splade.comparing import compare_runs, probe_models
     from soju.report.terminal import differences_table, probes_table
+    from soju.sparse.comparing import compare_runs, probe_models
 
     subject, baseline = models
     if (subject / "query_scores.json").is_file() or (baseline / "query_scores.json").is_file():
@@ -189,7 +189,7 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
 def verify(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, model or index folder.")]) -> None:
     """Check every file against the manifests written with it."""
     from soju.core.files import MANIFEST
-    from soju.quality.integrity import check_tree
+    from soju.core.integrity import check_tree
 
     total = broken = 0
     for checked in check_tree(folder):
@@ -216,8 +216,8 @@ def demo(
     if recipe == "embedding":
         demo_embedding(out or free_folder(Path("runs") / f"demo-{recipe}"))
         return
-    from soju.recipes.splade.demo import QUERY, STATIC, STUDENT, run_demo
     from soju.report.terminal import hits_table
+    from soju.sparse.demo import QUERY, STATIC, STUDENT, run_demo
 
     folder = out or free_folder(Path("runs") / f"demo-{recipe}")
     console.print("1/2  Distilling a static Korean–English searcher from our own samples ...")

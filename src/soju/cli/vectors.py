@@ -22,7 +22,7 @@ def vectors(
     on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
 ) -> None:
     """Write the weighted terms of a corpus: soju vectors MODEL CORPUS... OUT --to FORMAT."""
-    from soju.recipes.splade.vectors import FORMATS, write_vectors
+    from soju.sparse.export.vectors import FORMATS, write_vectors
 
     *files, last = corpus
     folder = Path(last)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from soju.core.records import Judgement
 from soju.data.fields import show
 from soju.data.lines import MAX_LINE_BYTES
 from soju.data.log import SKIP, Place, ReadLog
 from soju.data.readers import read_rows
+from soju.data.records import Judgement
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from soju.core.records import (
+from soju.data.fields import show
+from soju.data.formats import header_of, parse_json, parse_tsv
+from soju.data.hub import read_hub
+from soju.data.lines import MAX_LINE_BYTES, decode_line, read_lines
+from soju.data.log import SKIP, Place, ReadLog, SourceCounts, printable
+from soju.data.records import (
     ChoiceQuestion,
     Document,
     InferencePair,
@@ -18,11 +23,6 @@ from soju.core.records import (
     TermRow,
     TripletRow,
 )
-from soju.data.fields import show
-from soju.data.formats import header_of, parse_json, parse_tsv
-from soju.data.hub import read_hub
-from soju.data.lines import MAX_LINE_BYTES, decode_line, read_lines
-from soju.data.log import SKIP, Place, ReadLog, SourceCounts, printable
 from soju.data.rows import COLUMNS, PARSERS, Kind, Row
 from soju.data.similarity_pairs import HEADED, header_columns
 from soju.data.source_filter import LineSelector, SourceFilter

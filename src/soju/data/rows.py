@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from soju.core.records import (
+from soju.data.fields import HANGUL, choice_of, clean_text, describe, id_of, score_of, show, similarity_of, text_field
+from soju.data.log import SKIP, Place
+from soju.data.records import (
     ChoiceQuestion,
     Document,
     InferencePair,
@@ -22,8 +24,6 @@ from soju.core.records import (
     TermRow,
     TripletRow,
 )
-from soju.data.fields import HANGUL, choice_of, clean_text, describe, id_of, score_of, show, similarity_of, text_field
-from soju.data.log import SKIP, Place
 from soju.data.similarity_pairs import HeadedKind, parse_choices, parse_inference, parse_similarity
 
 Kind = Literal["terms", "pairs", "query_pairs", "triplets", "documents", "passages", "judgements"] | HeadedKind

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from soju.core.records import ChoiceQuestion, InferencePair, SimilarityPair
 from soju.data.fields import choice_of, clean_text, describe, text_field
 from soju.data.log import SKIP, Place
+from soju.data.records import ChoiceQuestion, InferencePair, SimilarityPair
 
 __all__ = ["HEADED", "ChoiceQuestion", "InferencePair", "SimilarityPair", "header_columns"]
 

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from rich.table import Table
 
 from soju.core.language import Language
-from soju.core.records import Document, PairRow, PassageRow, TermRow, TripletRow
 from soju.data.fields import HANGUL
+from soju.data.records import Document, PairRow, PassageRow, TermRow, TripletRow
 from soju.data.rows import Row
 
 RowT = TypeVar("RowT", bound=Row)

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from soju.core.errors import UserError
-from soju.core.records import ChoiceQuestion
 from soju.core.score import Score
-from soju.evaluation.setting import Setting
+from soju.core.setting import Setting
+from soju.data.records import ChoiceQuestion
 from soju.evaluation.significance import Measurement, mean_interval
 from soju.evaluation.similarity import cosines_of
 

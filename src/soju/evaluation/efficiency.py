@@ -18,7 +18,7 @@ from scipy import sparse
 
 from soju.core.errors import UserError
 from soju.core.score import Score
-from soju.evaluation.setting import Setting
+from soju.core.setting import Setting
 
 Clock = Callable[[], int]
 """Returns nanoseconds that never run backwards."""

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from soju.core.errors import UserError
-from soju.core.records import SimilarityPair
 from soju.core.score import Score
-from soju.evaluation.setting import Setting
+from soju.core.setting import Setting
+from soju.data.records import SimilarityPair
 from soju.evaluation.significance import Comparison, judge_draws, percentiles, require_same_signature
 
 Metric = Literal["spearman", "pearson"]

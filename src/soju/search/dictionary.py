@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from soju.core.errors import UserError
 from soju.core.language import language_of
-from soju.core.records import TermRow
+from soju.data.records import TermRow
 from soju.search.lexical import Analyzer, Bm25Searcher, Ranking
 
 TRANSLATIONS = 10

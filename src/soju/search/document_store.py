@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soju.core.errors import UserError
-from soju.core.records import Document
+from soju.data.records import Document
 from soju.search.chunking import Chunk
 
 _BLOB = "documents.utf8"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from soju.core.errors import UserError
 from soju.core.progress import track
-from soju.core.records import Document
+from soju.data.records import Document
 from soju.search.block_max import BlockMaxEngine
 from soju.search.chunking import chunk_text
 from soju.search.document_store import DocumentStore, DocumentWriter, merge_documents

@@ -14,6 +14,7 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 if TYPE_CHECKING:
     from datasets import Dataset
 
+
 Lengths = Sequence[int] | str | Callable[[Mapping[str, Any]], int]
 """One number a row, the name of a column that holds it, or a function of a row."""
 

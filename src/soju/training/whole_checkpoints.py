@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 else:
     _Trainer = object
 
+
 _PICKLED_ARGUMENTS = "training_args.bin"
 _ARGUMENTS = "training_args.json"
 _SPARE_BYTES = 1 << 20

@@ -1,0 +1,219 @@
+"""Give an embedding model parameters of its own to learn with, leave those it has alone, and hand out a plain folder.
+
+Shape letters: see `soju.embedding.adapter_modules`; P = parts of a layer's output.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from torch import Tensor, nn
+
+from soju.core.errors import UserError
+from soju.embedding.adapter_modules import (
+    MARK,
+    SHIPPED,
+    AdaptedLinear,
+    AdaptedTransformer,
+    AdapterSettings,
+    FeedForward,
+    NarrowingLinear,
+    WiderLinear,
+    feed_forwards,
+    insert_adapters,
+)
+
+FOLDABLE = ("linear", "parallel")
+_SHIPPED_CLASS = f"{Path(SHIPPED).stem}.{AdaptedTransformer.__name__}"
+_OUR_CLASS = f"{AdaptedTransformer.__module__}.{AdaptedTransformer.__name__}"
+_NOTE = f"""
+## Adapters
+
+This model has adapters that are no part of its architecture and cannot be folded into its weights. They are in
+`adapters.safetensors`, and `{SHIPPED}` is the code that puts them in place. sentence-transformers runs
+it only when told:
+
+```python
+SentenceTransformer("...", trust_remote_code=True)
+```
+
+With soju installed, `soju.embedding.adapters.load_adapted("...")` runs none of the folder's code. Plain transformers
+loads the model without its adapters.
+"""
+
+
+def add_adapters(model: Any, settings: AdapterSettings, *, seed: int = 0) -> list[nn.Parameter]:
+    """Put adapters into a model, in place, and freeze everything else. The model's embeddings stay the same bits.
+
+    Args:
+        model: A sentence-transformers model, which then saves and loads its adapters with it; or a transformers model.
+        settings: Which and where.
+        seed: Of the adapters' weights; the caller's dice stay where they are.
+
+    Returns:
+        The adapters' parameters: what is left to train.
+
+    Raises:
+        UserError: If the architecture is not a known one, there are adapters already, or a layer does not exist.
+    """
+    backbone = _backbone(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            insert_adapters(backbone, settings)
+        except ValueError as error:
+            raise UserError(f"adapters: {error}") from None
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(MARK in name)
+    if isinstance(model, SentenceTransformer):
+        transformer = model[0]
+        transformer.__class__ = AdaptedTransformer
+        transformer.adapter_settings = settings
+    return adapter_parameters(model)
+
+
+def _backbone(model: Any) -> Any:
+    if not isinstance(model, SentenceTransformer):
+        return model
+    if not isinstance(model[0], Transformer):
+        raise UserError(f"adapters: the model starts with a {type(model[0]).__name__}, not with a Transformer")
+    return model[0].model
+
+
+def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of all adapters, from the first layer to the last."""
+    return [parameter for name, parameter in model.named_parameters() if MARK in name]
+
+
+def adapter_parameters_by_layer(model: Any) -> dict[int, list[nn.Parameter]]:
+    """Return the parameters of the adapters of each layer that has any."""
+    found = {}
+    for number, block in enumerate(feed_forwards(_backbone(model))):
+        adapters = [linear.adapter for linear in (*block.first, block.last) if hasattr(linear, "adapter")]
+        if adapters:
+            found[number] = [parameter for adapter in adapters for parameter in adapter.parameters()]
+    return found
+
+
+def describe_adapters(model: Any) -> str:
+    """Say how many parameters the adapters have, in how many layers, and what share of all that is."""
+    layers = adapter_parameters_by_layer(model)
+    count = sum(parameter.numel() for parameters in layers.values() for parameter in parameters)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    blocks = len(feed_forwards(_backbone(model)))
+    return f"adapters in {len(layers)} of {blocks} layers: {count:,} of {whole:,} parameters ({count / whole:.2%})"
+
+
+@torch.no_grad()
+def fold_adapters(model: Any) -> None:
+    """Make a plain model of one with ``linear`` or ``parallel`` adapters, in place; what it computes stays.
+
+    A linear adapter after ``W x + b`` is ``(1 + U D) W x + (1 + U D) b``, a matrix again. Parallel adapters are neurons
+    like those of the block, so the block becomes wider; layers without adapters get neurons with zero weights, as all
+    layers of a configuration have one ``intermediate_size``.
+
+    Args:
+        model: What `add_adapters` was given. All its parameters are trainable afterwards.
+
+    Raises:
+        UserError: If there are no adapters, or they are of a kind that has no plain form.
+    """
+    backbone = _backbone(model)
+    blocks = feed_forwards(backbone)
+    linear = [block for block in blocks if isinstance(block.last, AdaptedLinear)]
+    if any(block.last.adapter.kind != "linear" for block in linear):
+        raise UserError(f"only {' and '.join(FOLDABLE)} adapters can be folded; save this model with its adapters")
+    if not adapter_parameters(backbone):
+        raise UserError("the model has no adapters to fold")
+    for block in linear:
+        _fold_linear(block.last)
+    hidden = {block.last.adapter.up.in_features for block in blocks if isinstance(block.last, NarrowingLinear)}
+    if hidden:
+        for block in blocks:
+            _fold_parallel(block, max(hidden))
+        backbone.config.intermediate_size += max(hidden)
+    model.requires_grad_(True)
+    if isinstance(model, SentenceTransformer):
+        model[0].__class__ = Transformer
+        del model[0].adapter_settings
+
+
+def _fold_linear(last: AdaptedLinear) -> None:
+    product_DD = last.adapter.up.weight.double() @ last.adapter.down.weight.double()
+    last.weight.add_((product_DD @ last.weight.double()).to(last.weight.dtype))
+    if last.bias is not None:
+        last.bias.add_((product_DD @ last.bias.double()).to(last.bias.dtype))
+    _detach(last)
+
+
+def _fold_parallel(block: FeedForward, hidden: int) -> None:
+    for linear in block.first:
+        extra = linear.adapter if isinstance(linear, WiderLinear) else None
+        rows = block.parts * hidden
+        weight = linear.weight.new_zeros(rows, linear.in_features) if extra is None else extra.weight
+        linear.weight = nn.Parameter(_interleave(linear.weight, weight, block.parts))
+        if linear.bias is not None:
+            bias = linear.bias.new_zeros(rows) if extra is None else extra.bias
+            linear.bias = nn.Parameter(_interleave(linear.bias, bias, block.parts))
+        linear.out_features += rows
+        _detach(linear)
+    last: Any = block.last
+    new = (
+        last.adapter.up.weight
+        if isinstance(last, NarrowingLinear)
+        else last.weight.new_zeros(last.out_features, hidden)
+    )
+    last.weight = nn.Parameter(torch.cat([last.weight, new.to(last.weight.dtype)], dim=1))
+    last.in_features += hidden
+    _detach(last)
+
+
+def _interleave(old: Tensor, new: Tensor, parts: int) -> Tensor:
+    pieces = zip(old.chunk(parts), new.to(old.dtype).chunk(parts), strict=True)
+    return torch.cat([part for pair in pieces for part in pair])
+
+
+def _detach(linear: Any) -> None:
+    linear.__class__ = nn.Linear
+    if hasattr(linear, "adapter"):
+        del linear.adapter
+
+
+def save_adapted(model: SentenceTransformer, folder: Path) -> None:
+    """Save a model with its adapters, the code that loads them, and a README that says so.
+
+    Args:
+        model: From `add_adapters`. Fold adapters first where that is possible: the folder then needs no code.
+        folder: Made when it is missing.
+
+    Raises:
+        UserError: If the model has no adapters.
+    """
+    if not isinstance(model[0], AdaptedTransformer):
+        raise UserError("the model has no adapters; save it with save_pretrained")
+    model.save_pretrained(str(folder))
+    listed = folder / "modules.json"
+    modules = json.loads(listed.read_text(encoding="utf-8"))
+    modules[0]["type"] = _SHIPPED_CLASS
+    listed.write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+    with (folder / "README.md").open("a", encoding="utf-8") as readme:
+        readme.write(_NOTE)
+
+
+def load_adapted(folder: str | Path, **options: Any) -> SentenceTransformer:
+    """Load a model with adapters and run none of its folder's code.
+
+    Args:
+        folder: From `save_adapted`, or a trainer's checkpoint; a model without adapters loads as always.
+        **options: Of `SentenceTransformer`.
+
+    Returns:
+        The model.
+    """
+    classes = {_SHIPPED_CLASS: AdaptedTransformer, _OUR_CLASS: AdaptedTransformer}
+    return SentenceTransformer._load_with_module_classes(str(folder), classes, **options)

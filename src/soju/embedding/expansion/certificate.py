@@ -1,0 +1,287 @@
+"""Does an expanded model keep its promises? Checked on the saved folder, loaded as users load it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from soju.core.errors import UserError
+from soju.core.files import write_json
+from soju.embedding.expansion.byte_bpe import ByteBpe
+from soju.embedding.expansion.certificate_texts import CHECKED_TEXTS, UNCHANGED
+from soju.embedding.expansion.loaders import Loaded, load_auto, load_plain, of_transformers
+from soju.embedding.expansion.tokenizer_speed import measure_speed
+from soju.embedding.expansion.unchanged_model import (
+    changed_settings,
+    changed_vectors,
+    changed_weights,
+    embedding_rows,
+    model_settings,
+)
+from soju.embedding.expansion.vocabulary_expansion import Expansion
+
+CERTIFICATE_FILE = "certificate.json"
+
+
+class CertificateError(UserError):
+    """An expanded model broke a promise; the checks are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One promise."""
+
+    name: str
+    passed: bool
+    texts: int
+    """On how many texts it was checked, or or tokens, tensors, settings, where the promise is about these."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    failure: str | None = None
+    """The first case that broke it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """All checks of one expanded model, and what was measured beside them."""
+
+    checks: tuple[Check, ...]
+    measurements: dict[str, Any]
+
+    @property
+    def failed(self) -> list[Check]:
+        """The checks that did not pass."""
+        return [check for check in self.checks if not check.passed]
+
+    def save(self, folder: Path) -> None:
+        """Write ``certificate.json``."""
+        write_json(
+            folder / CERTIFICATE_FILE,
+            {
+                "passed": not self.failed,
+                "checks": [asdict(check) for check in self.checks],
+                "measurements": self.measurements,
+            },
+        )
+
+    def raise_if_failed(self, folder: Path) -> None:
+        """Raise `CertificateError` with the failed checks named."""
+        if self.failed:
+            named = "; ".join(f"{check.name}: {check.failure}" for check in self.failed)
+            raise CertificateError(
+                f"{folder / CERTIFICATE_FILE}: the expanded model broke {len(self.failed)} of "
+                f"{len(self.checks)} checks "
+                f"({named}); do not use it"
+            )
+
+
+def certify(
+    base: ByteBpe,
+    expansion: Expansion,
+    folder: Path,
+    *,
+    texts: Mapping[str, Sequence[str]] | None = None,
+    models: tuple[Any, Any] | None = None,
+    speed: bool = True,
+) -> Certificate:
+    """Check an expanded folder against its base.
+
+    Args:
+        base: The tokenizer that was expanded, loaded from its folder.
+        expansion: What it was given.
+        folder: The saved model, or a tokenizer alone.
+        texts: More texts by language: ``en``, ``code``, ``ja`` and ``zh`` must keep their ids, others be coarsenings.
+        models: Base and expanded model as SentenceTransformer loaded them from their folders.
+        speed: Measure load time and throughput beside the base and added tokens.
+
+    Returns:
+        The certificate; `Certificate.raise_if_failed` judges it.
+    """
+    samples = _samples(texts or {})
+    pairs = _loaders(base, folder, models)
+    every = [text for some in samples.values() for text in some]
+    unchanged = [text for language in UNCHANGED for text in samples.get(language, ())]
+    old, new = pairs[0]
+    old_ids, new_ids = old.encode(every, False), new.encode(every, False)
+    checks = [
+        _special_tokens(base, pairs),
+        _id_range(expansion, pairs, models),
+        _round_trip(base, every, pairs),
+        _same_ids(unchanged, pairs),
+        _coarsening(expansion, every, pairs),
+        _surroundings(expansion, every[:200], pairs),
+        _reachable(expansion, pairs),
+        _loaders_agree(every, pairs),
+    ]
+    if models is not None:
+        checks += _same_model(expansion, samples.get("en", ()), models)
+    measurements = _measurements(expansion, old_ids, new_ids)
+    if speed:
+        measurements["speed"] = measure_speed(base, expansion, folder, every)
+    return Certificate(tuple(checks), measurements)
+
+
+def _samples(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    names = dict.fromkeys([*CHECKED_TEXTS, *texts])
+    return {name: [*CHECKED_TEXTS.get(name, ()), *texts.get(name, ())] for name in names}
+
+
+def _loaders(base: ByteBpe, folder: Path, models: tuple[Any, Any] | None) -> list[tuple[Loaded, Loaded]]:
+    """Return base and expanded tokenizer by each way of loading."""
+    assert base.folder is not None, "a certificate is about folders"
+    pairs = [(load_plain(base.folder), load_plain(folder)), (load_auto(base.folder), load_auto(folder))]
+    if models is not None:
+        old, new = (of_transformers("SentenceTransformer", model.tokenizer) for model in models)
+        pairs.append((old, new))
+    return pairs
+
+
+def _check(
+    name: str, texts: int, failures: Iterable[str], figures: Callable[[], dict[str, Any]] | None = None
+) -> Check:
+    failure = next(iter(failures), None)
+    return Check(name, failure is None, texts, figures() if figures else {}, failure)
+
+
+def _special_tokens(base: ByteBpe, pairs: Sequence[tuple[Loaded, Loaded]]) -> Check:
+    def failures() -> Iterable[str]:
+        for old, new in pairs:
+            for content in base.added_tokens:
+                before, after = old.backend.token_to_id(content), new.backend.token_to_id(content)
+                if before != after:
+                    yield f"{new.way}: {content!r} has id {after} instead of {before}"
+            kept = old.backend.get_added_tokens_decoder()
+            found = new.backend.get_added_tokens_decoder()
+            for number, token in kept.items():
+                if repr(found.get(number)) != repr(token):
+                    yield f"{new.way}: id {number} is {found.get(number)!r} instead of {token!r}"
+            for name, value in old.settings.items():
+                if new.settings[name] != value:
+                    yield f"{new.way}: {name} is {new.settings[name]!r} instead of {value!r}"
+
+    return _check("special_tokens_unchanged", len(base.added_tokens), failures())
+
+
+def _id_range(expansion: Expansion, pairs: Sequence[tuple[Loaded, Loaded]], models: tuple[Any, Any] | None) -> Check:
+    def failures() -> Iterable[str]:
+        texts = expansion.texts
+        for old, new in pairs:
+            vocabulary = new.backend.get_vocab(with_added_tokens=True)
+            for place, token in enumerate(expansion.tokens):
+                name = token if expansion.method == "merges" else str(texts[place])
+                if vocabulary.get(name) != expansion.first_id + place:
+                    yield f"{new.way}: {name!r} has id {vocabulary.get(name)} instead of {expansion.first_id + place}"
+            moved = old.backend.get_vocab(with_added_tokens=True).items() - vocabulary.items()
+            if moved:
+                yield f"{new.way}: {len(moved):,} old tokens moved, such as {min(moved)}"
+            if max(vocabulary.values()) + 1 != expansion.size:
+                yield f"{new.way}: {max(vocabulary.values()) + 1:,} ids instead of {expansion.size:,}"
+        if models is not None:
+            rows, stated = embedding_rows(models[1])
+            if not expansion.size <= rows == stated:
+                yield f"{rows:,} embedding rows and config vocab_size {stated:,} for {expansion.size:,} ids"
+
+    return _check("id_range", len(expansion.tokens), failures())
+
+
+def _round_trip(base: ByteBpe, texts: Sequence[str], pairs: Sequence[tuple[Loaded, Loaded]]) -> Check:
+    wanted = [base.normalise(text) for text in texts]
+    lossy = {
+        text
+        for text, ids in zip(texts, pairs[0][0].encode(texts, False), strict=True)
+        if pairs[0][0].decode(ids) != base.normalise(text)
+    }
+
+    def failures() -> Iterable[str]:
+        for _, new in pairs:
+            for text, ids, expected in zip(texts, new.encode(texts, False), wanted, strict=True):
+                if text not in lossy and new.decode(ids) != expected:
+                    yield f"{new.way}: {text[:60]!r} comes back as {new.decode(ids)[:60]!r}"
+
+    # A base whose special tokens swallow white space loses some texts itself.
+    return _check("decoding_gives_the_text_back", len(texts), failures(), lambda: {"lost_by_the_base": len(lossy)})
+
+
+def _same_ids(texts: Sequence[str], pairs: Sequence[tuple[Loaded, Loaded]]) -> Check:
+    def failures() -> Iterable[str]:
+        for old, new in pairs:
+            for text, before, after in zip(texts, old.encode(texts, False), new.encode(texts, False), strict=True):
+                if before != after:
+                    yield f"{new.way}: {text[:60]!r} has other ids"
+
+    return _check("other_languages_keep_their_ids", len(texts), failures())
+
+
+def _coarsening(expansion: Expansion, texts: Sequence[str], pairs: Sequence[tuple[Loaded, Loaded]]) -> Check:
+    def failures() -> Iterable[str]:
+        for old, new in pairs:
+            for text, before, after in zip(texts, old.encode(texts, False), new.encode(texts, False), strict=True):
+                if _collapse(expansion, after) != before:
+                    yield f"{new.way}: the new tokens of {text[:60]!r} do not stand for its old ones"
+
+    return _check("encodings_are_coarsenings", len(texts), failures())
+
+
+def _surroundings(expansion: Expansion, texts: Sequence[str], pairs: Sequence[tuple[Loaded, Loaded]]) -> Check:
+    def failures() -> Iterable[str]:
+        for old, new in pairs:
+            for text, before, after in zip(texts, old.encode(texts, True), new.encode(texts, True), strict=True):
+                if _collapse(expansion, after) != before:
+                    yield f"{new.way}: {text[:60]!r} gets other special tokens"
+
+    return _check("special_tokens_around_texts_are_the_same", len(texts), failures())
+
+
+def _collapse(expansion: Expansion, ids: Sequence[int]) -> list[int] | None:
+    return expansion.collapse(ids) if max(ids, default=0) < expansion.size else None
+
+
+def _reachable(expansion: Expansion, pairs: Sequence[tuple[Loaded, Loaded]]) -> Check:
+    whole = [(expansion.first_id + place, text) for place, text in enumerate(expansion.texts) if text is not None]
+
+    def failures() -> Iterable[str]:
+        for _, new in pairs:
+            encoded = new.encode([text for _, text in whole], False)
+            for (number, text), ids in zip(whole, encoded, strict=True):
+                if ids != [number]:
+                    yield f"{new.way}: {text!r} is encoded as {ids} instead of [{number}]"
+
+    return _check(
+        "every_new_token_is_reached",
+        len(whole),
+        failures(),
+        lambda: {"left_out": len(expansion.unreachable), "parts_of_characters": len(expansion.tokens) - len(whole)},
+    )
+
+
+def _loaders_agree(texts: Sequence[str], pairs: Sequence[tuple[Loaded, Loaded]]) -> Check:
+    def failures() -> Iterable[str]:
+        expected = pairs[0][1].encode(texts, False)
+        for _, new in pairs[1:]:
+            for text, ids, wanted in zip(texts, new.encode(texts, False), expected, strict=True):
+                if ids != wanted:
+                    yield f"{new.way} encodes {text[:60]!r} otherwise than the tokenizers library"
+
+    return _check("loaders_agree", len(texts), failures(), lambda: {"loaders": [new.way for _, new in pairs]})
+
+
+def _same_model(expansion: Expansion, texts: Sequence[str], models: tuple[Any, Any]) -> list[Check]:
+    some = [text for text in texts if text.strip()][:64]
+    before, after = map(model_settings, models)
+    return [
+        _check("old_weights_are_bit_identical", len(models[0].state_dict()), changed_weights(models, expansion)),
+        _check("settings_are_unchanged", len(before), changed_settings(before, after)),
+        _check("english_embeddings_are_bit_identical", len(some), changed_vectors(some, models)),
+    ]
+
+
+def _measurements(expansion: Expansion, old_ids: Sequence[list[int]], new_ids: Sequence[list[int]]) -> dict[str, Any]:
+    used = {number for ids in new_ids for number in ids if number >= expansion.first_id}
+    before, after = sum(map(len, old_ids)), sum(map(len, new_ids))
+    return {
+        "new_tokens_used": len(used) / max(1, len(expansion.tokens)),
+        "tokens_before": before,
+        "tokens_after": after,
+        "longest_growth": max((len(new) - len(old) for old, new in zip(old_ids, new_ids, strict=True)), default=0),
+    }

@@ -1,0 +1,288 @@
+"""Make a base without a hub: a tokenizer that knows English, a small encoder like Qwen3, a donor tokenizer.
+
+What comes out is the kind of folder that Qwen3-Embedding is: byte-level BPE, ``<|endoftext|>`` at the end of each text,
+padding on the left, the vector of the last token (or the mean of all), length 1.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from transformers import Qwen3Config, Qwen3Model
+
+from soju.core.errors import IntegrityError, UserError
+from soju.core.files import verify_manifest, write_manifest
+from soju.data.spreading import spread
+from soju.embedding.byte_bpe_training import END, train_byte_bpe
+from soju.embedding.config import DistillationSettings, OptimiserSettings, ScratchBase
+from soju.embedding.reading import EmbeddingData
+from soju.embedding.stage_loss import NamedTerms, PairLoss, TargetLoss
+from soju.embedding.stage_trainer import StageTrainer, refuse_few_rows, stage_arguments
+from soju.embedding.trainable import all_group, load_trainable, transformer_of
+from soju.embedding.training_rows import Encode, LabelledPairs, PairCollator, TextCollator, TextRows, encoder_of
+from soju.teachers.teacher import SentenceTransformerTeacher
+from soju.teachers.teacher_cache import cached_embeddings
+from soju.training.checkpoints import newest_verified, publish, resume_path
+from soju.training.random_state import seeded
+from soju.training.ranks import on_main_process
+
+BASE, DONOR = "base", "donor"
+"""Folders of a run that hold them."""
+
+
+def make_scratch_base(settings: ScratchBase, data: EmbeddingData, folder: Path, *, seed: int) -> tuple[Path, Path]:
+    """Make base and donor below the run folder, or find what an earlier start of the run has finished.
+
+    Args:
+        settings: Of the base.
+        data: Texts and pairs of the run.
+        folder: The run folder.
+        seed: Of the run.
+
+    Returns:
+        The base's folder and the donor's.
+
+    Raises:
+        UserError: If there are no English texts, or too few rows.
+    """
+    if not data.english:
+        raise UserError("base: kind scratch needs English texts; give data.english, data.pairs or data.passages")
+    donor, base = folder / DONOR, folder / BASE
+    untrained = folder / "training" / BASE / "untrained"
+    with PartialState().main_process_first():
+        # 1. A donor tokenizer on the Korean texts.
+        if not is_whole(donor):
+            texts = spread(data.korean, settings.tokenizer_texts or len(data.korean))
+            train_byte_bpe(texts, settings.donor_vocabulary, _empty(donor))
+            write_manifest(donor)
+        if is_whole(base):
+            return base, donor
+        # 2. The untrained encoder with a tokenizer that is mostly English.
+        if not is_whole(untrained):
+            train_byte_bpe(
+                _mixed(settings, data), settings.vocabulary, _empty(untrained), max_length=settings.max_length
+            )
+            _untrained(settings, untrained, seed=seed).save(str(untrained), create_model_card=False)
+            write_manifest(untrained)
+    # 3. Learn to embed, from a teacher or from pairs.
+    trained = train_base(untrained, settings.distillation, data, folder / "training" / BASE, seed=seed)
+    # 4. Publish it whole.
+    on_main_process(lambda: _publish(trained, folder))
+    return base, donor
+
+
+def _publish(trained: SentenceTransformer, folder: Path) -> None:
+    staged = _empty(folder / f".{BASE}.saving")
+    trained.save(str(staged), create_model_card=False)
+    publish(staged, folder / BASE)
+
+
+def is_whole(folder: Path) -> bool:
+    """Tell whether a folder verifies against its manifest."""
+    try:
+        verify_manifest(folder)
+    except IntegrityError:
+        return False
+    return True
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _mixed(settings: ScratchBase, data: EmbeddingData) -> Iterator[str]:
+    """Yield the texts of the base's tokenizer: English, and Korean until it has its share of the characters."""
+    english = spread(data.english, settings.tokenizer_texts or len(data.english))
+    yield from english
+    share = settings.korean_share
+    wanted = sum(map(len, english)) * share / (1 - share) if share < 1 else float("inf")
+    given = 0
+    for text in spread(data.korean, settings.tokenizer_texts or len(data.korean)) if share else ():
+        if given >= wanted:
+            return
+        yield text
+        given += len(text)
+
+
+def _untrained(settings: ScratchBase, folder: Path, *, seed: int) -> SentenceTransformer:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    configuration = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.key_value_heads,
+        head_dim=settings.hidden_size // settings.heads,
+        max_position_embeddings=max(512, settings.max_length),
+        pad_token_id=tokenizer.convert_tokens_to_ids(END),
+        bos_token_id=tokenizer.convert_tokens_to_ids(END),
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with seeded(seed):
+        model = Qwen3Model(configuration).float()
+    model.save_pretrained(folder)
+    transformer = Transformer(str(folder), max_seq_length=settings.max_length, model_kwargs={"dtype": "float32"})
+    return SentenceTransformer(
+        modules=[transformer, Pooling(settings.hidden_size, settings.pooling), Normalize()], device="cpu"
+    )
+
+
+def train_base(
+    start: Path, settings: DistillationSettings, data: EmbeddingData, folder: Path, *, seed: int
+) -> SentenceTransformer:
+    """Teach an untrained encoder to embed; a training that was begun goes on.
+
+    Args:
+        start: The untrained encoder.
+        settings: How it learns.
+        data: Texts and pairs of the run.
+        folder: Gets checkpoints and history.
+        seed: Of the run.
+
+    Returns:
+        The trained encoder.
+
+    Raises:
+        UserError: If there are too few texts or pairs.
+    """
+    model = load_float32(start)
+    groups = [all_group(model)]
+    optimiser = OptimiserSettings(
+        batch_size=settings.batch_size,
+        max_steps=settings.max_steps,
+        learning_rate=settings.learning_rate,
+        mixed_precision="bf16" if torch.cuda.is_available() else "off",
+        validate_every=settings.save_every,
+    )
+    encode, pad = encoder_of(model, max_length=None), _padding(model)
+    rows: TextRows | LabelledPairs
+    loss: NamedTerms
+    if settings.teacher is None:
+        pairs = spread(data.pairs, settings.texts)
+        rows = LabelledPairs([pair.ko for pair in pairs], [pair.en for pair in pairs], [1.0] * len(pairs))
+        collator: Any = PairCollator(rows, encode, **pad)
+        loss = PairLoss(model, "inference", settings.temperature)
+    else:
+        with PartialState().main_process_first():
+            rows = taught_rows(settings, data)
+        collator = TextCollator(rows, encode, **pad)
+        assert rows.targets_ND is not None
+        project_DT = projection(rows.targets_ND, model.get_embedding_dimension())
+        if settings.rows_from_teacher:
+            with PartialState().main_process_first():
+                rows_from_teacher(model, settings, project_DT)
+        loss = TargetLoss(model, project_DT)
+    refuse_few_rows(len(rows), optimiser, place="data.pairs", ranks=PartialState().num_processes)
+    trainer = StageTrainer(
+        groups=groups,
+        warm_up=optimiser.warm_up,
+        model=model,
+        args=stage_arguments(optimiser, folder, _lengths(rows, encode), seed=seed, chosen_by=None),
+        train_dataset=rows.dataset(),
+        loss=loss,
+        data_collator=collator,
+        history=folder / "history.jsonl",
+    )
+    begun = on_main_process(lambda: resume_path(folder / "checkpoints").path)
+    trainer.train(begun)
+    last = newest_verified(folder / "checkpoints").path
+    if last is None:
+        raise UserError(f"{folder}: no checkpoint verifies after training; look at the disk and train again")
+    trained = load_float32(start)
+    load_trainable([all_group(trained)], last)
+    return trained
+
+
+def _lengths(rows: TextRows | LabelledPairs, encode: Encode) -> NDArray[np.int64]:
+    """Return tokens of texts: a base that spells Korean in bytes needs far more for it than characters tell."""
+    if isinstance(rows, LabelledPairs):
+        return rows.lengths
+    return np.array([len(ids) for ids in encode(rows.texts)], np.int64)
+
+
+def taught_rows(settings: DistillationSettings, data: EmbeddingData) -> TextRows:
+    """Return English texts, and Korean sides of pairs, with the teacher's vectors of the English."""
+    assert settings.teacher is not None
+    english = spread(data.english, settings.texts)
+    translated = {pair.en: pair.ko for pair in data.pairs}
+    with_korean = [place for place, text in enumerate(english) if text in translated]
+    with_korean = spread(with_korean, round(settings.pair_share * len(english)))
+    targets_ND = np.asarray(
+        cached_embeddings(SentenceTransformerTeacher(settings.teacher), english, settings.cache), np.float32
+    )
+    korean = [translated[english[place]] for place in with_korean]
+    target_of = np.concatenate([np.arange(len(english)), np.array(with_korean, np.int64)])
+    return TextRows([*english, *korean], targets_ND, target_of.astype(np.int64))
+
+
+def projection(targets_ND: NDArray[np.float32], width: int) -> torch.Tensor | None:
+    """Return the directions in which the teacher's vectors differ most, ``(width, D)``; none when widths are equal.
+
+    A narrower student learns the teacher's vectors in these directions (principal components without centring), which
+    keeps cosines as well as so few numbers can.
+    """
+    if targets_ND.shape[1] == width:
+        return None
+    if targets_ND.shape[1] < width:
+        raise UserError(
+            f"base.hidden_size: {width} is wider than the teacher's vectors, {targets_ND.shape[1]}; give at most that"
+        )
+    second_DD = targets_ND.T.astype(np.float64) @ targets_ND
+    _, vectors_DD = np.linalg.eigh(second_DD)
+    leading_TD = vectors_DD[:, ::-1][:, :width].T
+    signs_T = np.sign(leading_TD[np.arange(width), np.abs(leading_TD).argmax(axis=1)])
+    return torch.from_numpy((leading_TD * signs_T[:, None]).astype(np.float32))
+
+
+@torch.no_grad()
+def rows_from_teacher(
+    model: SentenceTransformer, settings: DistillationSettings, project_DT: torch.Tensor | None
+) -> None:
+    """Set a token's embedding to the teacher's vector of its text, as static embeddings are distilled (model2vec).
+
+    Vectors are projected, centred and given the length of a normalised hidden state, so that the mean of a text's
+    tokens means something before the first step. Tokens that are part of a character keep what they have.
+
+    Args:
+        model: An untrained encoder of width D.
+        settings: Teacher and cache.
+        project_DT: See `projection`.
+    """
+    assert settings.teacher is not None
+    tokenizer, special = model.tokenizer, set(model.tokenizer.all_special_ids)
+    texts = {token: tokenizer.decode([token]).strip() for token in range(len(tokenizer)) if token not in special}
+    texts = {token: text for token, text in texts.items() if text and "\N{REPLACEMENT CHARACTER}" not in text}
+    vectors_NT = torch.from_numpy(
+        np.asarray(
+            cached_embeddings(SentenceTransformerTeacher(settings.teacher), list(texts.values()), settings.cache),
+            np.float32,
+        )
+    )
+    vectors_ND = vectors_NT if project_DT is None else vectors_NT @ project_DT.T
+    vectors_ND = torch.nn.functional.normalize(vectors_ND - vectors_ND.mean(dim=0), dim=1)
+    embedding_VD = transformer_of(model).get_input_embeddings().weight  # type: ignore[operator]
+    embedding_VD[torch.tensor(list(texts))] = (vectors_ND * vectors_ND.shape[1] ** 0.5).to(embedding_VD)
+
+
+def load_float32(folder: Path) -> SentenceTransformer:
+    """Load a model for training: float32, so that small steps do not round away; no code of others is run."""
+    return SentenceTransformer(str(folder), model_kwargs={"dtype": "float32"}, local_files_only=True)
+
+
+def _padding(model: SentenceTransformer) -> dict[str, Any]:
+    return {"pad_id": model.tokenizer.pad_token_id, "left": model.tokenizer.padding_side == "left"}

@@ -1,1 +1,0 @@
-"""Write models in the formats of other programs."""

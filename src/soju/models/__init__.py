@@ -1,1 +1,0 @@
-"""Tokenizers and encoders: text in, weighted terms out."""

@@ -1,1 +1,0 @@
-"""Gate, rollback and integrity: what may be kept, and what is run again."""

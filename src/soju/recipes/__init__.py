@@ -1,1 +1,0 @@
-"""The methods, each a story of numbered steps. Only here do the parts meet."""

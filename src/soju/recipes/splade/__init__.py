@@ -1,1 +1,0 @@
-"""Cross-lingual learned sparse retrieval: Korean text lights up Korean and English terms."""

@@ -1,1 +1,0 @@
-"""Mode ``static``: a sparse encoder from word alignment, no network at all."""

@@ -1,1 +1,0 @@
-"""Mode ``triplets``: a neural student from triplets of query, answer and hard negatives, stage by stage."""

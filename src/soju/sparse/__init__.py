@@ -1,0 +1,1 @@
+"""Cross-lingual learned sparse retrieval: Korean text activates Korean and English terms."""

@@ -1,0 +1,1 @@
+"""Sparse models in the formats of other programs."""

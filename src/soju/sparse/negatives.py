@@ -1,0 +1,221 @@
+"""Which of the texts a miner found are negatives of a question? Pure decisions; nothing is read or encoded here."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import Field
+
+from soju.core.config import Settings
+from soju.data.records import TermRow
+from soju.sparse.questions import Question, Text
+
+HARD_RANK = 10
+"""Last rank that is hard."""
+MEDIUM_RANK = 50
+"""Last rank that is medium; later ones are easy."""
+
+Pick = Literal["best", "sample"]
+Reason = Literal[
+    "known positive",
+    "the query itself",
+    "skipped rank",
+    "base term or compound",
+    "holds the term",
+    "shared translation",
+    "above the highest score",
+    "too close to the positive",
+]
+"""Why a candidate is no negative, in the order that is asked."""
+
+
+class Choice(Settings):
+    """Which candidates become negatives."""
+
+    per_query: int = Field(default=1, ge=1)
+    """Negatives of a question at most."""
+    skip: int = Field(default=0, ge=0)
+    """Best ranks that are left out."""
+    pick: Pick = "best"
+    """``best``: the first that pass. ``sample``: any that pass, each as likely."""
+    max_score: float | None = Field(default=None, allow_inf_nan=False)
+    """A negative scores no higher, in the unit of the filter model; ``None`` sets no bound."""
+    relative: float | None = Field(default=0.95, gt=0, allow_inf_nan=False)
+    """A negative scores at most this share of the positive's score; ``None`` sets no bound."""
+    seed: int = 0
+    """Of ``sample``."""
+
+    @property
+    def filters(self) -> bool:
+        """Tell whether scores decide."""
+        return self.max_score is not None or self.relative is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A text that a miner found."""
+
+    text: Text
+    score: float
+    """Of the filter model, or of the miner without one; higher is closer to the query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Negative:
+    """A text that does not answer a question but looks as if."""
+
+    text: str
+    rank: int
+    """Its place among the found texts that are not known to answer the question, from 1."""
+    score: float
+
+    @property
+    def difficulty(self) -> str:
+        """``hard`` up to rank 10, ``medium`` up to 50, ``easy`` beyond."""
+        return "hard" if self.rank <= HARD_RANK else "medium" if self.rank <= MEDIUM_RANK else "easy"
+
+
+@dataclass(slots=True)
+class Chosen:
+    """What became of the candidates of one question."""
+
+    negatives: list[Negative]
+    dropped: Counter[Reason] = field(default_factory=Counter)
+    positive_unknown: bool = False
+    """The positive scores nothing, so nothing could be compared with it."""
+
+
+class TermGuard:
+    """Tells which terms are too closely related for one to be a negative of the other.
+
+    증상 (symptom) answers much of what is asked about 임상증상 (clinical symptom), and a dictionary may give both the
+    same translation. Two terms are related when
+
+    - one contains the other, compared by letters and digits: as a base term and its compound,
+    - the term rows give them a translation or synonym in common, or one as a translation of the other,
+    - one contains a translation of the other: "symptom" is no negative of 임상증상.
+
+    A longer text that holds a term, query or answer, is about it, and no negative either. Containment alone is
+    sometimes accidental (art, start). That costs a negative; a missed relation teaches a falsehood. Queries that are no
+    terms (`Text.is_term`) have no such relations: sentences share words.
+
+    Args:
+        rows: Head words with their terms.
+    """
+
+    def __init__(self, rows: Iterable[TermRow] = ()) -> None:
+        self._related: dict[str, dict[str, Text]] = {}
+        for row in rows:
+            head = Text.of(row.ko)
+            for term in (Text.of(term.text) for term in row.terms):
+                self._related.setdefault(head.key, {})[term.key] = term
+                self._related.setdefault(term.key, {})[head.key] = head
+
+    def reason(self, anchors: Iterable[Text], candidate: Text) -> Reason | None:
+        """Say why a candidate is no negative.
+
+        Args:
+            anchors: The query and all that answers it.
+            candidate: The text in question.
+
+        Returns:
+            The reason, or ``None``.
+        """
+        terms = [anchor for anchor in anchors if anchor.is_term]
+        if not candidate.is_term:
+            return "holds the term" if any(_is_part(term, candidate, hangul=2, other=4) for term in terms) else None
+        if not terms:
+            return None
+        if any(_one_contains_the_other(anchor, candidate, hangul=1, other=3) for anchor in terms):
+            return "base term or compound"
+        related = self._related.get(candidate.key, {})
+        reach = {anchor.key for anchor in terms}.union(*(self._related.get(anchor.key, {}) for anchor in terms))
+        if candidate.key in reach or not reach.isdisjoint(related):
+            return "shared translation"
+        # A translation of one syllable or four letters stands in too many words to mean anything.
+        translations = related.values()
+        if any(_one_contains_the_other(a, t, hangul=2, other=5) for a in terms for t in translations):
+            return "base term or compound"
+        return None
+
+
+def _one_contains_the_other(first: Text, second: Text, *, hangul: int, other: int) -> bool:
+    short, long = (first, second) if len(first.key) <= len(second.key) else (second, first)
+    return _is_part(short, long, hangul=hangul, other=other)
+
+
+def _is_part(short: Text, long: Text, *, hangul: int, other: int) -> bool:
+    """Tell whether one text stands in another and is long enough, in characters, for that to be no accident."""
+    return short.key in long.key and len(short.key) >= (hangul if short.holds_hangul else other)
+
+
+def choose(
+    question: Question,
+    candidates: Sequence[Candidate],
+    known: Mapping[str, Text],
+    guard: TermGuard,
+    choice: Choice,
+    *,
+    positive_score: float | None,
+) -> Chosen:
+    """Choose the negatives of one question.
+
+    What answers the question is taken out of the ranking first, the rest gets its ranks, and then the ranks to skip,
+    the guard and the scores decide. A score passes with ``score <= max_score`` and
+    ``score <= relative * positive_score``: an unlabelled text that scores as high as the positive is probably one. When
+    the positive itself scores nothing, a share of it is no bound, and there is no negative.
+
+    Args:
+        question: The query and its positive.
+        candidates: What the miner found, best first.
+        known: All that is known to answer the query, by key; see `soju.sparse.questions.Answers`.
+        guard: Knows related terms.
+        choice: Which to take.
+        positive_score: Score of the positive in the candidates' unit; ``None`` when nothing is filtered by scores.
+
+    Returns:
+        The negatives by rank, and how many candidates were dropped for which reason.
+
+    References:
+        de Souza P. Moreira et al. 2024, NV-Retriever: Improving text embedding models with effective hard-negative
+        mining, arXiv:2407.15831: the bounds are its TopK-Abs and TopK-PercPos.
+    """
+    query, dropped = Text.of(question.query), Counter[Reason]()
+    positives = {**known, **{text.key: text for text in map(Text.of, (question.positive, *question.other_positives))}}
+    anchors = (query, *positives.values())
+    passed: list[Negative] = []
+    rank = 0
+    for candidate in candidates:
+        reason: Reason | None
+        if candidate.text.key in positives:
+            reason = "known positive"
+        elif candidate.text.key == query.key:
+            reason = "the query itself"
+        else:
+            rank += 1
+            reason = "skipped rank" if rank <= choice.skip else guard.reason(anchors, candidate.text)
+            reason = reason or _too_high(candidate.score, positive_score, choice)
+        if reason is None:
+            passed.append(Negative(candidate.text.text, rank, candidate.score))
+        else:
+            dropped[reason] += 1
+    if choice.relative is not None and positive_score is not None and positive_score <= 0:
+        return Chosen([], dropped, positive_unknown=True)
+    if choice.pick == "sample" and len(passed) > choice.per_query:
+        # Seeded by the question, so that neither its place nor an interruption changes what is drawn.
+        seed = hashlib.sha256(f"{choice.seed}\n{question.query}\n{question.positive}".encode()).digest()
+        passed = sorted(random.Random(seed).sample(passed, choice.per_query), key=lambda negative: negative.rank)
+    return Chosen(passed[: choice.per_query], dropped)
+
+
+def _too_high(score: float, positive_score: float | None, choice: Choice) -> Reason | None:
+    if choice.max_score is not None and score > choice.max_score:
+        return "above the highest score"
+    if choice.relative is not None and positive_score is not None and score > choice.relative * positive_score:
+        return "too close to the positive"
+    return None

@@ -1,0 +1,1 @@
+"""Mode `static`: a sparse encoder from word alignment, without a neural network."""

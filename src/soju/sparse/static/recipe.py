@@ -1,0 +1,165 @@
+"""Distil sentence pairs and a term list into a static cross-lingual sparse encoder, and prove what it is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from soju.core.files import write_json, write_manifest, write_text
+from soju.core.run_directory import RunDirectory
+from soju.core.score import Score
+from soju.report.model_card import Example, ModelCard, render_model_card
+from soju.report.run_report import write_report
+from soju.sparse.comparing import write_query_scores
+from soju.sparse.config import StaticConfig
+from soju.sparse.export.exporting import export
+from soju.sparse.indexing import PACKAGED_MODEL, expand
+from soju.sparse.reading import RunData, read_run_data
+from soju.sparse.scoring import SUBJECT, Measured, Subject, metrics_of, score
+from soju.sparse.showing import data_sources, example_searches
+from soju.sparse.static.static_encoder import StaticEncoder
+from soju.sparse.static.training import TrainingLog, train_static
+
+_USAGE = 'soju index {model} corpus.jsonl INDEX\nsoju search INDEX "질의"'
+_PYTHON_USAGE = """from pathlib import Path
+
+from soju.sparse.static.static_encoder import StaticEncoder
+
+encoder = StaticEncoder.load(Path("MODEL"))
+vectors = encoder.encode_queries(["인공지능"])  # scipy csr, (1, terms)"""
+
+STEPS = {
+    "analyse": "Korean sentences were split into morphemes.",
+    "tokenizer": "The morphemes became the pieces of a tokenizer that needs no analyser.",
+    "alignment": "The words of both languages were aligned in both directions.",
+    "expansion": "Alignment and term list became weights and were pruned.",
+}
+
+
+def run(config: StaticConfig, run_dir: RunDirectory, *, data: RunData | None = None, workers: int = 2) -> Path:
+    """Train, score, export and report.
+
+    Args:
+        config: What to do.
+        run_dir: Where everything goes.
+        data: What `read_run_data` read, when that was done before the folder was made.
+        workers: Threads of the morphological analyser.
+
+    Returns:
+        The HTML report.
+
+    Raises:
+        UserError: If the data cannot be trusted; nothing is trained then.
+    """
+    # 1. Read the data; refuse broken rows and evaluation texts that were trained on.
+    data = data or read_run_data(config)
+    write_json(run_dir.path / "data.json", data.training.statistics)
+
+    # 2. Distil the pairs and the terms into the encoder.
+    log = TrainingLog()
+    trained = train_static(data.training.pairs, data.training.terms, config, log=log, workers=workers)
+
+    # 3. Save it, and from here on use what was saved.
+    about = {
+        "name": config.name,
+        "seed": config.seed,
+        "counts": log.counts,
+        "search": config.search.model_dump(mode="json"),
+    }
+    trained.save(run_dir.final, about=about)
+    encoder = StaticEncoder.load(run_dir.final)
+
+    # 4. Score it against BM25, dictionary look-up and their fusion, and measure what it costs.
+    measured = score([Subject(SUBJECT, encoder, config.search)], data, config, run_dir.final, workers=workers)
+    measured.figures.insert(0, likelihood_figure(log))
+    run_dir.write_scores(measured.scores)
+    write_query_scores(run_dir.path, measured.per_query)
+    write_json(run_dir.path / "comparisons.json", [comparison.to_json() for comparison in measured.comparisons])
+    write_json(run_dir.path / "figures.json", measured.figures)
+
+    # 5. Export for programs that do not know soju; the manifest comes last.
+    export(encoder, run_dir.path / "exports" / "translations.tsv", "tsv")
+    prior = config.search.prior_documents
+    export(encoder, run_dir.path / "exports" / "query_tokens.jsonl", "query-tokens", prior_documents=prior)
+    write_text(run_dir.final / "README.md", model_card(config, data, measured.scores))
+    write_manifest(run_dir.final)
+
+    # 6. Show what texts expand to and what a search finds.
+    expansions = expand(encoder, config.evaluation.probes)
+    write_json(run_dir.path / "expansions.json", [expansion.model_dump(mode="json") for expansion in expansions])
+    write_json(
+        run_dir.path / "searches.json",
+        example_searches(encoder, data.evaluation, config.evaluation, run_dir, run_dir.final),
+    )
+
+    # 7. Report.
+    write_json(run_dir.path / "story.json", story(config, log, measured))
+    return write_report(run_dir.path)
+
+
+def likelihood_figure(log: TrainingLog) -> dict[str, Any]:
+    """Describe the curve of the alignment's likelihood."""
+    return {
+        "id": "likelihood",
+        "title": "Alignment: log-likelihood per target word",
+        "caption": "IBM Model 1, before each round of expectation maximisation; the term list is part of the text.",
+        "kind": "line",
+        "x_label": "round",
+        "y_label": "nats per word",
+        "series": [
+            {"name": direction, "x": list(range(1, len(values) + 1)), "y": values}
+            for direction, values in log.log_likelihood.items()
+        ],
+    }
+
+
+def story(config: StaticConfig, log: TrainingLog, measured: Measured) -> dict[str, Any]:
+    """Tell the run in plain words."""
+    best = {s.test_set: s for s in measured.scores if s.subject == SUBJECT and s.name == "recall@10"}
+    sentences = [
+        f"{log.counts['pairs']:,} sentence pairs and {log.counts['terms']:,} head words became "
+        f"{log.counts['translation_weights']:,} translation weights over {log.counts['pieces']:,} pieces."
+    ]
+    sentences += [
+        f"On {name}, {score.value:.1%} of the queries find their document among the first ten."
+        for name, score in best.items()
+    ]
+    return {
+        "title": config.name,
+        "summary": sentences,
+        "steps": [
+            {"title": name, "text": text, "seconds": round(log.seconds[name], 2)} for name, text in STEPS.items()
+        ],
+    }
+
+
+def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
+    """Write the model's README."""
+    card = ModelCard(
+        name=config.name,
+        summary=(
+            "A static cross-lingual sparse encoder for Korean and English: a tokenizer and a table of translations. "
+            "Korean queries find English documents in an inverted index and the other way round, without a network."
+        ),
+        licence=config.card.licence,
+        licence_name=config.card.licence_name,
+        tags=("sparse-retrieval", "cross-lingual", "korean"),
+        examples=(
+            Example(
+                title="Search your own text",
+                language="bash",
+                code=_USAGE.format(model=config.name if config.name == PACKAGED_MODEL else "MODEL"),
+            ),
+            Example(title="Encode in Python", code=_PYTHON_USAGE),
+        ),
+        scores=tuple(score for score in scores if score.name in metrics_of(config.evaluation)),
+        data=data_sources(config.card, data),
+        command=f"soju train {config.card.command or config.name}",
+        seed=config.seed,
+        limits=(
+            "It knows words, not sentences: word order and negation do not count.",
+            "Names and words outside its vocabulary are matched by their spelling only, not across languages.",
+            "Latin letters with accents are not folded: café and cafe do not match.",
+        ),
+    )
+    return render_model_card(card)

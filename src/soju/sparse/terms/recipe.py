@@ -1,0 +1,100 @@
+"""Distil a dense teacher and a term mapping into a neural Korean–English sparse encoder (the published v19)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers.utils.logging import disable_progress_bar
+
+from soju.core.files import write_json
+from soju.core.run_directory import RunDirectory
+from soju.sparse.arguments import refuse_missing_device
+from soju.sparse.finishing import measure, report, save_models
+from soju.sparse.probes import PROBES
+from soju.sparse.reading import RunData, read_run_data
+from soju.sparse.start import Start, teacher_embeddings
+from soju.sparse.terms.config import TermsConfig
+from soju.sparse.terms.report import training_figures
+from soju.sparse.terms.rows import TrainingRows, training_rows
+from soju.sparse.terms.training import planned_steps, train_student
+from soju.training.judged_training import Trained
+from soju.training.ranks import join_ranks
+
+
+def run(
+    config: TermsConfig,
+    run_dir: RunDirectory,
+    *,
+    data: RunData | None = None,
+    resume: Path | None = None,
+    workers: int = 2,
+) -> Path:
+    """Train, score and report.
+
+    Args:
+        config: What to do.
+        run_dir: Where everything goes.
+        data: What `read_run_data` read, when that was done before the folder was made.
+        resume: A checkpoint to go on from; see `train_student`.
+        workers: Threads of the morphological analyser.
+
+    Returns:
+        The HTML report.
+
+    Raises:
+        UserError: If data, student or teacher cannot be used; what was trained so far stays.
+    """
+    disable_progress_bar()  # of the libraries: they would draw one for every file of weights
+    refuse_missing_device(config.training)
+    join_ranks()
+
+    # 1. Read the data; refuse broken rows and evaluation texts that were trained on.
+    data = data or read_run_data(config)
+
+    # 2. Build the student as it starts; from scratch, on top of a static encoder. Both are kept for comparison.
+    start = Start(config, run_dir, data.training, workers=workers)
+    with PartialState().main_process_first():
+        start.prepare()
+    vocabulary = start.vocabulary
+
+    # 3. Turn term mappings, and pairs if wanted, into rows; embed what the teacher reads once, cached by content.
+    taught = config.losses.distillation > 0
+    banned = [probe.source for probe in PROBES]
+    rows = training_rows(data.training.terms, data.training.pairs, vocabulary, config, banned=banned)
+    if PartialState().is_main_process:
+        planned = {**asdict(rows.counts), **planned_steps(rows, config.training)}
+        write_json(run_dir.path / "data.json", {**data.training.statistics, "rows": planned})
+    with PartialState().main_process_first():
+        vectors = teacher_embeddings(config.teacher, rows.teacher_texts) if taught and config.teacher else None
+
+    # 4. Train, validate, judge; roll back what regresses.
+    trained = train_student(
+        start.student, rows, vectors, vocabulary, data.training.dev_terms, config, run_dir.path, resume=resume
+    )
+    if not PartialState().is_main_process:
+        return run_dir.path / "report.html"
+
+    # 5. Save the best and the last as stock models, and from here on use what was saved.
+    student = save_models(trained, run_dir)
+
+    # 6. Score it against itself untrained, the static encoder, BM25, dictionary look-up and the teacher.
+    measured = measure(student, start, data, config, run_dir, taught=taught, workers=workers)
+
+    # 7. Show how it learned, what texts expand to and what a search finds; report.
+    figures, summary = training_figures(run_dir.path), in_words(rows, trained)
+    return report(student, measured, data, config, run_dir, figures=figures, summary=summary, taught=taught)
+
+
+def in_words(rows: TrainingRows, trained: Trained) -> list[str]:
+    """Tell the training in plain words."""
+    counts = rows.counts
+    sentences = [
+        f"{counts.kept:,} rows ({counts.texts:,} texts) taught {counts.korean_targets:,} Korean and "
+        f"{counts.english_targets:,} English target tokens; {counts.with_english / max(1, counts.texts):.0%} of the "
+        f"texts have English targets. {counts.without_source + counts.without_target:,} rows were rejected."
+    ]
+    if trained.attempts > 1:
+        sentences.append(f"Training was rolled back {trained.attempts - 1} times; rollbacks.jsonl says why.")
+    return sentences

@@ -1,0 +1,1 @@
+"""Mode `triplets`: a neural student from triplets of query, answer and hard negatives, in a curriculum."""

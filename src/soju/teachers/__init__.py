@@ -1,0 +1,1 @@
+"""Teacher models: text in, vectors or scores out, cached by content."""
