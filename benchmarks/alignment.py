@@ -45,7 +45,7 @@ from scipy.sparse import csr_array
 from soju.alignment.bitext import Bitext, make_bitext
 from soju.alignment.hmm import train_hmm
 from soju.alignment.ibm1 import TranslationTable, train_ibm1
-from soju.alignment.symmetrise import average
+from soju.alignment.tables import average
 from soju.core.files import write_json
 
 WORD = re.compile(r"\w+")

@@ -34,7 +34,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from soju.core.files import write_json
-from soju.sparse.splade_encoder import SpladeEncoder
+from soju.sparse.splade import SpladeEncoder
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH, LAYERS, LENGTH, BATCH = 384, 6, 64, 32

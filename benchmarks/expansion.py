@@ -41,16 +41,21 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from soju.core.files import write_json
+from soju.embedding.config import EvaluationSettings
 from soju.embedding.embedder import Subject
-from soju.embedding.evaluation_config import EvaluationSettings
+from soju.embedding.evaluate import measure_models
 from soju.embedding.expansion.byte_bpe import ByteBpe
-from soju.embedding.expansion.donor_vectors import DonorVectors
-from soju.embedding.expansion.embedding_init import INITIALISERS, NEED_DONOR, SPARSITY, initialise
-from soju.embedding.expansion.expanding import expand_model, read_pairs
+from soju.embedding.expansion.expand import expand_model, read_pairs
 from soju.embedding.expansion.initial_rows import donor_vectors
-from soju.embedding.expansion.matching_pursuit import matching_pursuit
-from soju.embedding.expansion.vocabulary_expansion import Expansion
-from soju.embedding.measuring import measure_models
+from soju.embedding.expansion.initialise import (
+    INITIALISERS,
+    NEED_DONOR,
+    SPARSITY,
+    DonorVectors,
+    initialise,
+    matching_pursuit,
+)
+from soju.embedding.expansion.merges import Expansion
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = {"mergekit": "mergekit", "deepfocus": "deepfocus"}

@@ -35,13 +35,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from soju.core.files import write_json
-from soju.data.records import Document
+from soju.data.rows import Document
 from soju.search.block_max import FOLDER, BlockMaxEngine
-from soju.search.document_store import DocumentStore
 from soju.search.exact import ExactEngine
+from soju.search.folder import IndexSettings
 from soju.search.index import SparseIndex
-from soju.search.index_settings import IndexSettings
 from soju.search.postings import Postings
+from soju.search.segment import DocumentStore
 from soju.search.seismic_engine import SEISMIC_FILE, SeismicEngine, SeismicSettings
 from soju.search.weighting import WeightingSettings
 

@@ -37,9 +37,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from soju.core.files import write_json
-from soju.sparse.splade_head import signed_maxima, splade_weights
+from soju.sparse.splade_head import TileReducer, signed_maxima, splade_weights, text_offsets, tiles
 from soju.sparse.splade_loops import reduce_tile
-from soju.sparse.splade_tiles import TileReducer, text_offsets, tiles
 
 RESULTS = Path(__file__).parent / "results"
 TOKENIZER = Path(__file__).parent.parent / "src/soju/packaged/ko-en-static/tokenizer.json"

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from soju.core.config import apply_overrides, parse_yaml
 from soju.core.progress import set_quiet
-from soju.core.run_directory import RunDirectory
+from soju.core.run import RunDirectory
 from soju.presets import preset_text
-from soju.sparse.modes import validate_mode
-from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.probes import PROBES
-from soju.sparse.reading import RunData, read_run_data
-from soju.sparse.scoring import Subject, score_unseen_terms
-from soju.sparse.start import Start
+from soju.sparse.data import RunData, read_run_data
+from soju.sparse.evaluate import Subject, score_unseen_terms
+from soju.sparse.finish import Start
+from soju.sparse.model import NeuralEncoder
+from soju.sparse.recipe import validate_mode
+from soju.sparse.term_activation import PROBES
 from soju.sparse.terms.config import TermsConfig
 from soju.sparse.terms.rows import training_rows
 from soju.sparse.terms.training import train_student

@@ -32,10 +32,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from soju.core.files import write_json
-from soju.sparse.divergence import in_batch_distillation
-from soju.sparse.sparsity import flops
-from soju.sparse.splade_encoder import SpladeEncoder
-from soju.sparse.term_losses import RowTargets, TermTargets, signed_terms, v19_terms
+from soju.sparse.losses import RowTargets, TermTargets, flops, in_batch_distillation, signed_terms, v19_terms
+from soju.sparse.splade import SpladeEncoder
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from sparse.reference_terms import row_by_row

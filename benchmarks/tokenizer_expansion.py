@@ -29,13 +29,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from soju.core.files import write_json
 from soju.core.language import is_hangul
-from soju.embedding.byte_bpe_training import PLAIN, PRE_TOKENIZER, SPECIALS
-from soju.embedding.expansion.byte_bpe import ByteBpe
-from soju.embedding.expansion.byte_level import token_text
+from soju.embedding.expansion.byte_bpe import ByteBpe, token_text
 from soju.embedding.expansion.certificate import certify
+from soju.embedding.expansion.difference import find_candidates
+from soju.embedding.expansion.merges import Expansion, expand_by_added_tokens, expand_by_merges
 from soju.embedding.expansion.tokenizer_files import expanded_spec, write_tokenizer
-from soju.embedding.expansion.vocabulary_difference import find_candidates
-from soju.embedding.expansion.vocabulary_expansion import Expansion, expand_by_added_tokens, expand_by_merges
+from soju.embedding.scratch_base import PLAIN, PRE_TOKENIZER, SPECIALS
 
 RESULTS = Path(__file__).parent / "results"
 BASE_TOKENS, CANDIDATES = 151_643, 68_029

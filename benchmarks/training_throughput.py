@@ -151,8 +151,8 @@ def probe(who: str, terms: int, pieces: Path, data: str, checkpointing: bool) ->
     from tokenizers import Tokenizer
     from transformers import BertConfig, BertForMaskedLM, PrinterCallback, ProgressCallback, TrainerCallback
 
-    from soju.sparse.export.stock_tokenizer import stock_tokenizer
-    from soju.sparse.splade_encoder import SpladeEncoder
+    from soju.sparse.export.stock import stock_tokenizer
+    from soju.sparse.splade import SpladeEncoder
     from soju.training.reliable import ReliableTrainer
     from soju.training.sampling import LengthBuckets
 

@@ -21,20 +21,19 @@ import numpy as np
 
 from soju.core.config import apply_overrides, parse_yaml
 from soju.core.progress import set_quiet
-from soju.core.run_directory import RunDirectory
-from soju.data.spreading import spread
+from soju.core.run import RunDirectory
+from soju.data.splits import spread
 from soju.evaluation.retrieval import evaluate
 from soju.presets import preset_text
-from soju.sparse.mining import mine
-from soju.sparse.modes import validate_mode
-from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.probes import PROBES
-from soju.sparse.reading import RunData, read_run_data
-from soju.sparse.scoring import Subject, search_all
-from soju.sparse.start import Start
+from soju.sparse.data import RunData, read_run_data
+from soju.sparse.evaluate import Subject, search_all
+from soju.sparse.finish import Start
+from soju.sparse.mine import mine
+from soju.sparse.model import NeuralEncoder
+from soju.sparse.recipe import validate_mode
+from soju.sparse.term_activation import PROBES
 from soju.sparse.triplets.config import TripletsConfig
-from soju.sparse.triplets.rows import triplet_rows
-from soju.sparse.triplets.teacher import teacher_scores
+from soju.sparse.triplets.rows import teacher_scores, triplet_rows
 from soju.sparse.triplets.training import train_student
 
 PRESET = "splade-v23-small"

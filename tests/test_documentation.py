@@ -10,9 +10,9 @@ import yaml
 
 from soju.cli import app
 from soju.core.config import validate
-from soju.embedding.evaluation_config import EvaluationSettings
+from soju.embedding.config import EvaluationSettings
 from soju.presets import preset_names
-from soju.sparse.student_config import PretrainedStudent, ScratchStudent, TeacherSettings
+from soju.sparse.config import PretrainedStudent, ScratchStudent, TeacherSettings
 from soju.sparse.terms.config import LossSettings, TermsConfig
 from soju.sparse.triplets.config import TripletsConfig, TripletsTeacherSettings
 

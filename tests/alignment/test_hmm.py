@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from bitexts import bitext_of, random_bitext
 
-from soju.alignment.hmm import train_hmm
-from soju.alignment.hmm_sentence import find_posteriors, make_workspace
+from soju.alignment.hmm import find_posteriors, make_workspace, train_hmm
 from soju.alignment.ibm1 import train_ibm1
 
 

@@ -1,7 +1,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-from soju.core import korean
+from soju.core import language as korean
 
 
 def test_two_threads_that_ask_at_once_share_one_analyser(monkeypatch):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from soju.core import run_directory
+from soju.core import run as run_directory
 from soju.core.config import Settings
 from soju.core.errors import UserError
-from soju.core.run_directory import RunDirectory, describe_environment
+from soju.core.run import RunDirectory, describe_environment
 from soju.core.score import Interval, Score
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from beir_folders import CORPUS, QRELS, QUERIES, write_beir
 from soju.core.errors import DataError
-from soju.data.beir import read_beir
 from soju.data.log import ReadLog
+from soju.data.readers import read_beir
 
 
 def read(tmp_path, split="test", **files):

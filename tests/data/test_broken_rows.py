@@ -6,7 +6,7 @@ import pytest
 from soju.core.errors import DataError
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
-from soju.data.records import Term, TermRow
+from soju.data.rows import Term, TermRow
 
 _FILE = Path(__file__).parent.parent / "fixtures" / "broken_rows.py"
 _SPEC = importlib.util.spec_from_file_location("broken_rows", _FILE)

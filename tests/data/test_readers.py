@@ -7,7 +7,7 @@ import pytest
 from soju.core.errors import DataError
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
-from soju.data.records import Document, PairRow, TripletRow
+from soju.data.rows import Document, PairRow, TripletRow
 
 PAIR = PairRow("안녕", "Hello")
 

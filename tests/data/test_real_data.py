@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from soju.data.log import ReadLog
-from soju.data.readers import read_rows
-from soju.data.source_filter import SourceFilter
+from soju.data.readers import SourceFilter, read_rows
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -3,10 +3,20 @@ import sys
 import pytest
 
 from soju.core.language import is_hangul
-from soju.data.fields import HANGUL
-from soju.data.log import Place
-from soju.data.records import Document, PairRow, PassageRow, Term, TermRow, TripletRow
-from soju.data.rows import parse_document, parse_pair, parse_passage, parse_terms, parse_triplet
+from soju.data.log import HANGUL, Place
+from soju.data.rows import (
+    Document,
+    PairRow,
+    PassageRow,
+    Term,
+    TermRow,
+    TripletRow,
+    parse_document,
+    parse_pair,
+    parse_passage,
+    parse_terms,
+    parse_triplet,
+)
 
 TRIPLET = {
     "query": "단추",

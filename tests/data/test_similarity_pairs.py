@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from soju.data.records import ChoiceQuestion, InferencePair, SimilarityPair
+from soju.data.rows import ChoiceQuestion, InferencePair, SimilarityPair
 
 BOILS = SimilarityPair("물이 끓는다.", "물이 끓고 있다.", 4.8)
 COPA = {"premise": "비가 왔다.", "question": "결과", "choice1": "땅이 젖었다.", "choice2": "해가 떴다.", "label": 1}

@@ -3,8 +3,7 @@ import gzip
 import pytest
 
 from soju.data.log import ReadLog
-from soju.data.readers import read_rows
-from soju.data.source_filter import SourceFilter
+from soju.data.readers import SourceFilter, read_rows
 
 DATA = "하나\tone\nbroken\n둘\ttwo\n"
 

@@ -6,7 +6,7 @@ import pytest
 from soju.data import sources
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
-from soju.data.records import PairRow
+from soju.data.rows import PairRow
 
 LINE = "안녕\tHello\n"
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from soju.core.language import language_of
-from soju.data.records import Document, PairRow, PassageRow, Term, TermRow, TripletRow
+from soju.data.rows import Document, PairRow, PassageRow, Term, TermRow, TripletRow
 from soju.data.statistics import UNITS, Lengths, RowStatistics, _language, counted, format_statistics
 
 TEXT_UNITS = {name: unit for name, unit in UNITS.items() if name.startswith(("rows", "texts"))}

@@ -2,8 +2,7 @@
 
 import json
 
-from soju.embedding.expansion.byte_bpe import ByteBpe
-from soju.embedding.expansion.byte_level import ALPHABET, token_spelling
+from soju.embedding.expansion.byte_bpe import ALPHABET, ByteBpe, token_spelling
 
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

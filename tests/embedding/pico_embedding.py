@@ -5,15 +5,14 @@ import json
 
 from soju.core.config import apply_overrides, validate
 from soju.core.files import write_manifest
-from soju.core.run_folder import open_run_folder
+from soju.core.run import open_run_folder
 from soju.embedding.config import EmbeddingConfig
-from soju.embedding.evaluation_data import read_evaluation
-from soju.embedding.expansion.expanding import expand_model
-from soju.embedding.reading import read_embedding_data
+from soju.embedding.data import read_embedding_data, read_evaluation
+from soju.embedding.expansion.expand import expand_model
 from soju.embedding.recipe import read_run, run
 from soju.embedding.retention import RetentionGuard
 from soju.embedding.scratch_base import load_float32, make_scratch_base
-from soju.embedding.stage_run import StageRun
+from soju.embedding.stages import StageRun
 from soju.samples import __file__ as samples
 
 STAGE = {

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from soju.embedding.anchoring import anchor, contrastive_anchor
+from soju.embedding.losses import anchor, contrastive_anchor
 
 KOREAN = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
 ENGLISH = torch.tensor([[1.0, 0.0], [0.0, 2.0]])  # cosines: 0.6 and 0.8 for the first, 1 and 0 for the second

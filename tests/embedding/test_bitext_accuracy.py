@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from soju.core.errors import UserError
-from soju.data.records import PairRow
-from soju.embedding.bitext import evaluate_bitext, mine
+from soju.data.rows import PairRow
+from soju.embedding.evaluate import evaluate_bitext, mine
 from soju.evaluation.significance import compare
 
 PAIRS = [PairRow("물", "water"), PairRow("불", "fire"), PairRow("흙", "earth")]

@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from soju.core.errors import UserError
-from soju.embedding.byte_bpe_training import PLAIN, SPECIALS, train_byte_bpe
 from soju.embedding.expansion.byte_bpe import ByteBpe
+from soju.embedding.scratch_base import PLAIN, SPECIALS, train_byte_bpe
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "a cat and a dog"] * 3
 PROBES = ["the cat", "한국어 텍스트", "def f(x):\n    return x+1", "<|im_start|>user <think>", " ", "I'll go 2024"]

@@ -7,8 +7,16 @@ from tokenizers import pre_tokenizers
 
 from soju.core.errors import UserError
 from soju.core.language import is_hangul
-from soju.embedding.expansion.byte_level import ALPHABET, is_spelling, token_bytes, token_spelling, token_text
-from soju.embedding.expansion.hangul_pieces import is_hangul_piece, is_unfinished_syllable, starts_whole
+from soju.embedding.expansion.byte_bpe import (
+    ALPHABET,
+    is_hangul_piece,
+    is_spelling,
+    is_unfinished_syllable,
+    starts_whole,
+    token_bytes,
+    token_spelling,
+    token_text,
+)
 
 
 def test_the_alphabet_is_that_of_the_tokenizers_library():

@@ -5,8 +5,8 @@ import pytest
 from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.embedding.expansion import cooccurrence_vectors as module
-from soju.embedding.expansion.cooccurrence_vectors import cooccurrence_vectors, count_neighbours, positive_pmi
+from soju.embedding.expansion import initialise as module
+from soju.embedding.expansion.initialise import cooccurrence_vectors, count_neighbours, positive_pmi
 
 
 def counted(texts, size, *, window=2, max_pairs=10**6):
@@ -46,7 +46,7 @@ def test_rare_pairs_are_forgotten_when_there_are_too_many():
 
 
 def test_pairs_met_more_than_once_are_forgotten_too_when_there_are_too_many(monkeypatch):
-    monkeypatch.setattr("soju.embedding.expansion.cooccurrence_vectors.BLOCK", 1)
+    monkeypatch.setattr("soju.embedding.expansion.initialise.BLOCK", 1)
     found = counted([[0, 1] * 4, [2, 3] * 2, [4, 5] * 3], 6, window=1, max_pairs=1)
     assert found.nonzero()[0].tolist() == [0, 1]
     assert found[0, 1] == 7

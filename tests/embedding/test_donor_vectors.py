@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from soju.core.errors import UserError
-from soju.embedding.expansion.donor_vectors import DonorVectors
+from soju.embedding.expansion.initialise import DonorVectors
 
 VECTORS = torch.arange(1.0, 11.0).reshape(5, 2)
 HALF, OTHER_HALF = "가".encode()[:2], "각".encode()[:1]

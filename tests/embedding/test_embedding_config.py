@@ -24,7 +24,7 @@ from soju.embedding.config import (
     Stage3Settings,
     SupervisedSettings,
 )
-from soju.embedding.reading import read_embedding_data
+from soju.embedding.data import read_embedding_data
 from soju.presets import preset_names, preset_text
 
 PRESETS = [name for name in preset_names() if name.startswith("embedding-")]

@@ -5,9 +5,8 @@ import torch
 from scipy.sparse import csr_array, random_array
 
 from soju.core.errors import UserError
-from soju.embedding.expansion import embedding_init
-from soju.embedding.expansion.donor_vectors import DonorVectors
-from soju.embedding.expansion.embedding_init import INITIALISERS, initialise
+from soju.embedding.expansion import initialise as embedding_init
+from soju.embedding.expansion.initialise import INITIALISERS, DonorVectors, initialise
 
 OLD = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0], [-1.0, 1.0]])
 

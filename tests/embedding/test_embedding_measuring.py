@@ -7,11 +7,17 @@ import pytest
 from scipy import stats
 
 from soju.core.errors import ConfigError, DataError, UserError
-from soju.embedding.comparing import compare_models, evaluation_of, subjects_of
+from soju.embedding.config import EvaluationSettings
+from soju.embedding.data import read_evaluation
 from soju.embedding.embedder import Embedder, load_model
-from soju.embedding.evaluation_config import EvaluationSettings
-from soju.embedding.evaluation_data import read_evaluation
-from soju.embedding.measuring import Subject, compare_measured, measure_models
+from soju.embedding.evaluate import (
+    Subject,
+    compare_measured,
+    compare_models,
+    evaluation_of,
+    measure_models,
+    subjects_of,
+)
 from soju.evaluation.significance import Measurement
 
 _FILE = Path(__file__).parent.parent / "teachers" / "pico_teacher.py"

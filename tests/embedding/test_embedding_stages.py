@@ -13,14 +13,14 @@ from transformers import TrainerCallback
 from embedding.pico_embedding import PicoStages, embedding_config, run_embedding
 from soju.core.errors import ConfigError, RegressionError, StoppedError, UserError
 from soju.core.files import read_json_lines, verify_manifest
-from soju.embedding import stage_run, stages
-from soju.embedding.expansion.vocabulary_expansion import Expansion
+from soju.embedding import stages
+from soju.embedding import stages as stage_run
+from soju.embedding.expansion.merges import Expansion
 from soju.embedding.retention import KOREAN, RetentionGuard
 from soju.embedding.stage_loss import refuse_equal_passes
-from soju.embedding.stage_run import load_stage
-from soju.embedding.stage_trainer import warm_up_and_decay
-from soju.embedding.stages import begin_stage, best_passed, run_stage
+from soju.embedding.stages import begin_stage, best_passed, load_stage, run_stage
 from soju.embedding.trainable import TRAINABLE_FILE
+from soju.embedding.trainer import warm_up_and_decay
 from soju.training.rollback import Attempt
 
 SELF = "objective=self_distillation"
@@ -318,7 +318,7 @@ def test_the_supervised_phase_learns_scores(pico, tmp_path):
     (root / "sts.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     more = {"similarity": ["sts.tsv"], "batch_size": 4, "max_steps": 2, "mixed_precision": "off", "blocks": 1}
     config = embedding_config(root, supervised=more)
-    from soju.embedding.reading import read_embedding_data
+    from soju.embedding.data import read_embedding_data
 
     data = read_embedding_data(config)
     assert data.labelled[1] == ("texts 1 one", "texts 1 two", 0.2)

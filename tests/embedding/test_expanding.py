@@ -12,12 +12,11 @@ from transformers import AutoTokenizer
 from embedding.pico_expansion import KOREAN, save_pico_base, save_pico_donor
 from soju.core.errors import UserError
 from soju.core.files import verify_manifest
-from soju.data.records import PairRow
-from soju.embedding.expansion.byte_bpe import ByteBpe
-from soju.embedding.expansion.byte_level import token_spelling
-from soju.embedding.expansion.expanding import expand_model
-from soju.embedding.expansion.translations import token_translations
-from soju.embedding.expansion.vocabulary_expansion import Expansion
+from soju.data.rows import PairRow
+from soju.embedding.expansion.byte_bpe import ByteBpe, token_spelling
+from soju.embedding.expansion.expand import expand_model
+from soju.embedding.expansion.initial_rows import token_translations
+from soju.embedding.expansion.merges import Expansion
 
 PAIRS = [PairRow("오늘", "the"), PairRow("검색", "x"), PairRow("오늘 검색", "the x"), PairRow("서울", "a b")]
 TEXTS = ["오늘 한국 회의에서 데이터베이스 검색을 했다.", "The API를 검색ㅋㅋ", "한국어 <|im_end|> 국어"]

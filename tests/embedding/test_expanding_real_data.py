@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from soju.embedding.byte_bpe_training import train_byte_bpe
-from soju.embedding.expansion.analysis import fertility
 from soju.embedding.expansion.byte_bpe import ByteBpe
 from soju.embedding.expansion.certificate import certify
-from soju.embedding.expansion.continued_bpe import count_pre_tokens
+from soju.embedding.expansion.difference import fertility, find_candidates
+from soju.embedding.expansion.merges import count_pre_tokens, expand_by_corpus, expand_by_merges
 from soju.embedding.expansion.tokenizer_files import write_tokenizer
-from soju.embedding.expansion.vocabulary_difference import find_candidates
-from soju.embedding.expansion.vocabulary_expansion import expand_by_corpus, expand_by_merges
+from soju.embedding.scratch_base import train_byte_bpe
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

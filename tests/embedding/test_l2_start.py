@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from soju.embedding.l2_start import L2ToStart, l2_to_start
+from soju.embedding.losses import L2ToStart, l2_to_start
 
 WEIGHTS = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3.0]])}
 START = {"a": torch.tensor([0.0, 2.0]), "b": torch.tensor([[1.0]])}

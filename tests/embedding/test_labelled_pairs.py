@@ -7,7 +7,7 @@ import torch
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, CosineSimilarityLoss
 from torch import nn
 
-from soju.embedding.labelled_pairs import cosent, cosine_score, cosines, entailment_contrast
+from soju.embedding.losses import cosent, cosine_score, cosines, entailment_contrast
 
 COSINES = torch.tensor([0.2, 0.6])
 FIRST = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])

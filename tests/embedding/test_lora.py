@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from soju.core.errors import MissingExtraError, UserError
-from soju.embedding.lora import add_lora, merge_lora
+from soju.embedding.adapters import add_lora, merge_lora
 from sparse.tiny_encoders import KINDS, batch, tiny_encoder
 
 TEXTS = [[3, 25, 26], [7, 8]]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from soju.embedding.expansion.matching_pursuit import chunk_size, matching_pursuit
+from soju.embedding.expansion.initialise import chunk_size, matching_pursuit
 
 
 def problem(*, targets=9, atoms=40, width=12, seed=0):

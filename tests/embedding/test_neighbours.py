@@ -3,8 +3,8 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from soju.core.errors import UserError
-from soju.embedding import neighbours
-from soju.embedding.neighbours import drift, nearest_neighbours, norm_statistics
+from soju.embedding import finish as neighbours
+from soju.embedding.finish import drift, nearest_neighbours, norm_statistics
 
 TABLE = np.array([[1.0, 0.0], [2.0, 0.2], [0.0, 3.0], [-1.0, 0.0]])
 TOKENS = ["물", "생수", "불", "흙"]

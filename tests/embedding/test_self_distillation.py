@@ -4,13 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from soju.embedding.self_distillation import (
-    NOWHERE,
-    aligned_states,
-    last_old_positions,
-    pooled_distillation,
-    state_distillation,
-)
+from soju.embedding.losses import NOWHERE, aligned_states, last_old_positions, pooled_distillation, state_distillation
 
 # One text of four old tokens becomes two new ones, (0, 1, 2) and (3); the third place is padding.
 OLD = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [4.0, 0.0]]])

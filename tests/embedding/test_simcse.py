@@ -5,7 +5,7 @@ import torch
 from torch import multiprocessing
 from torch.nn.functional import cosine_similarity, normalize
 
-from soju.embedding.simcse import gathered, passes_are_equal, simcse
+from soju.embedding.losses import gathered, passes_are_equal, simcse
 
 FIRST = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
 SECOND = torch.tensor([[3.0, 0.0], [0.6, 0.8]])  # cosines: 1 and 0.6 for the first text, 0 and 0.8 for the second

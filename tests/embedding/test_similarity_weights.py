@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soju.embedding.expansion import similarity_weights as module
-from soju.embedding.expansion.similarity_weights import similarity_weights, sparsemax_of_sorted
+from soju.embedding.expansion import initialise as module
+from soju.embedding.expansion.initialise import similarity_weights, sparsemax_of_sorted
 
 
 def test_sparsemax_by_hand():

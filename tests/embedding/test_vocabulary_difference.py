@@ -2,9 +2,8 @@ import pytest
 
 from embedding.byte_bpes import byte_bpe, byte_bpe_spec
 from soju.core.errors import UserError
-from soju.embedding.expansion.byte_bpe import ByteBpe
-from soju.embedding.expansion.byte_level import token_spelling
-from soju.embedding.expansion.vocabulary_difference import REASONS, find_candidates
+from soju.embedding.expansion.byte_bpe import ByteBpe, token_spelling
+from soju.embedding.expansion.difference import REASONS, find_candidates
 
 HAN = "한".encode()
 BASE = byte_bpe([(HAN[:1], HAN[1:2]), (HAN[:2], HAN[2:])], plain=("나라",))

@@ -7,18 +7,16 @@ from hypothesis import strategies as st
 
 from embedding.byte_bpes import byte_bpe
 from soju.core.errors import UserError
-from soju.embedding.expansion.byte_bpe import ByteBpe
-from soju.embedding.expansion.byte_level import token_bytes, token_spelling, token_text
-from soju.embedding.expansion.continued_bpe import count_pre_tokens
-from soju.embedding.expansion.hangul_pieces import is_hangul_piece
-from soju.embedding.expansion.merge_building import MergeBuilder
-from soju.embedding.expansion.tokenizer_files import expanded_spec
-from soju.embedding.expansion.vocabulary_expansion import (
+from soju.embedding.expansion.byte_bpe import ByteBpe, is_hangul_piece, token_bytes, token_spelling, token_text
+from soju.embedding.expansion.merges import (
     Expansion,
+    MergeBuilder,
+    count_pre_tokens,
     expand_by_added_tokens,
     expand_by_corpus,
     expand_by_merges,
 )
+from soju.embedding.expansion.tokenizer_files import expanded_spec
 
 
 def spelled(*texts):

@@ -6,7 +6,7 @@ import pytest
 
 from engines.engine_models import save_static_model, write_corpus
 from engines.fake_opensearch import FakeOpenSearch
-from soju.search.opensearch_client import OpenSearchEngine
+from soju.search.opensearch import OpenSearchEngine
 
 
 def pytest_addoption(parser):

@@ -11,7 +11,7 @@ from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from soju.sparse.indexing import build_index, open_index, search_index
-from soju.sparse.static.static_encoder import StaticEncoder
+from soju.sparse.static.encoder import StaticEncoder
 
 WORDS = ("v1.5", "3.5%", "서버", "server", "쌀", "rice", "소주", "soju", *(f"w{number}" for number in range(32)))
 PIECES = ("<unk>", *WORDS)

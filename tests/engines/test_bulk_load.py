@@ -3,7 +3,7 @@ import json
 import pytest
 
 from soju.core.errors import UserError
-from soju.search.bulk_load import Answer, BulkLoader, BulkSettings, DeadLetters, Item, RequestRefusedError
+from soju.search.remote import Answer, BulkLoader, BulkSettings, DeadLetters, Item, RequestRefusedError
 
 
 class Script:

@@ -7,9 +7,9 @@ import pytest
 
 from engines.engine_models import PIECES, QUERIES, assert_ranks_as, exact_search, ids
 from soju.core.errors import UserError
-from soju.search.opensearch_client import OpenSearchEngine
-from soju.search.token_names import escape_token
-from soju.sparse.engines import load_index, search_engine
+from soju.search.opensearch import OpenSearchEngine
+from soju.search.remote import escape_token
+from soju.sparse.indexing import load_index, search_engine
 
 NINE_BITS = 2**-8
 """Relative error of a weight that keeps 9 significant bits."""

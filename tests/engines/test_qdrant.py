@@ -7,7 +7,7 @@ import pytest
 from engines.engine_models import QUERIES, exact_search, ids
 from soju.core.errors import UserError
 from soju.search.qdrant import QdrantEngine
-from soju.sparse.engines import connect, load_index, search_engine
+from soju.sparse.indexing import connect, load_index, search_engine
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_users_mistakes_are_told(qdrant, model, corpus, tmp_path):
 
 
 def test_a_neural_model_keeps_its_weights(tmp_path, qdrant):
-    from soju.sparse.splade_encoder import SpladeEncoder
+    from soju.sparse.splade import SpladeEncoder
     from sparse.pico_masked_lms import NEEDED, OTHERS, word_piece
 
     lm, tokenizer = word_piece()

@@ -4,10 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soju.core.errors import UserError
-from soju.search.opensearch import OpenSearchSettings, SeismicIndex
-from soju.search.passages import CorpusFacts, Passage
-from soju.search.token_lint import lint_name, lint_names, lint_passage, lint_settings, refuse
-from soju.search.token_names import escape_token, token_names, unescape_token
+from soju.search.opensearch import (
+    OpenSearchSettings,
+    SeismicIndex,
+    lint_name,
+    lint_names,
+    lint_passage,
+    lint_settings,
+    refuse,
+)
+from soju.search.remote import CorpusFacts, Passage, escape_token, token_names, unescape_token
 
 
 def facts(terms=100, ceiling=3.0):

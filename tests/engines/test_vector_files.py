@@ -6,8 +6,8 @@ import pytest
 from engines.engine_models import QUERIES, exact_search
 from soju.core.errors import UserError
 from soju.core.files import verify_manifest
-from soju.sparse.export.vector_files import Quantised, anserini_query, quantise, write_bulk
-from soju.sparse.export.vectors import write_vectors
+from soju.sparse.export.formats import write_vectors
+from soju.sparse.export.tables import Quantised, anserini_query, quantise, write_bulk
 
 
 @pytest.fixture(scope="module")

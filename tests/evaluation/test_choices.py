@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from soju.core.errors import UserError
-from soju.data.records import ChoiceQuestion
-from soju.evaluation.choices import chance_level, credits_of, evaluate_choices
+from soju.data.rows import ChoiceQuestion
+from soju.evaluation.similarity import chance_level, credits_of, evaluate_choices
 
 QUESTIONS = [
     ChoiceQuestion("비가 온다.", ("젖는다", "뜬다"), 0),

@@ -11,18 +11,17 @@ from beir_folders import QRELS, write_beir
 from embedding.pico_expansion import save_pico_base
 from soju.cli import app
 from soju.core.errors import DataError, MissingExtraError, UserError
-from soju.data.beir import read_beir
 from soju.data.log import ReadLog
-from soju.embedding.comparing import is_embedding_model
+from soju.data.readers import read_beir
+from soju.embedding.config import EvaluationSettings
 from soju.embedding.embedder import Subject as EmbeddingSubject
-from soju.embedding.evaluation_config import EvaluationSettings
-from soju.embedding.measuring import measure_models
+from soju.embedding.evaluate import is_embedding_model, measure_models
 from soju.evaluation import mteb_tasks
 from soju.evaluation.mteb_tasks import METRICS, folder_task, refuse_without_mteb, run_tasks
 from soju.evaluation.retrieval import RetrievalSet, evaluate
 from soju.sparse.config import SearchSettings
+from soju.sparse.evaluate import Subject, search_all
 from soju.sparse.mteb_searcher import MtebSearcher
-from soju.sparse.scoring import Subject, search_all
 from sparse.small_bilingual import train_small
 
 

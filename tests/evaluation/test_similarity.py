@@ -4,7 +4,7 @@ import torch
 from scipy import stats
 
 from soju.core.errors import UserError
-from soju.data.records import SimilarityPair
+from soju.data.rows import SimilarityPair
 from soju.evaluation.significance import Measurement, compare
 from soju.evaluation.similarity import (
     compare_similarity,

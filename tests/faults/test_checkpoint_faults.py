@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from soju.core.errors import DiskFullError
 from soju.core.files import verify_manifest
-from soju.training import checkpoints, whole_checkpoints
+from soju.training import checkpoints
+from soju.training import checkpoints as whole_checkpoints
 from soju.training.checkpoints import list_checkpoints, newest_verified
 from training import pico_trainers
 from training.pico_trainers import plain_trainer, weights

@@ -15,8 +15,7 @@ from soju.core.errors import DataError
 from soju.core.language import is_hangul
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
-from soju.data.records import PairRow, TermRow, TripletRow
-from soju.data.rows import DIFFICULTIES, PAIR_TYPES
+from soju.data.rows import DIFFICULTIES, PAIR_TYPES, PairRow, TermRow, TripletRow
 
 TERMS = [
     {"ko": "프로그램", "terms": [{"term": "program", "sim": 0.95}, "software"], "src": ["a"]},

@@ -7,10 +7,8 @@ from soju.core.errors import RegressionError
 from soju.core.files import read_json_lines, verify_manifest
 from soju.core.score import Score
 from soju.training.checkpoints import checkpoint_step, newest_verified, resume_path, set_aside_after
-from soju.training.gate import QualityGate, Threshold
-from soju.training.judging import OnEvaluation
-from soju.training.rollback import RollbackSettings, train_with_rollback
-from soju.training.verdicts import passed_steps, read_verdicts, record_verdict
+from soju.training.gate import QualityGate, Threshold, passed_steps, read_verdicts, record_verdict
+from soju.training.rollback import OnEvaluation, RollbackSettings, train_with_rollback
 from training.pico_trainers import plain_trainer, weights
 
 GATE = QualityGate([Threshold(metric="recall@10", max_drop=0.05)])

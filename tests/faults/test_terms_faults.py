@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from soju.core.errors import UserError
-from soju.core.files import read_json_lines
-from soju.core.integrity import check_tree
+from soju.core.files import check_tree, read_json_lines
 from soju.training.checkpoints import list_checkpoints
 from sparse import pico_terms
 

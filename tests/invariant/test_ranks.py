@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from invariant import two_ranks
-from soju.core.files import read_json_lines
-from soju.core.integrity import check_tree
-from soju.sparse.sparsity import flops
+from soju.core.files import check_tree, read_json_lines
+from soju.sparse.losses import flops
 from sparse.pico_terms import save_start
 
 TESTS = Path(__file__).parents[1]

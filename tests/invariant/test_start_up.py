@@ -6,8 +6,8 @@ import sys
 SCRIPT = """
 import sys
 from pathlib import Path
-from soju.sparse.comparing import probe_models
-from soju.sparse.export.exporting import export
+from soju.sparse.evaluate import probe_models
+from soju.sparse.export.formats import export
 from soju.sparse.indexing import expand, open_model
 found = expand(open_model("ko-en-static")[0], ["물"])
 assert found[0].terms

@@ -8,7 +8,7 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import distributed
 
-from soju.sparse.sparsity import flops
+from soju.sparse.losses import flops
 from soju.sparse.terms.training import make_trainer
 from soju.training.ranks import join_ranks
 from soju.training.rollback import Attempt

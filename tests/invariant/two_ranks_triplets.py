@@ -8,8 +8,8 @@ from accelerate import PartialState
 from torch import distributed
 
 from soju.core.files import write_json
-from soju.sparse.initial_models import scratch_student
-from soju.sparse.student_config import ScratchStudent
+from soju.sparse.config import ScratchStudent
+from soju.sparse.initial import scratch_student
 from soju.sparse.triplets.training import make_trainer
 from soju.training.ranks import join_ranks
 from soju.training.rollback import Attempt

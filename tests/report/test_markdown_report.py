@@ -3,7 +3,7 @@ import re
 import pytest
 from report_runs import HOSTILE, expansion, score, write_run
 
-from soju.report.markdown_text import code, code_block, escape, table
+from soju.report.markdown import code, code_block, escape, table
 from soju.report.run_report import write_report
 
 

@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 
 from soju.core.score import Interval, Score
-from soju.report.model_columns import model_rows, models_table
-from soju.report.run_contents import Comparison
+from soju.report.contents import Comparison
+from soju.report.tables import model_rows, models_table
 
 MODELS = ("BASE", "S0", "S1")
 

@@ -6,10 +6,8 @@ from matplotlib import font_manager
 from report_runs import figure
 
 from soju.report import plots
-from soju.report.plot_labels import spread
-from soju.report.plot_text import Fonts, find_fonts, romanise
-from soju.report.plots import describe, draw_figures
-from soju.report.run_contents import FigureSpec
+from soju.report.contents import FigureSpec
+from soju.report.plots import Fonts, describe, draw_figures, find_fonts, romanise, spread
 
 
 def spec(**changes):

@@ -2,7 +2,7 @@ import pytest
 from report_runs import comparison, figure, full_run, score, write_run
 
 from soju.core.errors import UserError
-from soju.report.run_contents import read_run
+from soju.report.contents import read_run
 
 
 def test_only_scores_must_be_there(tmp_path):

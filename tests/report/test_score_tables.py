@@ -4,9 +4,8 @@ import pytest
 from report_runs import comparison, score
 
 from soju.core.score import Score
-from soju.report.paired_tests import describe_tests, find
-from soju.report.run_contents import Comparison
-from soju.report.score_tables import build_tables, direction_label
+from soju.report.contents import Comparison
+from soju.report.tables import build_tables, describe_tests, direction_label, find
 
 
 def scores(*rows):

@@ -6,7 +6,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from soju.core.score import Score
-from soju.report.run_contents import Comparison, Expansion, Search
+from soju.report.contents import Comparison, Expansion, Search
 from soju.report.terminal import expansion_table, figures_table, hits_table, scores_table
 
 

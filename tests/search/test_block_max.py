@@ -8,10 +8,9 @@ from scipy.sparse import csr_array
 
 from search.segments import write
 from soju.core.errors import IntegrityError
-from soju.search import block_max_loops as loops
-from soju.search.block_max import FOLDER, BlockMaxEngine
+from soju.search import block_max as loops
+from soju.search.block_max import FOLDER, BlockMaxEngine, similar_order
 from soju.search.exact import ExactEngine
-from soju.search.similar_order import similar_order
 
 
 def zipf_corpus(rng, rows, terms):

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from soju.core.errors import UserError
-from soju.data.records import Term, TermRow
-from soju.search.dictionary import Dictionary, DictionarySearcher
-from soju.search.lexical import KoreanEnglishAnalyzer
+from soju.data.rows import Term, TermRow
+from soju.search.lexical import Dictionary, DictionarySearcher, KoreanEnglishAnalyzer
 
 
 class SplitAnalyzer:

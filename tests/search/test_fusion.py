@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from soju.core.errors import UserError
-from soju.search.fusion import reciprocal_rank_fusion
+from soju.search.hits import reciprocal_rank_fusion
 
 
 def test_values_worked_by_hand():

@@ -8,10 +8,10 @@ from scipy.sparse import csr_array
 
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import MANIFEST, verify_manifest
-from soju.data.records import Document
+from soju.data.rows import Document
 from soju.search.chunking import ChunkSettings
+from soju.search.folder import IndexSettings
 from soju.search.index import SparseIndex
-from soju.search.index_settings import IndexSettings
 from soju.search.seismic_engine import SeismicSettings
 from soju.search.weighting import WeightingSettings
 

@@ -1,7 +1,6 @@
 """A small Korean–English lexicon for the tests, analysed by hand so that no analyser is loaded."""
 
-from soju.sparse.static.lexicon_tokenizer import LexiconCounts, build_tokenizer
-from soju.sparse.static.morphemes import Stretch
+from soju.sparse.static.lexicon import LexiconCounts, Stretch, build_tokenizer
 
 KOREAN = [
     "검색|검색 엔진|엔진 을 만든다|만들다",

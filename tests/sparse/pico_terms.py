@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from soju.core.config import apply_overrides
-from soju.core.run_folder import open_run_folder
+from soju.core.run import open_run_folder
 from soju.data.log import ReadLog
-from soju.data.records import Term, TermRow
+from soju.data.rows import Term, TermRow
 from soju.report import run_report
-from soju.sparse.initial_models import plain_vocabulary
-from soju.sparse.modes import run_mode, validate_mode
-from soju.sparse.reading import RunData, TrainingData
-from soju.sparse.splade_encoder import SpladeEncoder
+from soju.sparse.data import RunData, TrainingData
+from soju.sparse.initial import plain_vocabulary
+from soju.sparse.recipe import run_mode, validate_mode
+from soju.sparse.splade import SpladeEncoder
 from soju.sparse.terms.rows import training_rows
 from soju.sparse.terms.training import train_student
 from sparse.pico_masked_lms import build

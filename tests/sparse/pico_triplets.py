@@ -2,13 +2,13 @@
 
 import copy
 
-from soju.core.run_folder import open_run_folder
+from soju.core.run import open_run_folder
 from soju.data.log import ReadLog
-from soju.data.records import TripletRow
-from soju.sparse.initial_models import plain_vocabulary
-from soju.sparse.modes import run_mode
-from soju.sparse.reading import RunData, TrainingData
-from soju.sparse.splade_encoder import SpladeEncoder
+from soju.data.rows import TripletRow
+from soju.sparse.data import RunData, TrainingData
+from soju.sparse.initial import plain_vocabulary
+from soju.sparse.recipe import run_mode
+from soju.sparse.splade import SpladeEncoder
 from soju.sparse.triplets.rows import triplet_rows
 from soju.sparse.triplets.training import train_student
 from sparse.pico_terms import config_of

@@ -1,6 +1,6 @@
 """Twelve sentence pairs and six head words written by hand, and the encoder trained on them."""
 
-from soju.data.records import PairRow, Term, TermRow
+from soju.data.rows import PairRow, Term, TermRow
 from soju.sparse.config import StaticConfig
 from soju.sparse.static.training import train_static
 

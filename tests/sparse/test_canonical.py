@@ -3,9 +3,7 @@ import pytest
 from lexicons import KOREAN, small_counts, small_tokenizer, stretches_of
 from scipy.sparse import csr_array
 
-from soju.sparse.static.canonical import PieceReadings, canonical_terms, strongest_terms
-from soju.sparse.static.lexicon_tokenizer import BOUNDARY, UNKNOWN
-from soju.sparse.static.morphemes import Stretch
+from soju.sparse.static.lexicon import BOUNDARY, UNKNOWN, PieceReadings, Stretch, canonical_terms, strongest_terms
 
 VOCABULARY = {
     UNKNOWN: 0,

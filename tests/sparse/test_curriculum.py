@@ -5,8 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from soju.sparse.curriculum import Stage, stage_at, stage_ends, staged_cosine
-from soju.sparse.curriculum_sampling import CurriculumSampler, Grouping, mixed_rows, shares_of
+from soju.sparse.curriculum import (
+    CurriculumSampler,
+    Grouping,
+    Stage,
+    mixed_rows,
+    shares_of,
+    stage_at,
+    stage_ends,
+    staged_cosine,
+)
 
 V23 = [Stage(0.35), Stage(0.35, 0.5), Stage(0.3, 0.25)]
 TYPES = Grouping(("cross", "mono", "single"), np.array([0] * 60 + [1] * 30 + [2] * 10))

@@ -4,9 +4,19 @@ import pytest
 from starlette.testclient import TestClient
 
 from soju.core.errors import UserError
-from soju.sparse.explore.answers import Expansions, ModelExpansion, ModelSearch, Searches, ShownTerm
-from soju.sparse.explore.app import HEADERS, MAX_CHARACTERS, ModelLabel, create_app
-from soju.sparse.explore.serving import listen, url_of
+from soju.sparse.explore import (
+    HEADERS,
+    MAX_CHARACTERS,
+    Expansions,
+    ModelExpansion,
+    ModelLabel,
+    ModelSearch,
+    Searches,
+    ShownTerm,
+    create_app,
+    listen,
+    url_of,
+)
 
 HOSTILE = "<script>alert('소주')</script>"
 PATHS = ("/", "/report.css", "/explore.css", "/explore.js", "/api/expand?q=물", "/api/search?q=물")

@@ -6,10 +6,8 @@ from urllib.parse import quote
 import pytest
 
 from fixtures.chromium import PROGRAM, chromium
-from soju.data.records import Document
-from soju.sparse.explore.app import create_app
-from soju.sparse.explore.exploring import Explorer, open_models
-from soju.sparse.explore.serving import listen, make_server, url_of
+from soju.data.rows import Document
+from soju.sparse.explore import Explorer, create_app, listen, make_server, open_models, url_of
 from soju.sparse.indexing import index_documents, model_folder
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium; install the package chromium")

@@ -7,11 +7,11 @@ import pytest
 from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.data.records import Document
-from soju.report.run_contents import MatchedTerm
-from soju.sparse.explore.exploring import Explorer, open_models, passage_parts, words_of
+from soju.data.rows import Document
+from soju.report.contents import MatchedTerm
+from soju.sparse.explore import Explorer, open_models, passage_parts, words_of
 from soju.sparse.indexing import index_documents, model_folder
-from soju.sparse.static.static_encoder import StaticEncoder
+from soju.sparse.static.encoder import StaticEncoder
 
 HEART = "Two hearts: blood leaves by a vessel."
 DOCUMENTS = [

@@ -3,7 +3,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.sparse.export.fidelity import fidelity, pool_by_maximum
+from soju.sparse.export.onnx import fidelity, pool_by_maximum
 
 EXACT = csr_array(np.float32([[3, 4, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]))
 

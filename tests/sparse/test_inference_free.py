@@ -8,11 +8,10 @@ from engines.engine_models import save_static_model
 from soju.core.errors import UserError
 from soju.core.files import verify_manifest
 from soju.sparse.config import SearchSettings
-from soju.sparse.encoders import load_encoder
-from soju.sparse.export.inference_free import piece_frequency, save_inference_free
-from soju.sparse.export.make_inference_free import make_inference_free
+from soju.sparse.export.inference_free import make_inference_free, piece_frequency, save_inference_free
 from soju.sparse.indexing import build_index, index_settings, open_index, search_index
-from soju.sparse.splade_encoder import SpladeEncoder
+from soju.sparse.model import load_encoder
+from soju.sparse.splade import SpladeEncoder
 from sparse.pico_masked_lms import NEEDED, OTHERS, word_piece
 from sparse.without_soju import encode_without_soju
 

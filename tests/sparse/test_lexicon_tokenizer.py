@@ -10,7 +10,7 @@ from lexicons import small_counts, small_tokenizer, stretches_of
 from tokenizers import Tokenizer
 
 from soju.core.errors import UserError
-from soju.sparse.static.lexicon_tokenizer import BOUNDARY, UNKNOWN, LexiconCounts, build_tokenizer, latin_words
+from soju.sparse.static.lexicon import BOUNDARY, UNKNOWN, LexiconCounts, build_tokenizer, latin_words
 
 
 @pytest.fixture(scope="module")

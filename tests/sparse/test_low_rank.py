@@ -6,8 +6,8 @@ from safetensors import safe_open
 from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.sparse.export.fidelity import encode_stock, fidelity, pool_by_maximum
-from soju.sparse.export.low_rank import (
+from soju.sparse.export.onnx import encode_stock, fidelity, pool_by_maximum
+from soju.sparse.export.stock import (
     CodeSettings,
     LowRankFactors,
     factorise_codes,

@@ -15,15 +15,14 @@ from soju.core.errors import DataError, StoppedError, UserError
 from soju.core.language import language_of
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
-from soju.data.records import Document
-from soju.sparse import mining
-from soju.sparse.encoders import load_encoder
+from soju.data.rows import Document
+from soju.sparse import mine as mining
 from soju.sparse.indexing import index_documents, model_folder
+from soju.sparse.mine import ALL_DROPPED, NOTHING_FOUND, POSITIVE_UNKNOWN, mine
 from soju.sparse.miners import SparseModel, is_sparse
-from soju.sparse.mining import ALL_DROPPED, NOTHING_FOUND, POSITIVE_UNKNOWN, mine
-from soju.sparse.negatives import Choice
-from soju.sparse.questions import Question
-from soju.teachers.teacher import SentenceTransformerTeacher
+from soju.sparse.model import load_encoder
+from soju.sparse.negatives import Choice, Question
+from soju.teachers.dense import SentenceTransformerTeacher
 from teachers.pico_teacher import save_pico_teacher
 
 

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from soju.sparse.static.morphemes import analyse
+from soju.sparse.static.lexicon import analyse
 
 
 def marked(text):

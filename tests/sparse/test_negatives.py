@@ -1,9 +1,20 @@
 import pytest
 from pydantic import ValidationError
 
-from soju.data.records import PairRow, PassageRow, Term, TermRow, TripletRow
-from soju.sparse.negatives import Candidate, Choice, Negative, TermGuard, choose
-from soju.sparse.questions import Answers, Question, Text, distinct, pair_type_of, questions_of
+from soju.data.rows import PairRow, PassageRow, Term, TermRow, TripletRow
+from soju.sparse.negatives import (
+    Answers,
+    Candidate,
+    Choice,
+    Negative,
+    Question,
+    TermGuard,
+    Text,
+    choose,
+    distinct,
+    pair_type_of,
+    questions_of,
+)
 
 QUERY = Question("물을 끓인다", "Boil the water in a pot.", "cross_lingual")
 NO_FILTER = Choice(relative=None)

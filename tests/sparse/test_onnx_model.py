@@ -15,13 +15,21 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from soju.core.errors import MissingExtraError, UserError
 from soju.core.files import verify_manifest
-from soju.sparse.export import onnx_graph, onnx_model
-from soju.sparse.export.exporting import export, export_graph
-from soju.sparse.export.onnx_graph import HeaviestTerms, open_graph
-from soju.sparse.export.onnx_model import PARITY_TEXTS, as_matrix, export_onnx, largest_difference, run_graph
+from soju.sparse.export import onnx as onnx_graph
+from soju.sparse.export import onnx as onnx_model
+from soju.sparse.export.formats import export, export_graph
+from soju.sparse.export.onnx import (
+    PARITY_TEXTS,
+    HeaviestTerms,
+    as_matrix,
+    export_onnx,
+    largest_difference,
+    open_graph,
+    run_graph,
+)
 from soju.sparse.indexing import open_model
-from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.splade_encoder import SpladeEncoder
+from soju.sparse.model import NeuralEncoder
+from soju.sparse.splade import SpladeEncoder
 from sparse.pico_masked_lms import NEEDED, OTHERS, build
 
 K = 24

@@ -1,7 +1,7 @@
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
-from soju.sparse.static.pieces import lexicon_term, readable_terms
+from soju.sparse.static.encoder import lexicon_term, readable_terms
 from sparse.pico_masked_lms import build
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.sparse.export.query_tokens import (
+from soju.sparse.export.tables import (
     escape_token,
     index_body,
     query_tokens,

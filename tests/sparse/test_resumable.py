@@ -1,7 +1,7 @@
 import pytest
 
 from soju.core.errors import IntegrityError, UserError
-from soju.sparse.resumable import Parts
+from soju.sparse.mine import Parts
 
 
 def test_parts_are_kept_and_read_in_order(tmp_path):

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from torch.nn.functional import embedding, linear
 
-from soju.sparse import shared_gradient, splade_gradients
-from soju.sparse.shared_gradient import TiedEmbedding, offered_gradient, share_gradient, sum_rows
-from soju.sparse.splade_head import signed_maxima
+from soju.sparse import splade_head as shared_gradient
+from soju.sparse import splade_head as splade_gradients
+from soju.sparse.splade_head import TiedEmbedding, offered_gradient, share_gradient, signed_maxima, sum_rows
 
 TERMS, WIDTH = 9, 4
 IDS = torch.tensor([[1, 3, 3, 0], [5, 1, 0, 0]])

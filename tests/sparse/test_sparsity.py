@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers.sparse_encoder.losses import FlopsLoss
 
-from soju.sparse.sparsity import flops, idf_term_cost
+from soju.sparse.losses import flops, idf_term_cost
 
 WEIGHTS = torch.tensor([[2.0, 0.0, 1.0], [4.0, 0.0, 3.0]])  # term means: 3, 0, 2
 IDF = torch.tensor([1.0, 2.0, 4.0])  # term 0 is the commonest

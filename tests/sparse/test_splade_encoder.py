@@ -22,9 +22,8 @@ from transformers import (
 )
 
 from soju.core.errors import UserError
-from soju.sparse import splade_inference
-from soju.sparse.splade_encoder import SpladeEncoder, known_positions
-from soju.sparse.splade_modules import hidden_states_only, unpad
+from soju.sparse import splade as splade_inference
+from soju.sparse.splade import SpladeEncoder, hidden_states_only, known_positions, unpad
 from sparse.pico_masked_lms import NEEDED, OTHERS, SIZES, build, word_piece
 from sparse.without_soju import encode_without_soju
 

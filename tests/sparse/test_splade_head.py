@@ -6,10 +6,10 @@ from sentence_transformers.sparse_encoder.modules import SpladePooling
 from torch.nn.functional import embedding, linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from soju.sparse import splade_gradients, splade_loops
-from soju.sparse.splade_head import signed_maxima, splade_weights
-from soju.sparse.splade_inference import keep_largest, sparse_weights
-from soju.sparse.splade_tiles import TileReducer, padded_rows, tile_width, tiles
+from soju.sparse import splade_head as splade_gradients
+from soju.sparse import splade_loops
+from soju.sparse.splade import keep_largest, sparse_weights
+from soju.sparse.splade_head import TileReducer, padded_rows, signed_maxima, splade_weights, tile_width, tiles
 
 # Three tokens of width 1 in two texts; two terms, the second the opposite of the first.
 HIDDEN = torch.tensor([[1.0], [3.0], [-2.0]])

@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import write_manifest
-from soju.sparse.static.static_encoder import StaticEncoder, read_model_config
+from soju.sparse.static.encoder import StaticEncoder, read_model_config
 
 PIECES = ["<unk>", "검색", "을", "엔진", "▁search▁", "▁searches▁"]
 CANONICAL = np.zeros((6, 6), np.float32)

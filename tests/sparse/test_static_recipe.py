@@ -11,14 +11,14 @@ import pytest
 from soju.core.config import apply_overrides, parse_yaml, validate
 from soju.core.errors import DataError, UserError
 from soju.core.files import verify_manifest
-from soju.core.run_directory import RunDirectory
+from soju.core.run import RunDirectory
 from soju.presets import preset_text
 from soju.sparse.config import StaticConfig
-from soju.sparse.export.term_table import read_term_table
+from soju.sparse.data import read_run_data
+from soju.sparse.export.tables import read_term_table
 from soju.sparse.indexing import add_to_index, build_index, expand, open_index, search_index
-from soju.sparse.reading import read_run_data
+from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.recipe import run
-from soju.sparse.static.static_encoder import StaticEncoder
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared development data is not beside the project")

@@ -3,8 +3,8 @@ import pytest
 from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.sparse.export.fidelity import encode_stock
-from soju.sparse.export.stock_static import own_term_weights, save_stock_static
+from soju.sparse.export.onnx import encode_stock
+from soju.sparse.export.stock import own_term_weights, save_stock_static
 from sparse.tiny_models import tiny_tokenizer, tiny_weights
 from sparse.without_soju import encode_without_soju
 

@@ -4,7 +4,7 @@ from tokenizers.models import Unigram, WordLevel
 from transformers import AutoTokenizer
 
 from soju.core.errors import UserError
-from soju.sparse.export.stock_tokenizer import stock_tokenizer
+from soju.sparse.export.stock import stock_tokenizer
 from sparse.tiny_models import PIECES, tiny_tokenizer
 
 TEXTS = ["서버 쌀", "<unk> 서버", "없는 server rice", ""]

@@ -3,9 +3,9 @@ import pytest
 from scipy import sparse
 
 from soju.core.errors import UserError
-from soju.core.setting import Setting
-from soju.data.records import Term, TermRow
-from soju.sparse.unseen_terms import (
+from soju.core.score import Setting
+from soju.data.rows import Term, TermRow
+from soju.sparse.term_activation import (
     KOREAN_FUNCTION_WORDS,
     evaluate_terms,
     found_share,

@@ -9,10 +9,9 @@ from pico_terms import SCRATCH, config_of, run_pico
 from soju.core.config import apply_overrides, parse_yaml
 from soju.core.errors import ConfigError, UserError
 from soju.presets import preset_names, preset_text
-from soju.sparse.config import StaticConfig
-from soju.sparse.modes import run_mode, validate_mode
-from soju.sparse.reading import read_run_data
-from soju.sparse.student_config import PretrainedStudent, ScratchStudent
+from soju.sparse.config import PretrainedStudent, ScratchStudent, StaticConfig
+from soju.sparse.data import read_run_data
+from soju.sparse.recipe import run_mode, validate_mode
 from soju.sparse.terms.config import TermsConfig
 from soju.sparse.triplets.config import TripletsConfig
 

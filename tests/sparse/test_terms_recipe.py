@@ -14,12 +14,11 @@ from small_bilingual import PAIRS, TERMS
 from soju.cli import app
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import read_json_lines, verify_manifest
-from soju.sparse.encoders import load_encoder
 from soju.sparse.indexing import build_index, expand, open_index, open_model, search_index
-from soju.sparse.neural_encoders import NeuralEncoder, spelled_pieces
-from soju.sparse.probes import PROBES
-from soju.sparse.splade_encoder import SpladeEncoder
-from soju.sparse.static.static_encoder import StaticEncoder
+from soju.sparse.model import NeuralEncoder, load_encoder, spelled_pieces
+from soju.sparse.splade import SpladeEncoder
+from soju.sparse.static.encoder import StaticEncoder
+from soju.sparse.term_activation import PROBES
 from soju.training.checkpoints import list_checkpoints
 from sparse.without_soju import encode_without_soju
 from teachers.pico_teacher import save_pico_teacher

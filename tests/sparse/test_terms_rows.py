@@ -13,11 +13,11 @@ from small_bilingual import train_small
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from soju.data.records import PairRow, Term, TermRow
-from soju.sparse.export.stock_tokenizer import stock_tokenizer
-from soju.sparse.initial_models import lexicon_vocabulary, plain_vocabulary
+from soju.data.rows import PairRow, Term, TermRow
+from soju.sparse.export.stock import stock_tokenizer
+from soju.sparse.initial import lexicon_vocabulary, plain_vocabulary
 from soju.sparse.terms.rows import NO_TEACHER_TEXT, TermsCollator, training_rows
-from soju.teachers.teacher_cache import Embeddings
+from soju.teachers.cache import Embeddings
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = ["물", "바다", "깊은", "water", "sea", "deep", "ocean", "machine", "learning"]

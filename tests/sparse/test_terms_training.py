@@ -9,14 +9,13 @@ from pico_terms import DEV_ROWS, ROWS, Pretrained, save_start
 
 from soju.core.errors import RegressionError, UserError
 from soju.core.files import read_json_lines, verify_manifest
-from soju.data.records import Term, TermRow
-from soju.sparse import probes
-from soju.sparse.probes import Probe, probe_report
-from soju.sparse.sparsity import flops
-from soju.sparse.terms.loss import TermsLoss
+from soju.data.rows import Term, TermRow
+from soju.sparse import term_activation as probes
+from soju.sparse.losses import flops
+from soju.sparse.term_activation import Probe, probe_report
 from soju.sparse.terms.rows import NO_TEACHER_TEXT, TermsCollator
-from soju.sparse.terms.training import CHOSEN_BY, Validation, make_trainer, term_costs
-from soju.teachers.teacher_cache import Embeddings
+from soju.sparse.terms.training import CHOSEN_BY, TermsLoss, Validation, make_trainer, term_costs
+from soju.teachers.cache import Embeddings
 from soju.training.checkpoints import list_checkpoints
 from soju.training.rollback import Attempt
 from sparse.reference_terms import row_by_row

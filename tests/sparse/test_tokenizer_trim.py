@@ -7,8 +7,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from soju.core.errors import UserError
-from soju.sparse.tokenizer_trim import indispensable_ids, merge_parts, trim_tokenizer_json, unknown_word_pieces
-from soju.sparse.vocabulary_choice import choose_ids, count_ids
+from soju.sparse.trimmed_model import (
+    choose_ids,
+    count_ids,
+    indispensable_ids,
+    merge_parts,
+    trim_tokenizer_json,
+    unknown_word_pieces,
+)
 
 SENTENCES = ["banana bandana", "가나다 나다가", "abc bcd cda dab", "한국어 한국 국어", "aaaa bb abab", "x-ray 42"]
 

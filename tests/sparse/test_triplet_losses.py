@@ -7,8 +7,8 @@ import torch
 from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss
 from torch.nn.functional import cosine_similarity
 
-from soju.sparse.term_losses import RowTargets, TermTargets
-from soju.sparse.triplets.triplet_losses import (
+from soju.sparse.losses import RowTargets, TermTargets
+from soju.sparse.triplets.losses import (
     info_nce,
     listwise_distillation,
     margin_mse,

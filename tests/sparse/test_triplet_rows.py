@@ -5,13 +5,21 @@ import pytest
 import torch
 
 from soju.core.errors import UserError
-from soju.data.records import TripletRow
-from soju.sparse.initial_models import plain_vocabulary
-from soju.sparse.splade_encoder import SpladeEncoder
+from soju.data.rows import TripletRow
+from soju.sparse.initial import plain_vocabulary
+from soju.sparse.splade import SpladeEncoder
 from soju.sparse.triplets.config import TripletsTeacherSettings
-from soju.sparse.triplets.rows import TripletsCollator, triplet_rows
-from soju.sparse.triplets.teacher import UNKNOWN, PairScores, VectorScores, calibration, heard_texts, teacher_scores
-from soju.teachers.teacher_cache import Embeddings
+from soju.sparse.triplets.rows import (
+    UNKNOWN,
+    PairScores,
+    TripletsCollator,
+    VectorScores,
+    calibration,
+    heard_texts,
+    teacher_scores,
+    triplet_rows,
+)
+from soju.teachers.cache import Embeddings
 from sparse.pico_terms import save_start
 from sparse.pico_triplets import TRIPLETS
 

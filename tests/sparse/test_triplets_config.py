@@ -5,7 +5,7 @@ import pytest
 from soju.core.config import parse_yaml
 from soju.core.errors import ConfigError
 from soju.presets import preset_text
-from soju.sparse.modes import validate_mode
+from soju.sparse.recipe import validate_mode
 from sparse.pico_triplets import triplets_config
 
 

@@ -5,11 +5,9 @@ import pytest
 import torch
 
 from soju.sparse.triplets.config import TripletsTeacherSettings
-from soju.sparse.triplets.loss import TripletsLoss
-from soju.sparse.triplets.rows import TeacherScores, TripletsCollator
-from soju.sparse.triplets.teacher import PairScores, teacher_scores
-from soju.sparse.triplets.triplet_losses import info_nce, similarities
-from soju.sparse.triplets.validation import TripletsValidation
+from soju.sparse.triplets.losses import TripletsLoss, info_nce, similarities
+from soju.sparse.triplets.rows import PairScores, TeacherScores, TripletsCollator, teacher_scores
+from soju.sparse.triplets.training import TripletsValidation
 from sparse.pico_terms import save_start
 from sparse.pico_triplets import PretrainedOnTriplets
 from teachers.pico_teacher import save_pico_teacher

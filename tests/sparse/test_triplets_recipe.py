@@ -11,8 +11,8 @@ from small_bilingual import PAIRS, TERMS
 from soju.cli import app
 from soju.core.errors import UserError
 from soju.core.files import read_json_lines, verify_manifest
-from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.splade_encoder import SpladeEncoder
+from soju.sparse.model import NeuralEncoder
+from soju.sparse.splade import SpladeEncoder
 from sparse.without_soju import encode_without_soju
 
 TEXTS = ["백신", "a student reads a book"]
@@ -131,8 +131,8 @@ def test_a_triplet_that_holds_a_text_of_a_test_set_is_refused_or_left_out(folder
 
 def test_held_out_head_words_are_no_single_term_triplets(folder):
     from soju.core.config import apply_overrides, read_yaml
-    from soju.sparse.modes import validate_mode
-    from soju.sparse.reading import read_run_data
+    from soju.sparse.data import read_run_data
+    from soju.sparse.recipe import validate_mode
 
     values = apply_overrides(read_yaml(folder / "pico.yaml"), ["data.held_out_terms=0.4"])
     training = read_run_data(validate_mode(values, place="pico")).training

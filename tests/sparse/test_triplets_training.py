@@ -10,11 +10,10 @@ from safetensors.torch import load_file
 
 from soju.core.errors import RegressionError, StoppedError
 from soju.core.files import read_json_lines
-from soju.data.spreading import spread
+from soju.data.splits import spread
 from soju.sparse.curriculum import stage_ends
 from soju.sparse.triplets import training as triplets_training
-from soju.sparse.triplets.training import make_trainer, planned_steps, term_costs
-from soju.sparse.triplets.validation import TripletsValidation
+from soju.sparse.triplets.training import TripletsValidation, make_trainer, planned_steps, term_costs
 from soju.training.rollback import Attempt
 from sparse.pico_terms import save_start
 from sparse.pico_triplets import PretrainedOnTriplets
@@ -71,7 +70,7 @@ def stop_after(monkeypatch, step):
 
 
 def test_the_stages_of_this_run_end_where_the_test_says(straight):
-    from soju.sparse.triplets.loss import stages_of
+    from soju.sparse.triplets.losses import stages_of
 
     assert stage_ends(stages_of(straight.config), STEPS) == ENDS
 

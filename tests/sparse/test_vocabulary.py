@@ -6,8 +6,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer
 
 from soju.core.errors import UserError
-from soju.sparse.vocabulary import check_trimmed, special_ids, trim_vocabulary
-from soju.sparse.vocabulary_choice import choose_ids, count_ids, tokenizer_spec
+from soju.sparse.trimmed_model import check_trimmed, choose_ids, count_ids, special_ids, tokenizer_spec, trim_vocabulary
 from sparse.pico_masked_lms import KINDS, NEEDED, OTHERS, build
 
 

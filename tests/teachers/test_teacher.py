@@ -7,7 +7,7 @@ from sentence_transformers import SentenceTransformer
 
 from soju.core.errors import UserError
 from soju.core.model_folder import find_model_folder
-from soju.teachers.teacher import SentenceTransformerTeacher, unit_vectors
+from soju.teachers.dense import SentenceTransformerTeacher, unit_vectors
 from teachers.pico_teacher import save_pico_teacher
 
 TEXTS = ["검색 엔진", "water", "물", "search engine 검색 물"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from soju.core.errors import IntegrityError, UserError
-from soju.teachers.teacher import SentenceTransformerTeacher
-from soju.teachers.teacher_cache import Embeddings, cached_embeddings
+from soju.teachers.cache import Embeddings, cached_embeddings
+from soju.teachers.dense import SentenceTransformerTeacher
 from teachers.pico_teacher import save_pico_teacher
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from soju.training.collating import SeededCollator
-from soju.training.random_state import kept_random_state
+from soju.training.sampling import SeededCollator
+from soju.training.state import kept_random_state
 
 
 def draw(rows):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from soju.core.errors import UserError
-from soju.training.extra_state import read_extra_state, write_extra_state
+from soju.training.state import read_extra_state, write_extra_state
 
 
 class Part:

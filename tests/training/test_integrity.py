@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from soju.core.errors import IntegrityError
-from soju.core.files import MANIFEST, append_json_line, read_json_lines, tensor_names, write_manifest
-from soju.core.integrity import check_tree
+from soju.core.files import MANIFEST, append_json_line, check_tree, read_json_lines, tensor_names, write_manifest
 
 
 def make(folder, file="model.safetensors", manifest=True):

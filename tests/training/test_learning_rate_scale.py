@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from soju.training.checkpoints import list_checkpoints
-from soju.training.learning_rate import scale_learning_rate
+from soju.training.reliable import scale_learning_rate
 from training.pico_trainers import plain_trainer
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from soju.core.score import Score
     from soju.data.log import ReadLog
     from soju.evaluation import significance
-    from soju.report.run_contents import Comparison
-    from soju.sparse.reading import SpladeConfig
+    from soju.report.contents import Comparison
+    from soju.sparse.data import SpladeConfig
 
 
 app = typer.Typer(
@@ -81,7 +81,7 @@ def main() -> None:
 
 def read_config(name: str, overrides: list[str] | None) -> tuple[SpladeConfig, str]:
     """Read a YAML file or a preset with overrides; also return its text, for the run folder."""
-    from soju.sparse.modes import validate_mode
+    from soju.sparse.recipe import validate_mode
 
     values, text = read_values(name, overrides)
     return validate_mode(values, place=name), text
@@ -136,7 +136,7 @@ def readable(text: str) -> str:
 
 def print_scores(folder: Path) -> None:
     """Print the scores of a run folder."""
-    from soju.report.run_contents import read_run
+    from soju.report.contents import read_run
 
     contents = read_run(folder)
     print_tables(contents.scores, contents.comparisons)
@@ -144,7 +144,7 @@ def print_scores(folder: Path) -> None:
 
 def as_reported(comparisons: Sequence[significance.Comparison]) -> list[Comparison]:
     """Return what a report reads of comparisons, without the values of every query."""
-    from soju.report.run_contents import Comparison
+    from soju.report.contents import Comparison
 
     return [Comparison.model_validate_json(json.dumps(comparison.to_json())) for comparison in comparisons]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 
 
 class UserError(ValueError):
@@ -44,6 +45,15 @@ class MissingExtraError(UserError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an optional package; run: pip install 'soju[{extra}]'")
+
+
+def require_extra(what: str, extra: str, *packages: str) -> None:
+    """Raise `MissingExtraError` unless all packages of an extra can be imported."""
+    for package in packages:
+        try:
+            import_module(package)
+        except ImportError:
+            raise MissingExtraError(what, extra) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,13 @@
-"""A number that travels with its meaning: name, value, unit, direction, interval, signature."""
+"""A number that travels with its meaning: name, value, unit, direction, interval, signature.
+
+What is measured on what: the part of a score that is known before measuring.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -56,3 +62,55 @@ class Score:
         """Read what `to_json` wrote."""
         interval = value.get("interval")
         return cls(**{**value, "interval": Interval(**interval) if interval else None})
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A system and the data it is measured on."""
+
+    subject: str
+    """The system, for example ``bm25``."""
+    test_set: str
+    """Name of the data, with the direction where there is one: ``parallel.dev/ko-en``."""
+    data_hash: str
+    """Hash of the texts that are measured, so that scores on other data are never compared."""
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str], *, subject: str, test_set: str) -> Self:
+        """Hash the texts that are measured; order matters."""
+        digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
+        return cls(subject, test_set, digest)
+
+    def score(
+        self,
+        name: str,
+        value: float,
+        *,
+        unit: str,
+        higher_is_better: bool,
+        interval: Interval | None = None,
+        **decisive: object,
+    ) -> Score:
+        """Return a score whose signature is `name`, the data and everything in `decisive`.
+
+        Args:
+            name: The metric with its cut-off, for example ``recall@10``.
+            value: The measured value.
+            unit: Unit of value and interval.
+            higher_is_better: Direction of the metric.
+            interval: Confidence interval of the value.
+            **decisive: What else decides the value, apart from the system.
+
+        Returns:
+            The score, with the interval when one is given.
+        """
+        return Score(
+            name=name,
+            subject=self.subject,
+            test_set=self.test_set,
+            value=float(value),
+            unit=unit,
+            higher_is_better=higher_is_better,
+            signature=signature(metric=name, data=self.data_hash, **decisive),
+            interval=interval,
+        )

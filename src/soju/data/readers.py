@@ -1,32 +1,151 @@
-"""Files become typed rows, one at a time; whatever cannot be read is in the log with its place and remedy."""
+"""Which lines of a file come from a wanted source, told by the line-aligned file beside it.
+
+Rows of a data set on the Hugging Face hub, streamed.
+
+Files become typed rows, one at a time; whatever cannot be read is in the log with its place and remedy.
+
+A retrieval test set in the layout of BEIR: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv in one folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from soju.data.fields import show
-from soju.data.formats import header_of, parse_json, parse_tsv
-from soju.data.hub import read_hub
 from soju.data.lines import MAX_LINE_BYTES, decode_line, read_lines
-from soju.data.log import SKIP, Place, ReadLog, SourceCounts, printable
-from soju.data.records import (
+from soju.data.log import SKIP, Place, ReadLog, SourceCounts, printable, show
+from soju.data.rows import (
+    COLUMNS,
+    HEADED,
+    PARSERS,
     ChoiceQuestion,
     Document,
     InferencePair,
     Judgement,
+    Kind,
     PairRow,
     PassageRow,
+    Row,
     SimilarityPair,
     TermRow,
     TripletRow,
+    header_columns,
 )
-from soju.data.rows import COLUMNS, PARSERS, Kind, Row
-from soju.data.similarity_pairs import HEADED, header_columns
-from soju.data.source_filter import LineSelector, SourceFilter
-from soju.data.sources import FileSource, HubSource, resolve
+from soju.data.sources import FileSource, HubSource, header_of, parse_json, parse_tsv, resolve
+
+_MAX_KNOWN = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFilter:
+    """Read only the lines of a data file whose source is wanted.
+
+    ``train.src.gz`` stands beside ``train.tsv.gz``: line n of the one names the source of row n of the other in its
+    first tab-separated column. A header line of the data file has no line there.
+    """
+
+    file: str
+    """The companion file, plain or ``.gz``; relative to the same folder as the data file."""
+    keep: tuple[str, ...]
+    """Sources to read, compared exactly."""
+
+
+class LineSelector:
+    """Goes through a companion file in step with its data file."""
+
+    def __init__(self, source_filter: SourceFilter, *, root: Path | None, log: ReadLog) -> None:
+        self._filter = source_filter
+        self._keep = frozenset(source_filter.keep)
+        self._log = log
+        self._problems_before = len(log.file_problems)
+        self._seen: set[str] = set()
+        self._number = 0
+        path = (root or Path()) / source_filter.file
+        self._lines: Iterator[bytes | None] = read_lines(
+            source_filter.file,
+            lambda: path.open("rb"),
+            gzipped=source_filter.file.endswith(".gz"),
+            max_line_bytes=MAX_LINE_BYTES,
+            log=log,
+        )
+
+    def next_line(self, data_file: str) -> bool | None:
+        """Tell whether the next line of the data file is wanted; ``None`` when the companion has ended before it."""
+        try:
+            line = next(self._lines)
+        except StopIteration:
+            if len(self._log.file_problems) == self._problems_before:
+                self._refuse_length(f"{self._number:,} lines, but {data_file} has more")
+            return None
+        self._number += 1
+        name = (line or b"").split(b"\t", 1)[0].decode("utf-8", "replace").removeprefix("\ufeff").strip()
+        if len(self._seen) < _MAX_KNOWN:
+            self._seen.add(name)
+        if name not in self._keep:
+            return False
+        self._log.selected[name] += 1
+        return True
+
+    def finish(self, data_file: str) -> None:
+        """Check at the end of the data file that the companion ends too and that every wanted source occurred."""
+        if len(self._log.file_problems) > self._problems_before:
+            return
+        if next(self._lines, b"") != b"":
+            self._refuse_length(f"more than {self._number:,} lines, but {data_file} has {self._number:,}")
+        missing = sorted(self._keep - self._seen)
+        if missing and len(self._seen) < _MAX_KNOWN:
+            known = ", ".join(sorted(self._seen)[:20])
+            what = f"no line has the source {', '.join(missing)}"
+            self._log.refuse_file(self._filter.file, 0, what, f"write some of {known}", "unknown-source")
+
+    def _refuse_length(self, what: str) -> None:
+        remedy = "use the two files of one release, line n of the one for row n of the other"
+        self._log.refuse_file(self._filter.file, self._number + 1, what, remedy, "misaligned")
+
+
+def read_hub(source: HubSource, *, log: ReadLog) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one split with its columns renamed to our fields.
+
+    Nothing is downloaded beyond the parts that are read, and no code of the data set is run.
+
+    Args:
+        source: The data set.
+        log: Gets ``hub`` when the data set cannot be opened or breaks off.
+
+    Yields:
+        One object a row: all columns under their own names, and those of ``source.columns`` under the field's name.
+    """
+    number = 0
+    try:
+        import datasets  # takes a second; most runs read files
+
+        rows = datasets.load_dataset(source.dataset, source.configuration, split=source.split, streaming=True)
+        for row in rows:
+            number += 1
+            yield _rename(row, source.columns)
+    except Exception as error:  # the hub client raises errors of a dozen unrelated families
+        cause = str(error).strip().split("\n")[0] or type(error).__name__
+        remedy = (
+            f"check the name, the split ({source.split}) and the network, or save the rows as .jsonl and name the file"
+        )
+        log.refuse_file(source.name, number + 1 if number else 0, f"cannot be read ({cause})", remedy, "hub")
+
+
+def _rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    result = dict(row)
+    for name, column in columns.items():
+        result.pop(name, None)
+        value: Any = row
+        for part in column.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                break
+            value = value[part]
+        else:
+            result[name] = value
+    return result
+
 
 _Raw = tuple[Place, dict[str, Any] | None]
 
@@ -269,3 +388,81 @@ class _Reading:
 
 def _first_text(line: bytes | None) -> str:
     return (line or b"").decode("utf-8", "replace").removeprefix("\ufeff")
+
+
+@dataclass(frozen=True, slots=True)
+class BeirSet:
+    """Texts and judgements of one split."""
+
+    queries: dict[str, str]
+    """Id -> text of the queries that some document answers, in the order of the file."""
+    documents: dict[str, str]
+    """Id -> title and text of the whole corpus."""
+    judgements: dict[str, dict[str, float]]
+    """Query id -> document id -> gain >= 1."""
+
+
+def read_beir(
+    folder: str,
+    *,
+    log: ReadLog,
+    split: str = "test",
+    root: Path | None = None,
+    max_line_bytes: int = MAX_LINE_BYTES,
+) -> BeirSet:
+    """Read one split; each file may be compressed (``.gz``).
+
+    A judgement that names a query or a document that is not there is refused, and so is a second one of the same two.
+    Queries that no document answers are left out, since no ranking of them is better than another.
+
+    Args:
+        folder: Where the three files are.
+        log: Gets counts and problems.
+        split: Name of the file of judgements.
+        root: Folder that a relative path starts from; the working folder when ``None``.
+        max_line_bytes: Longer lines are refused.
+
+    Returns:
+        The set; without judgements when corpus or queries could not be read.
+    """
+
+    def name_of(file: str) -> str:
+        name = f"{folder.rstrip('/')}/{file}"
+        base = root or Path()
+        return f"{name}.gz" if not (base / name).exists() and (base / f"{name}.gz").exists() else name
+
+    problems_before = len(log.file_problems)
+    documents, queries = (
+        {row.id: row.text for row in read_rows([name], "documents", log=log, root=root, max_line_bytes=max_line_bytes)}
+        for name in (name_of("corpus.jsonl"), name_of("queries.jsonl"))
+    )
+    judgements: dict[str, dict[str, float]] = {}
+    if len(log.file_problems) == problems_before:  # else every judgement would be about nothing
+        check = _Check(queries, documents)
+        name = name_of(f"qrels/{split}.tsv")
+        for row in read_rows([name], "judgements", log=log, root=root, max_line_bytes=max_line_bytes, check=check):
+            if row.gain >= 1:
+                judgements.setdefault(row.query, {})[row.document] = float(row.gain)
+    return BeirSet({key: text for key, text in queries.items() if key in judgements}, documents, judgements)
+
+
+class _Check:
+    """Refuses judgements about what is not there, and second ones."""
+
+    def __init__(self, queries: dict[str, str], documents: dict[str, str]) -> None:
+        self._queries = queries
+        self._documents = documents
+        self._lines: dict[tuple[str, str], int] = {}
+
+    def __call__(self, row: Judgement, place: Place) -> None:
+        for column, key, known, file in (
+            ("query-id", row.query, self._queries, "queries.jsonl"),
+            ("corpus-id", row.document, self._documents, "corpus.jsonl"),
+        ):
+            if key not in known:
+                what = f"{show(key)} is no id of {file}"
+                place.refuse(column, what, f"add it there, {SKIP}", "unknown-id")
+        first = self._lines.setdefault((row.query, row.document), place.line)
+        if first != place.line:
+            what = f"{show(row.document)} was judged for {show(row.query)} in line {first} already"
+            place.refuse("", what, f"keep one of the two, {SKIP}", "duplicate-judgement")

@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 from rich.table import Table
 
 from soju.core.language import Language
-from soju.data.fields import HANGUL
-from soju.data.records import Document, PairRow, PassageRow, TermRow, TripletRow
-from soju.data.rows import Row
+from soju.data.log import HANGUL
+from soju.data.rows import Document, PairRow, PassageRow, Row, TermRow, TripletRow
 
 RowT = TypeVar("RowT", bound=Row)
 

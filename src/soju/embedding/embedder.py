@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from soju.core.errors import UserError
 from soju.core.model_folder import find_model_folder
-from soju.embedding.evaluation_config import EvaluationSettings
+from soju.embedding.config import EvaluationSettings
 
 Role = Literal["text", "query", "document"]
 

@@ -13,12 +13,11 @@ from transformers.utils.logging import disable_progress_bar
 from soju.core.errors import BadNumbersError, MissingExtraError, RegressionError, UserError
 from soju.core.files import write_json, write_manifest
 from soju.core.model_folder import find_model_folder
-from soju.core.run_directory import RunDirectory
+from soju.core.run import RunDirectory
 from soju.embedding.config import EmbeddingConfig, ScratchBase
-from soju.embedding.evaluation_data import EvaluationData, read_evaluation
+from soju.embedding.data import EmbeddingData, EvaluationData, read_embedding_data, read_evaluation
 from soju.embedding.expanding_stage import expand_stage
-from soju.embedding.finishing import measure, report
-from soju.embedding.reading import EmbeddingData, read_embedding_data
+from soju.embedding.finish import measure, report
 from soju.embedding.retention import RetentionGuard
 from soju.embedding.scratch_base import load_float32, make_scratch_base
 from soju.embedding.stages import SUPERVISED, Accepted, run_stages

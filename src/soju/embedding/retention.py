@@ -15,15 +15,13 @@ from numpy.typing import NDArray
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from soju.core.errors import RegressionError
-from soju.core.score import Score
-from soju.core.setting import Setting
-from soju.data.records import SimilarityPair
-from soju.data.spreading import spread
+from soju.core.score import Score, Setting
+from soju.data.rows import SimilarityPair
+from soju.data.splits import spread
 from soju.embedding.config import RetentionSettings
 from soju.evaluation.similarity import correlation, cosines_of
-from soju.training.gate import QualityGate, Threshold, Verdict
+from soju.training.gate import QualityGate, Threshold, Verdict, read_verdicts, record_verdict
 from soju.training.ranks import on_main_process
-from soju.training.verdicts import read_verdicts, record_verdict
 
 KOREAN, ENGLISH, COSINE = "korean_spearman", "english_spearman", "english_cosine"
 CHOSEN_BY = KOREAN

@@ -12,15 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from soju.core.errors import UserError
-from soju.embedding.anchoring import anchor
 from soju.embedding.config import SupervisedSettings, UnsupervisedSettings
-from soju.embedding.l2_start import L2ToStart
-from soju.embedding.labelled_pairs import cosent, cosine_score, cosines, entailment_contrast
-from soju.embedding.self_distillation import pooled_distillation, state_distillation
-from soju.embedding.simcse import gathered, passes_are_equal, simcse
+from soju.embedding.losses import (
+    L2ToStart,
+    anchor,
+    cosent,
+    cosine_score,
+    cosines,
+    entailment_contrast,
+    gathered,
+    passes_are_equal,
+    pooled_distillation,
+    simcse,
+    state_distillation,
+)
 from soju.training.cached_gradients import cached_losses
-from soju.training.random_state import seeded
 from soju.training.ranks import from_all
+from soju.training.state import seeded
 
 Features = Mapping[str, Tensor]
 Weighted = dict[str, tuple[float, Tensor]]
@@ -165,7 +173,7 @@ class TargetLoss(NamedTerms):
 
 
 class PairLoss(NamedTerms):
-    """Labelled pairs; see `soju.embedding.labelled_pairs`.
+    """Labelled pairs; see `soju.embedding.losses`.
 
     Args:
         model: The student.

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from soju.core.errors import UserError
-from soju.core.score import Score
-from soju.core.setting import Setting
+from soju.core.score import Score, Setting
 
 Clock = Callable[[], int]
 """Returns nanoseconds that never run backwards."""

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from soju.core.errors import MissingExtraError, UserError
-from soju.core.score import Score
-from soju.core.setting import Setting
-from soju.data.beir import read_beir
+from soju.core.score import Score, Setting
 from soju.data.log import ReadLog
+from soju.data.readers import read_beir
 from soju.evaluation.retrieval import RetrievalSet
 
 METRICS = {

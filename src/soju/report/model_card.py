@@ -10,9 +10,8 @@ from pydantic import Field
 
 from soju.core.config import Settings
 from soju.core.score import Score
-from soju.report.markdown import render_score_table
-from soju.report.markdown_text import code, code_block, escape, table
-from soju.report.score_tables import build_tables
+from soju.report.markdown import code, code_block, escape, render_score_table, table
+from soju.report.tables import build_tables
 
 
 class DataSource(Settings):

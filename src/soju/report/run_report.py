@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from soju.core.files import write_text
-from soju.report.html import render_html
+from soju.report.contents import read_run
 from soju.report.markdown import render_markdown
+from soju.report.page import render_html
 from soju.report.plots import draw_figures
-from soju.report.run_contents import read_run
 
 
 def write_report(run_folder: Path) -> Path:

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from soju.core.score import Score
+from soju.report.contents import Comparison, Expansion, Search
 from soju.report.number_format import format_value, format_weight, is_cost, unit_heading
-from soju.report.run_contents import Comparison, Expansion, Search
-from soju.report.score_tables import Cell, ScoreTable, build_tables
+from soju.report.tables import Cell, ScoreTable, build_tables
 
 _COLOURS = {"ko": "blue", "en": "yellow", "other": "bright_black"}
 _FINDINGS = {"better": "green", "worse": "red", "undecided": "bright_black"}

@@ -16,11 +16,14 @@ from scipy.sparse import csr_array
 from soju.core.config import validate
 from soju.core.errors import UserError
 from soju.core.files import write_json
-from soju.data.records import Document
-from soju.search.hits import Hit, explain
-from soju.search.index_folder import (
+from soju.data.rows import Document
+from soju.search.folder import (
     INDEX,
     SEGMENTS,
+    Engine,
+    IndexDescription,
+    IndexSettings,
+    SegmentEntry,
     check,
     new_folder,
     new_segment,
@@ -29,7 +32,7 @@ from soju.search.index_folder import (
     read_json,
     recover,
 )
-from soju.search.index_settings import Engine, IndexDescription, IndexSettings, SegmentEntry
+from soju.search.hits import Hit, explain
 from soju.search.postings import check_vectors
 from soju.search.segment import Encode, Segment, merge_segments, open_segments, plan_merge, write_segment
 from soju.search.weighting import idf

@@ -18,9 +18,8 @@ from pydantic import Field
 
 from soju.core.config import Settings
 from soju.core.errors import MissingExtraError, UserError
-from soju.search.best_passages import Found, best_of_each
-from soju.search.bulk_load import Answer, BulkSettings, Item, RequestRefusedError, Send
-from soju.search.passages import CorpusFacts, Passage
+from soju.search.hits import Found, best_of_each
+from soju.search.remote import Answer, BulkSettings, CorpusFacts, Item, Passage, RequestRefusedError, Send
 
 VECTOR = "tokens"
 """Name of the sparse vector."""

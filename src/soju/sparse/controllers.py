@@ -27,7 +27,7 @@ class SparsityController:
     magnitude matter, moves at the full rate until texts are about as asked, and ever slower from there. It grows while
     texts are too dense and shrinks while they are too sparse, so it settles where they are as asked. A penalty can only
     thin out: more terms than the other losses light are not to be had. Its state is part of the checkpoint
-    (`soju.training.extra_state.Stateful`).
+    (`soju.training.state.Stateful`).
 
     Args:
         wanted: Active terms a text, > 0; the weight stays as it is when ``None``, and only the mean is kept.

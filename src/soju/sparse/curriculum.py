@@ -1,12 +1,23 @@
-"""A curriculum: stages with their own settings and mix of rows, each a pure function of the step."""
+"""A curriculum: stages with their own settings and mix of rows, each a pure function of the step.
+
+Batches whose rows follow the mix of the curriculum's stage they fall into.
+
+Shape letters: R = rows, G = groups of rows (types, or difficulties).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from accelerate import PartialState
+from numpy.typing import NDArray
+from sentence_transformers.base.sampler import DefaultBatchSampler
+
+from soju.training.sampling import length_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +79,193 @@ def staged_cosine(step: int, total_steps: int, *, warm_up_steps: int, stages: Se
         done = (step - warm_up_steps) / max(1, total_steps - warm_up_steps)
         factor = (1 + math.cos(math.pi * min(1.0, done))) / 2
     return factor * stages[stage_at(stages, step, total_steps)].learning_rate
+
+
+def mixed_rows(
+    groups_R: NDArray[np.int64], shares_G: NDArray[np.float64], count: int, *, seed: Sequence[int]
+) -> NDArray[np.int64]:
+    """Draw rows so that each group has its share.
+
+    A group is gone through in a shuffled order and, where it has fewer rows than asked for, again in another.
+
+    Args:
+        groups_R: Group of each row, ``(R,)``.
+        shares_G: Share of each group, ``(G,)``, adding up to 1; a group without rows gives its share to the others.
+        count: Rows to draw.
+        seed: Decides which rows and their order.
+
+    Returns:
+        Row indices, ``(count,)``, shuffled. The number of each group is its share of `count` to within one row.
+    """
+    generator = np.random.default_rng(list(seed))
+    members = [np.flatnonzero(groups_R == group) for group in range(len(shares_G))]
+    shares = np.where([len(rows) > 0 for rows in members], shares_G, 0.0)
+    ends = np.rint(np.cumsum(shares / shares.sum()) * count).astype(np.int64)
+    drawn = [
+        _cycled(rows, int(wanted), generator) for rows, wanted in zip(members, np.diff(ends, prepend=0), strict=True)
+    ]
+    return generator.permutation(np.concatenate(drawn))
+
+
+def _cycled(rows: NDArray[np.int64], count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    if count == 0:
+        return rows[:0]
+    passes = [generator.permutation(rows) for _ in range(-(-count // len(rows)))]
+    return np.concatenate(passes)[:count]
+
+
+def shares_of(mix: Mapping[str, float], names: Sequence[str], groups_R: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the share of each group, ``(G,)``: those named, the rest evenly among the groups that have rows."""
+    present = np.bincount(groups_R, minlength=len(names)) > 0
+    shares = np.array([mix.get(name, 0.0) for name in names])
+    others = np.array([name not in mix for name in names]) & present
+    if others.any():
+        shares[others] = max(0.0, 1.0 - shares.sum()) / others.sum()
+    return shares
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """One way to divide the rows: by type, or by difficulty."""
+
+    names: tuple[str, ...]
+    groups_R: NDArray[np.int64]
+
+
+class CurriculumSampler(DefaultBatchSampler):
+    """Batches of similar lengths whose rows follow the mix of the stage they fall into.
+
+    An epoch has as many batches as the data fill. The rows of an epoch, or of the part of it that lies in one stage,
+    are drawn by `mixed_rows`; without a mix, each row once an epoch. All of it is a pure function of seed and epoch,
+    so a resume needs nothing from it: the trainer sets the epoch and skips the batches it has had.
+
+    Args:
+        lengths: Length of each row, ``(R,)``.
+        batch_size: Rows of a batch on one rank.
+        seed: Of all draws.
+        stages: The curriculum.
+        groupings: The ways a mix may divide the rows; the names of a stage's mix belong to one of them.
+        total_steps: Optimiser steps of the training.
+        batches_a_step: Batches of one rank that make an optimiser step.
+        ranks: Processes that share the batches.
+        valid_label_columns: Handed on.
+
+    Raises:
+        ValueError: If there are fewer rows than one batch of all ranks needs.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int,
+        stages: Sequence[Stage],
+        groupings: Sequence[Grouping],
+        total_steps: int,
+        batches_a_step: int = 1,
+        ranks: int = 1,
+        valid_label_columns: list[str] | None = None,
+    ) -> None:
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.stages = tuple(stages)
+        self.groupings = tuple(groupings)
+        self.total_steps = total_steps
+        self.batches_a_step = batches_a_step
+        self.ranks = ranks
+        super().__init__(
+            range(len(self.lengths)),
+            batch_size=batch_size,
+            drop_last=True,
+            valid_label_columns=valid_label_columns,
+            seed=seed,
+        )
+        if len(self) == 0:
+            raise ValueError(f"{len(self.lengths)} rows do not fill one batch of {batch_size} on {ranks} ranks")
+
+    def __len__(self) -> int:
+        return len(self.lengths) // (self.batch_size * self.ranks) * self.ranks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start = 0
+        for stage, groups in self._parts():
+            yield from self._batches(stage, start, groups)
+            start += groups
+
+    def _parts(self) -> list[tuple[int, int]]:
+        """Return the stages of this epoch, each with its number of groups (one batch for every rank)."""
+        groups = len(self) // self.ranks
+        steps = -(-groups // self.batches_a_step)  # the trainer makes a step of what is left at the end of an epoch
+        first = self.epoch * steps
+        stages = [
+            stage_at(self.stages, first + group // self.batches_a_step, self.total_steps) for group in range(groups)
+        ]
+        return [(stage, stages.count(stage)) for stage in dict.fromkeys(stages)]
+
+    def _batches(self, stage: int, start: int, groups: int) -> list[list[int]]:
+        rows = self._rows(stage, start, groups)
+        parts = length_batches(
+            self.lengths[rows],
+            self.batch_size,
+            seed=self.seed,
+            epoch=self.epoch * len(self.stages) + stage,
+            ranks=self.ranks,
+        )
+        return [rows[batch].tolist() for batch in parts]
+
+    def _rows(self, stage: int, start: int, groups: int) -> NDArray[np.int64]:
+        count = groups * self.batch_size * self.ranks
+        mix = self.stages[stage].mix
+        if not mix:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.lengths))
+            first = start * self.batch_size * self.ranks
+            return order[first : first + count]
+        grouping = next(grouping for grouping in self.groupings if mix.keys() <= set(grouping.names))
+        shares = shares_of(mix, grouping.names, grouping.groups_R)
+        return mixed_rows(grouping.groups_R, shares, count, seed=(self.seed, self.epoch, stage))
+
+
+class Curriculum:
+    """What to give ``SparseEncoderTrainingArguments(batch_sampler=...)``: makes a `CurriculumSampler`."""
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        groupings: Sequence[Grouping],
+        lengths: Sequence[int],
+        *,
+        seed: int,
+        total_steps: int,
+        batches_a_step: int,
+    ) -> None:
+        self.stages = tuple(stages)
+        self.groupings = tuple(groupings)
+        self.lengths = lengths
+        self.seed = seed
+        self.total_steps = total_steps
+        self.batches_a_step = batches_a_step
+
+    def __call__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        drop_last: bool,
+        valid_label_columns: list[str] | None = None,
+        generator: Any = None,
+        seed: int = 0,
+    ) -> CurriculumSampler:
+        """Make the sampler of the data set; sentence-transformers calls this."""
+        return CurriculumSampler(
+            self.lengths,
+            batch_size,
+            seed=self.seed,
+            stages=self.stages,
+            groupings=self.groupings,
+            total_steps=self.total_steps,
+            batches_a_step=self.batches_a_step,
+            ranks=PartialState().num_processes,
+            valid_label_columns=valid_label_columns,
+        )
+
+    def __repr__(self) -> str:
+        return f"Curriculum(stages={len(self.stages)}, seed={self.seed})"

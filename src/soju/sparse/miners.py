@@ -18,20 +18,18 @@ from scipy.sparse import csr_array, vstack
 from soju.core.errors import UserError
 from soju.core.model_folder import find_model_folder
 from soju.core.progress import track
-from soju.data.records import TermRow
-from soju.search.dictionary import Dictionary
+from soju.data.rows import TermRow
 from soju.search.exact import ExactEngine
-from soju.search.lexical import K1, Analyzer, B, Bm25Searcher, KoreanEnglishAnalyzer, Ranking
+from soju.search.lexical import K1, Analyzer, B, Bm25Searcher, Dictionary, KoreanEnglishAnalyzer, Ranking
 from soju.search.postings import Postings
 from soju.search.weighting import bm25_impact, idf
 from soju.sparse.config import SearchSettings
-from soju.sparse.encoders import STOCK_MODULES, TermEncoder, load_encoder
 from soju.sparse.indexing import fingerprint_of, model_folder, search_settings_of
-from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.questions import Question
-from soju.sparse.static.static_encoder import MODEL_TYPE
-from soju.teachers.teacher import SentenceTransformerTeacher, Teacher
-from soju.teachers.teacher_cache import Embeddings, cached_embeddings
+from soju.sparse.model import STOCK_MODULES, NeuralEncoder, TermEncoder, load_encoder
+from soju.sparse.negatives import Question
+from soju.sparse.static.encoder import MODEL_TYPE
+from soju.teachers.cache import Embeddings, cached_embeddings
+from soju.teachers.dense import SentenceTransformerTeacher, Teacher
 
 BM25 = "bm25"
 _BATCH = 1024

@@ -1,4 +1,25 @@
-"""The SPLADE head without the ``[B, S, V]`` logits: the largest logit of every text and term, and weights from it.
+"""One gradient for a weight that is used several times, as output and input embedding, and for several batches.
+
+By default every use of a weight makes a gradient as large as the weight, which autograd then adds up: for a tied
+embedding of 250,000 terms and width 1024 that is a gigabyte to fill and to add for each use. Here the first use to run
+in a backward pass offers its gradient, and every later one adds its few rows to it and returns nothing.
+
+Shape letters: N = tokens, H = hidden width, V = terms.
+
+Largest logits of each text, vocabulary tile by vocabulary tile, in buffers that are used again.
+
+Shape letters: B = texts, S = tokens of the longest text, N = tokens of all texts one after the other, H = hidden width,
+V = terms, T = terms of a tile.
+
+Gradients of the two factors of logits when only the largest logit of each text and term has one.
+
+Shape letters: B = texts, N = tokens of all texts one after the other, H = hidden width, V = terms, T = terms of a tile,
+E = entries of the gradient that are not 0.
+
+Two ways to the same sums: entry by entry, at a cost in proportion to the entries, and tile by tile with dense matrix
+products, at a cost in proportion to ``N * V``. Neither uses atomics, so the same input gives the same bits.
+
+The SPLADE head without the ``[B, S, V]`` logits: the largest logit of every text and term, and weights from it.
 
 Shape letters: B = texts, N = tokens of all texts one after the other, H = hidden width, V = terms.
 
@@ -8,15 +29,336 @@ text and term, and the gradient of each reaches one token: that is all that is k
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from soju.sparse.shared_gradient import lazy_zeros_like, offer_gradient, offered_gradient
-from soju.sparse.splade_gradients import LogitsGradient
-from soju.sparse.splade_tiles import TileReducer, product_dtype, tiles
+from soju.sparse import splade_loops
+
+_offers: dict[tuple[int, int], weakref.ref[Tensor]] = {}
+"""By backward pass and weight. The reference is weak, so that an offer ends when autograd lets go of the tensor: when
+the gradient of a use that is not ours came first, autograd adds ours to that and drops it. Nor may an offer keep it
+alive, or autograd would have to copy it into ``.grad``."""
+
+NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+def offered_gradient(weight: Tensor) -> Tensor | None:
+    """Return the gradient that an earlier use of the weight has offered in this backward pass, to be added to."""
+    offer = _offers.get(_key(weight))
+    return None if offer is None else offer()
+
+
+def offer_gradient(weight: Tensor, gradient: Tensor) -> None:
+    """Let later uses of the weight add to the gradient that is about to be returned to autograd.
+
+    Args:
+        weight: What the gradient is for.
+        gradient: All of its gradient from this use; nothing else may hold on to it.
+    """
+    if torch.is_grad_enabled():  # a graph of the backward pass is built, in which nothing may change in place
+        return
+    key = _key(weight)
+    _offers[key] = weakref.ref(gradient, lambda _: _offers.pop(key, None))
+
+
+def _key(weight: Tensor) -> tuple[int, int]:
+    return torch._C._current_graph_task_id(), id(weight)
+
+
+def lazy_zeros_like(weight: Tensor) -> Tensor:
+    """Return zeros; on the CPU the system maps their pages when they are first written: untouched rows cost nothing."""
+    if weight.device.type == "cpu" and weight.dtype in NUMPY_DTYPES:
+        return torch.from_numpy(np.zeros(tuple(weight.shape), NUMPY_DTYPES[weight.dtype]))
+    return torch.zeros_like(weight)
+
+
+def sum_rows(row_N: Tensor, values_NH: Tensor) -> tuple[Tensor, Tensor]:
+    """Add up the values of equal rows.
+
+    Args:
+        row_N: Row of each value, ascending.
+        values_NH: The values.
+
+    Returns:
+        The distinct rows and their sums. Summed in order, without atomics: the same bits every time.
+    """
+    row_U, count_U = torch.unique_consecutive(row_N, return_counts=True)
+    return row_U, torch.segment_reduce(values_NH, "sum", lengths=count_U, unsafe=True)
+
+
+class TiedEmbedding(nn.Embedding):
+    """An embedding whose gradient is added to the one that the output embedding has offered."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Look ids up."""
+        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return super().forward(input)
+        embedded: Tensor = _Lookup.apply(self.weight, input, self.padding_idx)  # type: ignore[no-untyped-call]
+        return embedded
+
+
+def share_gradient(embedding: nn.Module) -> None:
+    """Make a plain embedding a `TiedEmbedding`, in place; leave any other kind alone."""
+    if type(embedding) is nn.Embedding and not (embedding.sparse or embedding.scale_grad_by_freq or embedding.max_norm):
+        embedding.__class__ = TiedEmbedding
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows of a weight by id; its backward pass adds rows to a gradient that is there already."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_VH: Tensor, ids: Tensor, padding_id: int | None) -> Tensor:
+        ctx.save_for_backward(weight_VH, ids)
+        ctx.padding_id = padding_id
+        return nn.functional.embedding(ids, weight_VH)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
+        weight_VH, ids = ctx.saved_tensors
+        sums_VH = offered = offered_gradient(weight_VH)
+        if sums_VH is None:
+            sums_VH = lazy_zeros_like(weight_VH)
+        id_N, order_N = ids.flatten().sort(stable=True)
+        if ctx.padding_id is not None:
+            kept_N = id_N != ctx.padding_id
+            id_N, order_N = id_N[kept_N], order_N[kept_N]
+        if len(id_N):
+            row_U, sum_UH = sum_rows(id_N, gradient.flatten(0, -2)[order_N].to(sums_VH.dtype))
+            sums_VH.index_add_(0, row_U, sum_UH)
+        return (sums_VH if offered is None else None), None, None
+
+
+TILE_NUMBERS = 3 << 20
+"""Logits of a tile: 12 MiB in float32, which the last-level cache of a few cores holds beside the tile's weights."""
+TILE_NUMBERS_ELSEWHERE = 1 << 26
+"""The same on other devices, where starting a kernel costs more than a cache saves: 128 MiB in half precision."""
+NARROWEST_TILE = 1024
+"""A matrix product over fewer terms than this wastes its start-up."""
+
+
+class TileReducer:
+    """Finds the maxima of one tile after the other."""
+
+    def __init__(self, hidden_NH: Tensor, weight_VH: Tensor, lengths_B: Tensor, *, tile: int | None = None) -> None:
+        self._hidden_NH = hidden_NH.to(product_dtype(hidden_NH)).contiguous()
+        self._weight_VH = weight_VH
+        self._offsets = text_offsets(lengths_B)
+        self._longest = int(lengths_B.max()) if len(lengths_B) else 0
+        terms = len(weight_VH)
+        self._with_loops = splade_loops.usable(hidden_NH)
+        numbers = TILE_NUMBERS if self._with_loops else TILE_NUMBERS_ELSEWHERE
+        self.width = min(tile or tile_width(len(hidden_NH), terms, numbers), terms)
+        # One row more than there are tokens: it stands for padding where texts are laid side by side.
+        self._buffer = self._hidden_NH.new_empty((len(hidden_NH) + 1) * self.width)
+        self._rows_BS = None if self._with_loops else padded_rows(lengths_B).to(hidden_NH.device)
+
+    @property
+    def maxima_dtype(self) -> torch.dtype:
+        """What maxima are kept in: at least float32."""
+        return torch.promote_types(self._hidden_NH.dtype, torch.float32)
+
+    @property
+    def argmax_dtype(self) -> torch.dtype:
+        """The smallest integers that count the tokens of the longest text."""
+        return torch.int16 if self._longest <= 32_768 else torch.int32
+
+    def reduce(self, terms: slice, maxima_BV: Tensor, argmax_BV: Tensor | None, *, start: int) -> None:
+        """Write the largest logits of ``terms``, without bias, and the tokens that have them.
+
+        What is written for texts without tokens means nothing.
+
+        Args:
+            terms: At most `width` terms.
+            maxima_BV: Written from column ``start`` on; contiguous, in `maxima_dtype`.
+            argmax_BV: Likewise, tokens counted from the text's first; None when they are not needed.
+            start: First column to write.
+        """
+        tokens, width = len(self._hidden_NH), terms.stop - terms.start
+        buffer_NT = self._buffer[: (tokens + 1) * width].view(tokens + 1, width)
+        weight_TH = self._weight_VH[terms].to(self._hidden_NH.dtype)
+        torch.mm(self._hidden_NH, weight_TH.t(), out=buffer_NT[:tokens])
+        if self._with_loops:
+            logits_NT = buffer_NT[:tokens].to(maxima_BV.dtype).numpy()
+            argmax = None if argmax_BV is None else argmax_BV.numpy()
+            splade_loops.reduce_tile(logits_NT, self._offsets, maxima_BV.numpy(), argmax, start)
+        else:
+            self._reduce_with_torch(buffer_NT, maxima_BV[:, start : start + width], argmax_BV, start)
+
+    def _reduce_with_torch(self, buffer_NT: Tensor, maxima_BT: Tensor, argmax_BV: Tensor | None, start: int) -> None:
+        """Lay texts of different lengths side by side, padded with -inf."""
+        assert self._rows_BS is not None
+        buffer_NT[-1] = -torch.inf
+        logits_BST = buffer_NT.index_select(0, self._rows_BS.flatten()).view(*self._rows_BS.shape, maxima_BT.shape[1])
+        if argmax_BV is None:
+            maxima_BT.copy_(logits_BST.amax(dim=1))
+            return
+        maxima, argmax = logits_BST.max(dim=1)
+        maxima_BT.copy_(maxima)
+        argmax_BV[:, start : start + maxima_BT.shape[1]] = argmax
+
+
+def product_dtype(hidden_NH: Tensor) -> torch.dtype:
+    """Return the dtype a linear layer would multiply in at this place: that of autocast where it is on."""
+    kind = hidden_NH.device.type
+    if torch.is_autocast_enabled(kind) and hidden_NH.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return hidden_NH.dtype
+
+
+def tile_width(tokens: int, terms: int, numbers: int = TILE_NUMBERS) -> int:
+    """Return how many terms to work on at a time, so that a tile holds about so many ``numbers``."""
+    return max(1, min(terms, max(NARROWEST_TILE, numbers // max(tokens, 1) // 64 * 64)))
+
+
+def tiles(terms: int, width: int) -> Iterator[slice]:
+    """Yield the slices of the vocabulary."""
+    for start in range(0, terms, width):
+        yield slice(start, min(start + width, terms))
+
+
+def text_offsets(lengths_B: Tensor) -> NDArray[np.int64]:
+    """Return where each text starts, and the last one ends: ``(B + 1,)``."""
+    offsets = np.zeros(len(lengths_B) + 1, np.int64)
+    np.cumsum(lengths_B.numpy(), out=offsets[1:])
+    return offsets
+
+
+def padded_rows(lengths_B: Tensor) -> Tensor:
+    """Return the row of each text's tokens ``(B, S)``, and beyond a text's end the row after the last token."""
+    place_S = torch.arange(max(1, int(lengths_B.max()) if len(lengths_B) else 1))
+    starts_B = lengths_B.cumsum(0) - lengths_B
+    return torch.where(place_S < lengths_B[:, None], starts_B[:, None] + place_S, int(lengths_B.sum()))
+
+
+CELLS_PER_ENTRY = 12
+"""An entry costs as much as this many cells of a dense product (CPU: 8 to 18, measured for H 384 and 1024)."""
+CELLS_PER_ENTRY_WITH_TORCH = 64
+"""The same where entries are gathered with torch's own operators: a cautious guess."""
+GATHERED_NUMBERS = 1 << 24
+"""Numbers gathered at a time there: 64 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class LogitsGradient:
+    """The gradient of ``hidden_NH @ weight_VH.T``: one entry a text and term, at the token that has the maximum."""
+
+    gradient_BV: Tensor
+    """Gradient of the maxima, contiguous, at least float32; 0 for texts without tokens."""
+    argmax_BV: Tensor
+    """Tokens that have the maxima, counted from the text's first."""
+    lengths_B: Tensor
+    """Tokens of each text, on the CPU."""
+
+    def add_to(
+        self,
+        sums_NH: Tensor | None,
+        sums_VH: Tensor | None,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        *,
+        tile: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """Add the gradients of both factors.
+
+        Args:
+            sums_NH: For the left factor, in the gradient's dtype; None when it is not wanted.
+            sums_VH: For the right factor, in that factor's dtype; None when it is not wanted.
+            hidden_NH: The left factor.
+            weight_VH: The right factor.
+            tile: Terms of a tile, for dense products.
+            dtype: What dense products are multiplied in.
+        """
+        entries = int(torch.count_nonzero(self.gradient_BV))
+        cells = len(hidden_NH) * len(weight_VH)
+        with_loops = splade_loops.usable(hidden_NH) and self.gradient_BV.dtype == weight_VH.dtype
+        if entries * (CELLS_PER_ENTRY if with_loops else CELLS_PER_ENTRY_WITH_TORCH) > cells:
+            self._tile_by_tile(hidden_NH.to(dtype), weight_VH, sums_NH, sums_VH, tile)
+        elif with_loops:
+            self._with_loops(hidden_NH, weight_VH, sums_NH, sums_VH)
+        else:
+            self._with_torch(hidden_NH, weight_VH, sums_NH, sums_VH)
+
+    def _with_loops(self, hidden_NH: Tensor, weight_VH: Tensor, sums_NH: Tensor | None, sums_VH: Tensor | None) -> None:
+        entries = self.gradient_BV.numpy(), self.argmax_BV.numpy(), text_offsets(self.lengths_B)
+        if sums_NH is not None:
+            weight = weight_VH.detach().contiguous().numpy()
+            splade_loops.add_outer_products(*entries, weight, sums_NH.numpy(), into_terms=False)
+        if sums_VH is not None:
+            hidden = hidden_NH.detach().to(sums_VH.dtype).contiguous().numpy()
+            splade_loops.add_outer_products(*entries, hidden, sums_VH.numpy(), into_terms=True)
+
+    def _with_torch(self, hidden_NH: Tensor, weight_VH: Tensor, sums_NH: Tensor | None, sums_VH: Tensor | None) -> None:
+        term_E, text_E = self.gradient_BV.t().nonzero().unbind(dim=1)
+        gradient_E = self.gradient_BV[text_E, term_E]
+        token_E = self._starts_B()[text_E] + self.argmax_BV[text_E, term_E].long()
+        if sums_VH is not None:
+            add_rows(sums_VH, term_E, gradient_E, hidden_NH, token_E)
+        if sums_NH is not None:
+            token_E, order_E = token_E.sort(stable=True)
+            add_rows(sums_NH, token_E, gradient_E[order_E], weight_VH, term_E[order_E])
+
+    def _tile_by_tile(
+        self, hidden_NH: Tensor, weight_VH: Tensor, sums_NH: Tensor | None, sums_VH: Tensor | None, tile: int
+    ) -> None:
+        tokens, dtype = len(hidden_NH), hidden_NH.dtype
+        buffer = torch.empty(tokens * tile, dtype=self.gradient_BV.dtype, device=hidden_NH.device)
+        for part in tiles(len(weight_VH), tile):
+            gradient_NT = buffer[: tokens * (part.stop - part.start)].view(tokens, -1)
+            self._scatter(part, gradient_NT)
+            product_NT = gradient_NT.to(dtype)
+            if sums_NH is not None:
+                add_product(sums_NH, product_NT, weight_VH[part].to(dtype))
+            if sums_VH is not None:
+                add_product(sums_VH[part], product_NT.t(), hidden_NH)
+
+    def _scatter(self, part: slice, gradient_NT: Tensor) -> None:
+        """Lay the gradient of one tile out as a dense matrix."""
+        if splade_loops.usable(gradient_NT):
+            entries = self.gradient_BV.numpy(), self.argmax_BV.numpy(), text_offsets(self.lengths_B)
+            splade_loops.scatter_tile(*entries, part.start, gradient_NT.numpy())
+            return
+        held = (self.lengths_B > 0).to(gradient_NT.device)
+        token_BT = (self._starts_B()[:, None] + self.argmax_BV[:, part].long())[held]
+        gradient_NT.zero_().scatter_(0, token_BT, self.gradient_BV[:, part][held])
+
+    def _starts_B(self) -> Tensor:
+        return (self.lengths_B.cumsum(0) - self.lengths_B).to(self.gradient_BV.device)
+
+
+def add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left @ right`` in place, also to sums of another dtype."""
+    if sums.dtype == left.dtype:
+        sums.addmm_(left, right)
+    else:
+        sums += left @ right
+
+
+def add_rows(sums_RH: Tensor, row_E: Tensor, gradient_E: Tensor, factor: Tensor, index_E: Tensor) -> None:
+    """Add ``gradient[e] * factor[index[e]]`` to ``sums[row[e]]`` for every entry.
+
+    Args:
+        sums_RH: Added to.
+        row_E: Rows of ``sums_RH``, ascending.
+        gradient_E: One number an entry.
+        factor: ``(rows, H)``.
+        index_E: Rows of ``factor``.
+    """
+    step = max(1, GATHERED_NUMBERS // factor.shape[1])
+    for start in range(0, len(row_E), step):
+        part = slice(start, start + step)
+        products_EH = gradient_E[part, None] * factor[index_E[part]]
+        row_U, sum_UH = sum_rows(row_E[part], products_EH)
+        sums_RH.index_add_(0, row_U, sum_UH.to(sums_RH.dtype))
 
 
 def signed_maxima(

@@ -1,4 +1,10 @@
-"""A mixin that makes any transformers trainer never lie and never lose work.
+"""A signal asks a training run to save and stop; a second one stops it at once.
+
+Another learning rate in the middle of a run.
+
+Steps whose loss or gradient is not finite: named, counted, refused, and after several in a row the end.
+
+A mixin that makes any transformers trainer never lie and never lose work.
 
 ``class TermsTrainer(ReliableTrainer, SparseEncoderTrainer): ...`` trains as the stock class does and adds: checkpoints
 that are whole or absent, a resume that ends in the same bits, refusal of steps that are not finite, a clean stop at
@@ -11,30 +17,184 @@ import functools
 import logging
 import math
 import signal
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from soju.core.errors import StoppedError, UserError
+from soju.core.errors import BadNumbersError, StoppedError, UserError
 from soju.core.files import verify_manifest
 from soju.training import checkpoints
-from soju.training.bad_numbers import BadNumbers, describe
-from soju.training.collating import SeededCollator, start_worker
-from soju.training.extra_state import Stateful, read_extra_state
+from soju.training.checkpoints import WholeCheckpoints
 from soju.training.history import LOSS, HistoryFile, LossWindow, add_totals
-from soju.training.learning_rate import scale_learning_rate
-from soju.training.random_state import kept_random_state
 from soju.training.ranks import from_all, largest, on_main_process
-from soju.training.run_state import LossParameters, RunState
-from soju.training.sampling import set_epoch_everywhere
-from soju.training.signals import StopSignals
-from soju.training.whole_checkpoints import WholeCheckpoints
+from soju.training.sampling import SeededCollator, set_epoch_everywhere, start_worker
+from soju.training.state import LossParameters, RunState, Stateful, kept_random_state, read_extra_state
 
 logger = logging.getLogger(__name__)
+
+
+class StopSignals:
+    """Context in which SIGTERM and SIGINT are noted instead of obeyed.
+
+    The stock ``enable_jit_checkpoint`` does not serve: it knows no SIGINT, leaves exit code 0, waits three seconds in
+    a thread, and may save between the micro-batches of a step, from where a resume cannot be exact.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        """Number of the first signal that came, or ``None``."""
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self.received = None
+        if threading.current_thread() is threading.main_thread():  # Python lets only the main thread do this
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            self._restore()
+            raise KeyboardInterrupt
+        self.received = number
+        name = signal.Signals(number).name
+        logger.warning("%s: saving a checkpoint at the end of this step; again to stop at once", name)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
+    """Multiply the learning rate of everything still to come.
+
+    Setting it in the arguments of a resumed run does nothing, because optimiser and scheduler bring their own from the
+    checkpoint; so their state is edited.
+
+    Args:
+        optimizer: With ``param_groups``.
+        scheduler: A ``LRScheduler`` that computes from ``base_lrs``, as all stock ones of transformers do.
+        factor: > 0.
+
+    Raises:
+        ValueError: If `factor` is not positive, or the scheduler has no ``base_lrs``.
+    """
+    if not factor > 0:
+        raise ValueError(f"factor must be > 0, got {factor}")
+    if factor == 1:
+        return
+    if not hasattr(scheduler, "base_lrs"):
+        raise ValueError(f"{type(scheduler).__name__} has no base_lrs; use a schedule that is a function of the step")
+    for group in optimizer.param_groups:
+        for key in {"lr", "initial_lr"} & group.keys():
+            group[key] *= factor
+    scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+    scheduler._last_lr = [rate * factor for rate in scheduler._last_lr]
+
+
+_SHOWN = 10
+"""Rows or parameters that a message names."""
+
+
+class BadNumbers:
+    """Counts refused steps; equal on every rank because every rank refuses the same steps."""
+
+    def __init__(self, limit: int) -> None:
+        if limit < 1:
+            raise ValueError(f"limit must be >= 1, got {limit}")
+        self.limit = limit
+        self.in_a_row = 0
+        self.total = 0
+
+    def accept(self) -> None:
+        """Note a good step."""
+        self.in_a_row = 0
+
+    def refuse(self, step: int, what: str) -> None:
+        """Note a refused step.
+
+        Args:
+            step: Number of the optimiser step, from 1.
+            what: Which numbers, as `describe` says it.
+
+        Raises:
+            BadNumbersError: If this is the last one allowed in a row.
+        """
+        self.in_a_row += 1
+        self.total += 1
+        if self.in_a_row >= self.limit:
+            raise BadNumbersError(
+                f"step {step}: {what}; {self.in_a_row} steps in a row were refused; lower the learning rate, clip "
+                "harder or look at those rows, then train again with --resume"
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the counts."""
+        return {"in_a_row": self.in_a_row, "total": self.total}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back the counts."""
+        self.in_a_row, self.total = int(state["in_a_row"]), int(state["total"])
+
+
+def describe(
+    micro_batches: Sequence[Mapping[str, Tensor]], parameters: Sequence[tuple[str, nn.Parameter]], *, total: str
+) -> str:
+    """Name what is not finite.
+
+    Args:
+        micro_batches: Terms of each micro-batch of the step: scalars, or ``(rows,)`` to have rows named.
+        parameters: Named parameters with the step's gradient.
+        total: Name of the total; it is named only when no term explains it.
+
+    Returns:
+        For example ``flops is nan in rows 3, 7 of micro-batch 2``.
+    """
+    faults = []
+    for number, terms in enumerate(micro_batches, start=1):
+        place = f" of micro-batch {number}" if len(micro_batches) > 1 else ""
+        named = [(name, value) for name, value in terms.items() if name != total and not _finite(value)]
+        if not named and not _finite(terms[total]):
+            named = [(total, terms[total])]
+        faults += [f"{name} is {_kind(value)}{_rows(value)}{place}" for name, value in named]
+    return ", ".join(faults) or _describe_gradient(parameters)
+
+
+def _describe_gradient(parameters: Sequence[tuple[str, nn.Parameter]]) -> str:
+    names = [name for name, parameter in parameters if parameter.grad is not None and not _finite(parameter.grad)]
+    if not names or len(names) == len(parameters):  # clipping by a norm that is nan spreads it to all of them
+        return "the gradient is not finite while the loss is"
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return f"the gradient of {', '.join(names[:_SHOWN])}{more} is not finite while the loss is"
+
+
+def _finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value).all())
+
+
+def _kind(value: Tensor) -> str:
+    return "nan" if bool(torch.isnan(value).any()) else "infinite"
+
+
+def _rows(value: Tensor) -> str:
+    if value.ndim == 0:
+        return ""
+    rows = torch.nonzero(~torch.isfinite(value.flatten(1).sum(1) if value.ndim > 1 else value)).flatten().tolist()
+    more = f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else ""
+    return f" in row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:_SHOWN]))}{more}"
+
 
 _REFUSED = {
     "enable_jit_checkpoint": "leave it off: SIGTERM is served, and from between two micro-batches no resume is exact",

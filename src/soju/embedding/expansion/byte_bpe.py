@@ -1,8 +1,14 @@
-"""A byte-level BPE tokenizer, read from its ``tokenizer.json``; other kinds are refused."""
+"""How does a byte-level vocabulary spell bytes? GPT-2's alphabet: one printable character for each of the 256 bytes.
+
+Which bytes occur in Hangul only? A merge that makes such a piece can change no text without Hangul.
+
+A byte-level BPE tokenizer, read from its ``tokenizer.json``; other kinds are refused.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +19,112 @@ from typing import Any, Self
 from tokenizers import Tokenizer
 
 from soju.core.errors import UserError
-from soju.embedding.expansion.byte_level import ALPHABET
+
+
+def _alphabet() -> str:
+    """Return the character of each byte, in order of the bytes.
+
+    Bytes that are printable in Latin-1 stand for themselves; the others take the characters from U+0100 on, in order.
+    """
+    shifted = iter(range(0x100, 0x200))
+    return "".join(chr(byte) if _is_printable(byte) else chr(next(shifted)) for byte in range(256))
+
+
+def _is_printable(byte: int) -> bool:
+    return 0x21 <= byte <= 0x7E or 0xA1 <= byte <= 0xAC or 0xAE <= byte <= 0xFF
+
+
+ALPHABET = _alphabet()
+"""The character that stands for byte ``i`` is ``ALPHABET[i]``."""
+
+_BYTES = {ord(character): byte for byte, character in enumerate(ALPHABET)}
+_LATIN_1 = {byte: ord(character) for byte, character in enumerate(ALPHABET)}
+
+
+def is_spelling(token: str) -> bool:
+    """Tell whether every character of a token stands for a byte."""
+    return all(ord(character) in _BYTES for character in token)
+
+
+def token_bytes(token: str) -> bytes:
+    """Return the bytes that a token of a byte-level vocabulary stands for.
+
+    >>> token_bytes("Ġíķľ").decode()
+    ' 한'
+
+    Args:
+        token: A token as the vocabulary spells it; never an added token, whose content is plain text.
+
+    Returns:
+        The bytes, perhaps only a part of a character.
+
+    Raises:
+        UserError: If a character stands for no byte.
+    """
+    try:
+        return bytes(_BYTES[ord(character)] for character in token)
+    except KeyError as error:
+        character = chr(error.args[0])
+        raise UserError(
+            f"{token!r} is no byte-level token: {character!r} stands for no byte; give a byte-level BPE vocabulary"
+        ) from None
+
+
+def token_spelling(text: str | bytes) -> str:
+    """Return how a byte-level vocabulary spells a text or bytes; the inverse of `token_bytes`.
+
+    >>> token_spelling(" 한")
+    'Ġíķľ'
+    """
+    raw = text.encode("utf-8") if isinstance(text, str) else text
+    return raw.decode("latin-1").translate(_LATIN_1)
+
+
+def token_text(token: str) -> str | None:
+    """Return the text of a token, or ``None`` when its bytes are not whole characters or no bytes at all."""
+    if not is_spelling(token):
+        return None
+    try:
+        return token_bytes(token).decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+_HANGUL_ONLY = re.compile(
+    rb"[\xeb-\xed]"  # U+B000-U+D7FF: syllables and old jamo, the rest is unassigned
+    rb"|\xea[\xb0-\xbf]"  # U+AC00-U+AFFF
+    rb"|\xe1[\x84-\x87]"  # U+1100-U+11FF: jamo
+    rb"|\xe3\x85"  # U+3140-U+317F: compatibility jamo; E3 84 and E3 86 are shared with other scripts
+    rb"|\xe3\x84[\xb0-\xbf]|\xe3\x86[\x80-\x8f]|\xea\xa5[\xa0-\xbf]"  # whole characters of the shared ones
+)
+_UNFINISHED = re.compile(rb"(?: ?)(?:[\xeb-\xed][\x80-\xbf]|\xea[\xb0-\xbf]|\xe1[\x84-\x87]|\xe3\x85)")
+
+
+def is_hangul_piece(piece: bytes) -> bool:
+    """Tell whether a piece holds bytes that valid UTF-8 has in Hangul characters only.
+
+    Every lead byte is followed by its own character in valid UTF-8, so a text with these bytes holds Hangul. The lead
+    bytes EA, E1 and E3 alone are shared with Yi, Vai, Ethiopic, kana and others and do not count.
+
+    >>> is_hangul_piece("한".encode()[:2]), is_hangul_piece("あ".encode())
+    (True, False)
+    """
+    return _HANGUL_ONLY.search(piece) is not None
+
+
+def is_unfinished_syllable(piece: bytes) -> bool:
+    """Tell whether a piece is the first two bytes of one Hangul character, with or without a space before it."""
+    return _UNFINISHED.fullmatch(piece) is not None
+
+
+def starts_whole(piece: bytes) -> bool:
+    """Tell whether a piece starts with a whole character and only its last one may be cut off."""
+    try:
+        piece.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return True
+
 
 TOKENIZER_FILE = "tokenizer.json"
 SUPPORTED = "byte-level BPE tokenizers (GPT-2, Qwen, Llama 3 and their like) are supported"

@@ -1,26 +1,145 @@
-"""Does an expanded model keep its promises? Checked on the saved folder, loaded as users load it."""
+"""Short texts of our own on which every expansion is checked, whatever else is given.
+
+What of an expanded model is not its base's? Only new rows may differ: weights, settings, vectors are looked at.
+
+Does an expanded model keep its promises? Checked on the saved folder, loaded as users load it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from soju.core.errors import UserError
 from soju.core.files import write_json
 from soju.embedding.expansion.byte_bpe import ByteBpe
-from soju.embedding.expansion.certificate_texts import CHECKED_TEXTS, UNCHANGED
-from soju.embedding.expansion.loaders import Loaded, load_auto, load_plain, of_transformers
-from soju.embedding.expansion.tokenizer_speed import measure_speed
-from soju.embedding.expansion.unchanged_model import (
-    changed_settings,
-    changed_vectors,
-    changed_weights,
-    embedding_rows,
-    model_settings,
-)
-from soju.embedding.expansion.vocabulary_expansion import Expansion
+from soju.embedding.expansion.merges import Expansion
+from soju.embedding.expansion.tokenizer_files import Loaded, load_auto, load_plain, measure_speed, of_transformers
+
+CHECKED_TEXTS: dict[str, tuple[str, ...]] = {
+    "en": (
+        "The committee will meet on Thursday to discuss next year's budget.",
+        "It's raining; she'll take the 7:45 train, won't she?",
+        "A sparse index maps every term to the documents that contain it.",
+        "Order #48213 was shipped to 12 Baker Street -- tracking: ZX-99/b.",
+        "naïve café résumé façade, £3.50, 20 °C, 100 %",
+        "Line one.\n\n\tIndented line two.   \nLine three…",
+    ),
+    "code": (
+        "def add(a: int, b: int = 0) -> int:\n    return a + b  # sum\n",
+        'for (let i = 0; i < items.length; ++i) { console.log(`${i}: "${items[i]}"`); }',
+        "SELECT name, COUNT(*) FROM users WHERE age >= 18 GROUP BY name ORDER BY 2 DESC;",
+        '{"id": 17, "tags": ["a", "b"], "nested": {"ok": true, "none": null}}\r\n',
+        '#include <stdio.h>\nint main(void) {\n\tprintf("%d\\n", 0x2A << 3);\n\treturn 0;\n}',
+    ),
+    "ja": (
+        "東京都の天気は、あしたも晴れるでしょう。",
+        "コンピューターで日本語の文章を検索する。",
+        "これはテストです!「引用」と（括弧）を含みます。",
+    ),
+    "zh": (
+        "今天下午三点在图书馆开会，请准时参加。",
+        "他們正在討論機器學習與資料檢索的問題。",
+        "价格：￥128.00（含税），数量不限！",
+    ),
+    "ko": (
+        "오늘 오후 세 시에 도서관에서 회의가 있으니 시간을 지켜 주세요.",
+        "데이터베이스에서 문서를 빠르게 검색하는 방법을 알아봅시다.",
+        "아니ㅋㅋㅋ 그게 뭐야ㅠㅠ 진짜 웃기다!!",
+        "서울특별시 강남구 테헤란로 152, 2026년 3월 1일(일) 14:30",
+        'API를 호출하면 JSON으로 응답합니다(예: `{"상태": "정상"}`).',
+        "“그렇군요,” 그가 말했다. — 못 믿겠다는 듯이…",
+        "뷁 쀍 꽒 힣 가각갂",
+    ),
+    "mixed": (
+        "한국어와 English와 日本語、中文이 섞인 문장 😀👍🏽",
+        "\u1112\u1161\u11ab\u1100\u116e\u11a8\u110b\u1165 (NFD)",
+        "ㄱㄴㄷ ㅏㅑㅓ ꥠힰ",
+        "  앞뒤 공백과\t탭 \n\n 줄바꿈  ",
+        "<|endoftext|> 뒤에 오는 말과 <|im_start|>user\n안녕<|im_end|>",
+        "",
+        "가",
+    ),
+}
+"""By language; ``en``, ``code``, ``ja`` and ``zh`` must keep their ids, the others must be coarsenings."""
+
+UNCHANGED = ("en", "code", "ja", "zh")
+
+
+_NEW_VALUES = ("vocab_size", "_name_or_path", "transformers_version", "text_config")
+"""Of a configuration: what an expansion may change."""
+
+
+def embedding_rows(model: Any) -> tuple[int, int]:
+    """Return the rows of a model's embedding and the number its configuration states."""
+    transformer = model[0].auto_model
+    return len(transformer.get_input_embeddings().weight), transformer.config.get_text_config().vocab_size
+
+
+def changed_weights(models: tuple[Any, Any], expansion: Expansion) -> Iterator[str]:
+    """Say which weights differ in any bit, rows of new tokens aside, and which of these rows are no numbers.
+
+    Args:
+        models: Base and expanded model, as SentenceTransformer loaded them.
+        expansion: Which rows are new.
+
+    Yields:
+        A sentence for each tensor.
+    """
+    before, after = (model.state_dict() for model in models)
+    for name in sorted(before.keys() ^ after.keys()):
+        yield f"{name} is in one of the models only"
+    embedding = models[1][0].auto_model.get_input_embeddings().weight
+    for name, old in before.items():
+        if name not in after:
+            continue
+        new = after[name]
+        kept: list[Any] = [...]
+        if new.data_ptr() == embedding.data_ptr():
+            kept = [slice(expansion.first_id), slice(expansion.size, None)]
+            if not new[expansion.first_id : expansion.size].isfinite().all():
+                yield f"{name}: new rows are not finite"
+        if old.dtype != new.dtype or any(not torch.equal(old[rows], new[rows]) for rows in kept):
+            yield f"{name} differs"
+
+
+def model_settings(model: Any) -> dict[str, Any]:
+    """Return prompts, length, modules with their settings and the transformer's configuration, by name."""
+    found = {name: getattr(model, name) for name in ("prompts", "default_prompt_name", "similarity_fn_name")}
+    found["max_seq_length"] = model.max_seq_length
+    for place, module in enumerate(model):
+        found[f"module {place}"] = type(module).__name__
+        settings: dict[str, Any] = getattr(module, "get_config_dict", dict)()
+        found |= {f"module {place}: {name}": value for name, value in settings.items()}
+    configuration = model[0].auto_model.config.to_dict()
+    return found | {name: value for name, value in configuration.items() if name not in _NEW_VALUES}
+
+
+def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Say which settings differ."""
+    for name in {**before, **after}:
+        if before.get(name) != after.get(name):
+            yield f"{name} is {after.get(name)!r} instead of {before.get(name)!r}"
+
+
+def changed_vectors(texts: Sequence[str], models: tuple[Any, Any]) -> Iterator[str]:
+    """Say which texts have another vector, in any bit."""
+    before, after = (
+        np.asarray(found.float().cpu())
+        for found in (
+            model.encode(list(texts), batch_size=16, show_progress_bar=False, convert_to_tensor=True)
+            for model in models
+        )
+    )
+    for text, old, new in zip(texts, before, after, strict=True):
+        if not np.array_equal(old, new):
+            yield f"{text[:60]!r} has another vector"
+
 
 CERTIFICATE_FILE = "certificate.json"
 

@@ -6,24 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from soju.core.files import write_json, write_manifest, write_text
-from soju.core.run_directory import RunDirectory
+from soju.core.run import RunDirectory
 from soju.core.score import Score
 from soju.report.model_card import Example, ModelCard, render_model_card
 from soju.report.run_report import write_report
-from soju.sparse.comparing import write_query_scores
 from soju.sparse.config import StaticConfig
-from soju.sparse.export.exporting import export
+from soju.sparse.data import RunData, read_run_data
+from soju.sparse.evaluate import SUBJECT, Measured, Subject, metrics_of, score, write_query_scores
+from soju.sparse.export.formats import export
+from soju.sparse.finish import data_sources, example_searches
 from soju.sparse.indexing import PACKAGED_MODEL, expand
-from soju.sparse.reading import RunData, read_run_data
-from soju.sparse.scoring import SUBJECT, Measured, Subject, metrics_of, score
-from soju.sparse.showing import data_sources, example_searches
-from soju.sparse.static.static_encoder import StaticEncoder
+from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.training import TrainingLog, train_static
 
 _USAGE = 'soju index {model} corpus.jsonl INDEX\nsoju search INDEX "질의"'
 _PYTHON_USAGE = """from pathlib import Path
 
-from soju.sparse.static.static_encoder import StaticEncoder
+from soju.sparse.static.encoder import StaticEncoder
 
 encoder = StaticEncoder.load(Path("MODEL"))
 vectors = encoder.encode_queries(["인공지능"])  # scipy csr, (1, terms)"""

@@ -15,19 +15,24 @@ from scipy.sparse import csr_array, diags_array
 from tokenizers import Tokenizer
 
 from soju.alignment.bitext import Bitext, make_bitext
-from soju.alignment.expansion import dictionary_table, expansion_weights, mix, prune_by_mass
 from soju.alignment.hmm import train_hmm
 from soju.alignment.ibm1 import TranslationTable, train_ibm1
-from soju.alignment.symmetrise import average
+from soju.alignment.tables import average, dictionary_table, expansion_weights, mix, prune_by_mass
 from soju.core.language import language_of
 from soju.core.progress import track
-from soju.data.records import PairRow, TermRow
+from soju.data.rows import PairRow, TermRow
 from soju.search.lexical import ENGLISH_STOP_WORDS
 from soju.sparse.config import AlignmentSettings, ExpansionSettings, StaticConfig, TokenizerSettings
-from soju.sparse.static.canonical import PieceReadings, canonical_terms, strongest_terms
-from soju.sparse.static.lexicon_tokenizer import LexiconCounts, build_tokenizer
-from soju.sparse.static.morphemes import Stretch, analyse
-from soju.sparse.static.static_encoder import StaticEncoder
+from soju.sparse.static.encoder import StaticEncoder
+from soju.sparse.static.lexicon import (
+    LexiconCounts,
+    PieceReadings,
+    Stretch,
+    analyse,
+    build_tokenizer,
+    canonical_terms,
+    strongest_terms,
+)
 
 Ids = NDArray[np.int32]
 

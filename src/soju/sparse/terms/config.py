@@ -7,8 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from soju.core.config import Settings
-from soju.sparse.config import DataSettings
-from soju.sparse.student_config import NeuralConfig
+from soju.sparse.config import DataSettings, NeuralConfig
 
 
 class TermsDataSettings(DataSettings):
@@ -60,7 +59,7 @@ class LossSettings(Settings):
     """The distillation divides cosines by it; lower looks at the nearest texts only."""
     with_self: bool = True
     """Whether the distillation compares a text with itself too, as published. Set it to false where a batch holds texts
-    and their translations: see `soju.sparse.divergence`."""
+    and their translations: see `soju.sparse.losses`."""
     flops_cost: Literal["inverse", "direct"] | None = None
     """Weigh the penalty by 1/idf, which punishes common terms, or by idf; all terms alike when not given."""
     flops_from: float = Field(default=0.0, ge=0, lt=1)

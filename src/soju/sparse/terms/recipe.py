@@ -1,26 +1,80 @@
-"""Distil a dense teacher and a term mapping into a neural Korean–English sparse encoder (the published v19)."""
+"""What the report shows of a training from term mappings.
+
+Distil a dense teacher and a term mapping into a neural Korean–English sparse encoder (the published v19).
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
-from soju.core.files import write_json
-from soju.core.run_directory import RunDirectory
-from soju.sparse.arguments import refuse_missing_device
-from soju.sparse.finishing import measure, report, save_models
-from soju.sparse.probes import PROBES
-from soju.sparse.reading import RunData, read_run_data
-from soju.sparse.start import Start, teacher_embeddings
+from soju.core.files import read_json_lines, write_json
+from soju.core.run import RunDirectory
+from soju.sparse.data import RunData, read_run_data
+from soju.sparse.finish import Start, curves, measure, report, save_models, teacher_embeddings
+from soju.sparse.term_activation import PROBES
 from soju.sparse.terms.config import TermsConfig
-from soju.sparse.terms.report import training_figures
 from soju.sparse.terms.rows import TrainingRows, training_rows
 from soju.sparse.terms.training import planned_steps, train_student
-from soju.training.judged_training import Trained
+from soju.sparse.trainer import refuse_missing_device
 from soju.training.ranks import join_ranks
+from soju.training.rollback import Trained
+
+_PANELS = {
+    "loss": "total loss",
+    "loss_self": "self",
+    "loss_korean": "Korean targets",
+    "loss_english": "English targets",
+    "loss_margin": "margin",
+    "loss_distillation": "distillation",
+    "loss_translation": "translation",
+    "loss_flops": "FLOPS",
+    "loss_active_terms": "active terms a text",
+}
+_VALIDATED = {
+    "eval_activation.en@50": "activation, English",
+    "eval_preservation.ko@50": "preservation, Korean",
+    "eval_noise@50": "noise",
+}
+
+
+def training_figures(run_folder: Path) -> list[dict[str, Any]]:
+    """Describe the curves of ``history.jsonl`` and ``probes.jsonl``."""
+    history = read_json_lines(run_folder / "history.jsonl")
+    probes = read_json_lines(run_folder / "probes.jsonl")
+    figures = [
+        {
+            "id": "training_curves",
+            "title": "Training curves",
+            "caption": "Raw, unweighted losses, each the mean since the row before; the total is weighted.",
+            "kind": "grid",
+            "x_label": "step",
+            "series": curves(history, _PANELS),
+        },
+        {
+            "id": "validation",
+            "title": "Development words, none of them trained on",
+            "caption": "Shares of expected terms among the 50 heaviest, and of noise among all of them.",
+            "kind": "line",
+            "x_label": "step",
+            "y_label": "share",
+            "series": curves(history, _VALIDATED),
+        },
+        {
+            "id": "probes",
+            "title": "The published probes",
+            "caption": "For display: about 25 tokens in all. Nothing is chosen by them.",
+            "kind": "line",
+            "x_label": "step",
+            "y_label": "share",
+            "series": curves(probes, {name: name for name in ("activation", "preservation", "noise")}),
+        },
+    ]
+    return [figure for figure in figures if figure["series"]]
 
 
 def run(

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from soju.core.language import language_of
 from soju.core.progress import track
-from soju.data.checks import normalise_for_overlap
-from soju.data.records import PairRow, TermRow
-from soju.sparse.initial_models import Vocabulary
-from soju.sparse.term_losses import RowTargets, TermTargets
+from soju.data.rows import PairRow, TermRow
+from soju.data.splits import normalise_for_overlap
+from soju.sparse.initial import Vocabulary
+from soju.sparse.losses import RowTargets, TermTargets
 from soju.sparse.terms.config import TermsConfig
-from soju.teachers.teacher_cache import Embeddings
+from soju.teachers.cache import Embeddings
 
 NO_TEACHER_TEXT = -1
 _CHUNK = 4096

@@ -7,8 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from soju.core.config import Settings
-from soju.sparse.config import DataSettings
-from soju.sparse.student_config import NeuralConfig, TeacherSettings, TrainingSettings
+from soju.sparse.config import DataSettings, NeuralConfig, TeacherSettings, TrainingSettings
 
 PAIR_TYPES = ("single_term", "monolingual", "cross_lingual")
 DIFFICULTIES = ("easy", "medium", "hard")

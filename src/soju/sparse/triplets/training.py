@@ -1,38 +1,187 @@
-"""Train a student on triplets with the stock trainer: curriculum, controllers, validation, gate and rollback."""
+"""How good is a student on development triplets? Retrieval among their texts, and the loss.
+
+Shape letters: Q = development queries, D = documents that are searched, V = terms in the vocabulary.
+
+TensorBoard under the names people look for: ``train/loss``, ``train/loss_infonce``, ``val/loss`` ...
+
+Train a student on triplets with the stock trainer: curriculum, controllers, validation, gate and rollback.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from sentence_transformers import SparseEncoderTrainingArguments
+from sentence_transformers.base.evaluation import BaseEvaluator
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from soju.core.errors import UserError
 from soju.core.files import append_json_line
+from soju.core.score import Score, Setting
+from soju.evaluation.retrieval import RetrievalSet, evaluate
 from soju.search.weighting import idf
-from soju.sparse.arguments import stock_arguments
 from soju.sparse.controllers import SparsityAlarm
-from soju.sparse.curriculum import staged_cosine
-from soju.sparse.curriculum_sampling import Curriculum
-from soju.sparse.initial_models import Vocabulary
-from soju.sparse.sparsity import idf_term_cost
-from soju.sparse.splade_encoder import SpladeEncoder
-from soju.sparse.student_trainer import SpladeTrainer
+from soju.sparse.curriculum import Curriculum, staged_cosine
+from soju.sparse.initial import Vocabulary
+from soju.sparse.losses import idf_term_cost
+from soju.sparse.model import unit_rows
+from soju.sparse.splade import SpladeEncoder
+from soju.sparse.trainer import SpladeTrainer, stock_arguments
 from soju.sparse.triplets.config import TripletLossSettings, TripletsConfig, TripletsTrainingSettings
-from soju.sparse.triplets.loss import TripletsLoss, stages_of
+from soju.sparse.triplets.losses import TripletsLoss, stages_of
 from soju.sparse.triplets.rows import TeacherScores, TripletRows, TripletsCollator
-from soju.sparse.triplets.scalars import Scalars
-from soju.sparse.triplets.validation import CHOSEN_BY, TripletsValidation
-from soju.training.judged_training import BestSoFar, Trained, train_judged
 from soju.training.ranks import on_main_process
-from soju.training.rollback import Attempt, RollbackSettings
+from soju.training.rollback import Attempt, BestSoFar, RollbackSettings, Trained, train_judged
+
+CHOSEN_BY = "mrr@10"
+"""The best checkpoint has the highest MRR@10 of development queries over the texts of all development triplets."""
+_METRICS = (CHOSEN_BY, "recall@1", "recall@10")
+
+
+class TripletsValidation(BaseEvaluator):
+    """Searches the texts of development triplets and takes the loss on them.
+
+    Args:
+        rows: Development triplets, none of whose queries was trained on.
+        config: Settings of the run.
+        pad_id: Of the student's tokenizer.
+        distractors: Further texts to search.
+    """
+
+    def __init__(
+        self, rows: TripletRows, config: TripletsConfig, *, pad_id: int, distractors: Sequence[str] = ()
+    ) -> None:
+        super().__init__()
+        self.primary_metric = CHOSEN_BY
+        self._rows = rows
+        self._config = config
+        self._collate = TripletsCollator(rows, None, pad_id=pad_id)
+        self._queries = [rows.texts[number] for number in dict.fromkeys(rows.numbers_R3[:, 0].tolist())]
+        texts = (rows.texts[number] for number in rows.numbers_R3[:, 1:].ravel().tolist())
+        self._documents = list(dict.fromkeys((*texts, *distractors)))
+        answers: dict[str, set[str]] = {}
+        for row in rows.triplets:
+            answers.setdefault(row.query, set()).add(row.positive)
+        documents = dict(zip(self._documents, self._documents, strict=True))
+        self._set = RetrievalSet.create("dev triplets", {text: text for text in self._queries}, documents, answers)
+        self._setting = Setting("student", self._set.name, self._set.hash)
+        self.loss: TripletsLoss | None = None
+        """Of the trainer, for ``val/loss``; set when there is one."""
+
+    @property
+    def chosen_by(self) -> str:
+        """Name of the score that checkpoints are judged and chosen by."""
+        return CHOSEN_BY
+
+    def judged(self, value: float) -> Score:
+        """Return the score with its signature."""
+        return self._setting.score(
+            CHOSEN_BY, value, unit="fraction", higher_is_better=True, similarity=self._config.similarity
+        )
+
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1, **_: Any
+    ) -> dict[str, float]:
+        """Return retrieval over the development texts, active terms and the loss."""
+        queries_QV, documents_DV = (model.encode_sparse(texts) for texts in (self._queries, self._documents))
+        stored_DV = unit_rows(documents_DV) if self._config.similarity == "cosine" else documents_DV
+        scores_QD = (queries_QV @ stored_DV.T).toarray()
+        best_Q10 = np.argsort(-scores_QD, axis=1, kind="stable")[:, :10]
+        found = evaluate(
+            self._set.run_of([row[scores_QD[query, row] > 0] for query, row in enumerate(best_Q10)]),
+            self._set,
+            subject="student",
+            metrics=_METRICS,
+            samples=100,
+        )
+        result = {score.name: score.value for score in found.scores}
+        result["active_query"] = queries_QV.nnz / len(self._queries)
+        result["active_document"] = documents_DV.nnz / len(self._documents)
+        if self.loss is not None:
+            result["loss"] = self._mean_loss(self.loss, model)
+        return result
+
+    @torch.no_grad()
+    def _mean_loss(self, loss: TripletsLoss, model: Any) -> float:
+        """Return the mean loss over batches of the training's size, at the stage of the step.
+
+        Only the first rank validates, so nothing here may wait for the others: neither the wrapper that the trainer
+        puts around the model, nor a mean over ranks.
+        """
+        size = self._config.training.batch_size
+        training, wrapped = loss.training, loss.model
+        loss.eval()
+        loss.model = model
+        values: list[float] = []
+        try:
+            for start in range(0, len(self._rows) - size + 1, size) or (0,):
+                batch = self._collate([{"row": row} for row in range(start, min(start + size, len(self._rows)))])
+                device = next(loss.parameters()).device
+                features = {
+                    name.removeprefix("text_"): value.to(device) for name, value in batch.items() if name != "label"
+                }
+                values.append(float(torch.stack(list(loss([features], batch["label"]).values())).sum()))
+        finally:
+            loss.model = wrapped
+            loss.train(training)
+        return float(np.mean(values))
+
+
+_RENAMED = {"grad_norm": "gradient_norm"}
+
+
+class Scalars(TrainerCallback):
+    """Writes every number that is logged; the stock callback's names are others.
+
+    Args:
+        folder: For the event files; one more file is added after a resume.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+        """Write one row of the log."""
+        if not state.is_world_process_zero:
+            return
+        if self._writer is None:
+            from tensorboardX import SummaryWriter  # a second; not needed on other ranks
+
+            self._writer = SummaryWriter(str(self._folder))
+        for name, value in scalars(logs or {}).items():
+            self._writer.add_scalar(name, value, state.global_step)
+        self._writer.flush()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def scalars(logs: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a log row under their published names.
+
+    >>> scalars({"loss": 2.0, "grad_norm": 1.0, "eval_loss": 3.0, "epoch": 0.5})
+    {'train/loss': 2.0, 'train/gradient_norm': 1.0, 'val/loss': 3.0}
+    """
+    found: dict[str, float] = {}
+    for name, value in logs.items():
+        if name == "epoch" or not isinstance(value, int | float):
+            continue
+        side, key = ("val", name.removeprefix("eval_")) if name.startswith("eval_") else ("train", name)
+        found[f"{side}/{_RENAMED.get(key, key)}"] = float(value)
+    return found
+
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,279 @@
+"""Verbs that write a model in another form: export, trim.
+
+The verb that gives a model a Korean vocabulary: expand.
+
+The verb that finds hard negatives: mine.
+
+The verb that measures with another program's tasks: mteb.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from soju.cli.console import ExportFormat, OnError, app, console, print_tables, say, tell_skipped
+from soju.core.errors import StoppedError, UserError
+
+
+@app.command(rich_help_panel="Models")
+def export(
+    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    target: Annotated[Path, typer.Argument(help="File or folder to write.")],
+    to: Annotated[ExportFormat, typer.Option(help="onnx and inference-free are for neural models, others for static.")],
+    hidden_size: Annotated[int, typer.Option(min=16, help="Width of the low-rank form, which is approximate.")] = 512,
+    top_terms: Annotated[int, typer.Option(min=1, help="onnx: terms the graph gives of each text.")] = 128,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="onnx: also write int8 weights, and how close they are.")
+    ] = False,
+    corpus: Annotated[list[str] | None, typer.Option(help="inference-free: documents to count; repeat.")] = None,
+    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+) -> None:
+    """Write a model for programs that do not know soju."""
+    from soju.sparse.export.formats import FORMATS, export_graph
+    from soju.sparse.export.formats import export as write
+    from soju.sparse.indexing import model_folder, open_model, search_settings_of
+
+    if to == "inference-free":
+        from soju.sparse.export.inference_free import make_inference_free
+
+        tell_skipped(make_inference_free(model, corpus or (), target, on_error=on_error))
+        say(f"{target}: {FORMATS[to]}")
+        return
+    if corpus:
+        raise UserError("--corpus belongs to --to inference-free; leave it out")
+    encoder, fingerprint = open_model(model)
+    if to == "onnx":
+        written = export_graph(encoder, target, top_terms=top_terms, int8=int8, fingerprint=fingerprint)
+        say(f"{target}: {FORMATS[to]}")
+        say(f"largest difference of a weight: {written['parity']['largest_difference']:.1e}")
+        for name, value in written.get("int8", {}).items():
+            say(f"int8 {name}: {value if isinstance(value, int | str) else format(value, '.4f')}")
+        return
+    if int8:
+        raise UserError("--int8 belongs to --to onnx; leave it out")
+    prior = search_settings_of(model_folder(model)).prior_documents
+    write(encoder, target, to, prior_documents=prior, hidden_size=hidden_size)
+    say(f"{target}: {FORMATS[to]}")
+
+
+@app.command(rich_help_panel="Models")
+def trim(
+    model: Annotated[str, typer.Argument(help="A masked language model: a folder, package:NAME or a hub id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    corpus: Annotated[list[str], typer.Option(help="Rows of any kind, .txt or a pattern; repeat for more.")],
+    max_size: Annotated[int, typer.Option(min=1, help="Ids to keep at most.")] = 65_535,
+    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+) -> None:
+    """Keep only the part of a model's vocabulary that a corpus needs."""
+    from soju.sparse.trim import trim as trim_model
+
+    result, log = trim_model(model, out, corpus, max_size=max_size, on_error=on_error, revision=revision)
+    tell_skipped(log)
+    say(f"{out}: {result.ids_after:,} of {result.ids_before:,} ids")
+    say(f"head {result.head_megabytes_before:,.1f} -> {result.head_megabytes_after:,.1f} MB")
+    say(f"{result.covered_share:.2%} of {result.corpus_tokens:,} tokens keep their piece")
+    if result.ids_left_out:
+        say(f"{result.ids_left_out:,} ids of the corpus did not fit in --max-size {max_size:,}", style="yellow")
+
+
+@app.command(rich_help_panel="Models")
+def expand(
+    base: Annotated[str, typer.Option(help="Embedding model with a byte-level BPE: a folder or a hub id.")],
+    donor: Annotated[str, typer.Option(help="Korean tokenizer: a folder, tokenizer.json or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="Korean text that decides the order of merges; repeat for more.")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None, typer.Option(help="Korean and English sentence pairs, for --init aligned; repeat for more.")
+    ] = None,
+    method: Annotated[
+        Literal["merges", "added-tokens"], typer.Option(help="added-tokens is for comparison, not for use.")
+    ] = "merges",
+    init: Annotated[
+        str, typer.Option(help="Where new rows start: mean, weighted_mean, omp, focus, aligned or noise.")
+    ] = "mean",
+    limit: Annotated[int | None, typer.Option(min=1, help="New tokens at most.")] = None,
+    max_intermediates: Annotated[
+        int | None, typer.Option(min=0, help="New tokens at most that are only parts of others.")
+    ] = None,
+    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+    seed: Annotated[int, typer.Option(help="Of initialisers that draw.")] = 0,
+) -> None:
+    """Give an embedding model a donor's Korean tokens, with a certificate that nothing else changed."""
+    from soju.embedding.expansion.certificate import CertificateError
+    from soju.embedding.expansion.expand import expand_model, read_pairs
+
+    try:
+        expand_model(
+            base,
+            donor,
+            out,
+            corpus=corpus,
+            pairs=read_pairs(pairs or (), on_error),
+            method=method,
+            initialiser=init,
+            limit=limit,
+            max_intermediates=max_intermediates,
+            on_error=on_error,
+            seed=seed,
+        )
+    except CertificateError:
+        _show(out)
+        raise
+    _show(out)
+    say(str(out))
+
+
+def _show(out: Path) -> None:
+    statistics, certificate = (
+        json.loads((out / name).read_text(encoding="utf-8")) for name in ("vocab_diff_stats.json", "certificate.json")
+    )
+    console.print(_tokens_table(statistics))
+    console.print(_certificate_table(certificate))
+    sizes = statistics["sizes"]
+    say(f"vocabulary {sizes['base']:,} -> {sizes['expanded']:,}, {statistics['intermediates']:,} of it parts of others")
+    if statistics["unreachable"]:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in statistics["unreachable"].items())
+        say(f"candidates left out: {reasons}", style="yellow")
+
+
+def _tokens_table(statistics: dict[str, Any]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="Tokens per text", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("language")
+    for column in ("texts", "base", "expanded", "change", "donor"):
+        table.add_column(column, justify="right")
+    for language, found in statistics["fertility"].items():
+        base, expanded, donor = (found[name]["tokens_per_text"] for name in ("base", "expanded", "donor"))
+        change = f"{expanded / base - 1:+.1%}" if base else "–"
+        table.add_row(language, f"{found['base']['texts']:,}", f"{base:.1f}", f"{expanded:.1f}", change, f"{donor:.1f}")
+    return table
+
+
+def _certificate_table(certificate: dict[str, Any]) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Certificate", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("check")
+    table.add_column("checked on", justify="right")
+    table.add_column("")
+    for check in certificate["checks"]:
+        passed = Text("passed", style="green") if check["passed"] else Text(f"FAILED {check['failure']}", style="red")
+        table.add_row(check["name"].replace("_", " "), f"{check['texts']:,}", passed)
+    for name, found in certificate["measurements"].get("speed", {}).items():
+        speed = f"loads in {found['load_seconds']:.2f} s, {found['characters_per_second']:,} characters/s"
+        table.add_row(f"speed of {name.replace('_', ' ')}", "", speed)
+    return table
+
+
+@app.command(rich_help_panel="Models")
+def mine(
+    rows: Annotated[list[str], typer.Argument(help="ROWS... OUT: pairs, passages, terms or triplets; OUT.jsonl last.")],
+    miner: Annotated[str, typer.Option(help="bm25, or a sparse or dense model.")] = "ko-en-static",
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="Documents to mine besides the rows' positives; repeat for more.")
+    ] = None,
+    depth: Annotated[int, typer.Option(min=1, help="Candidates of a query.")] = 100,
+    per_query: Annotated[int, typer.Option(min=1, help="Negatives of a query.")] = 1,
+    skip: Annotated[int, typer.Option(min=0, help="Best ranks to leave out.")] = 0,
+    pick: Annotated[Literal["best", "sample"], typer.Option(help="The best that pass, or any, drawn.")] = "best",
+    filter_model: Annotated[
+        str | None, typer.Option(help="Model that tells false negatives; else the miner, for bm25 ko-en-static.")
+    ] = None,
+    relative: Annotated[float, typer.Option(help="Highest score of a negative as a share of the positive's.")] = 0.95,
+    max_score: Annotated[float | None, typer.Option(help="Highest score of a negative.")] = None,
+    no_filter: Annotated[bool, typer.Option("--no-filter", help="Let no score decide.")] = False,
+    terms: Annotated[
+        list[str] | None, typer.Option(help="Term rows, for related terms and the dictionary of bm25.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Put before every text of a dense model.")] = None,
+    cache: Annotated[Path, typer.Option(help="Keeps vectors of dense models.")] = Path("runs/teacher-vectors"),
+    seed: Annotated[int, typer.Option(help="Of --pick sample.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+) -> None:
+    """Find hard negatives: soju mine ROWS... OUT.jsonl."""
+    from soju.core.config import validate
+    from soju.sparse.mine import mine as mine_negatives
+    from soju.sparse.negatives import Choice
+
+    *files, last = rows
+    if not files:
+        raise UserError(f"{last}: name the rows and then the file to write: soju mine ROWS... OUT.jsonl")
+    if no_filter and max_score is not None:
+        raise UserError("--no-filter and --max-score contradict each other; leave one out")
+    values = {"per_query": per_query, "skip": skip, "pick": pick, "max_score": max_score, "seed": seed}
+    choice = validate({**values, "relative": None if no_filter else relative}, Choice, place="soju mine")
+    try:
+        report, log = mine_negatives(
+            files,
+            Path(last),
+            miner=miner,
+            filter_model=filter_model,
+            corpus=corpus or (),
+            terms=terms or (),
+            choice=choice,
+            depth=depth,
+            prompt=prompt,
+            cache=cache,
+            resume=resume,
+            on_error=on_error,
+        )
+    except KeyboardInterrupt:
+        message = f"{last}: stopped; what is finished stays, go on with --resume"
+        raise StoppedError(message, signal_number=signal.SIGINT) from None
+    tell_skipped(log)
+    say(f"{last}: {report.negatives:,} negatives for {report.mined:,} of {report.questions:,} questions")
+    for source, counts in report.sources.items():
+        left = ", ".join(f"{reason} {n:,}" for reason, n in counts.items() if reason not in ("questions", "mined"))
+        say(f"  {source}: {counts['mined']:,} of {counts['questions']:,}" + (f"; without: {left}" if left else ""))
+    say("candidates dropped: " + (", ".join(f"{reason} {n:,}" for reason, n in report.dropped.most_common()) or "none"))
+    say("rows: " + ", ".join(f"{kind} {n:,}" for kind, n in report.kinds.most_common()))
+
+
+@app.command(rich_help_panel="Runs")
+def mteb(
+    model: Annotated[str, typer.Argument(help="Sparse or embedding model: its folder, a run folder or ko-en-static.")],
+    tasks: Annotated[
+        list[str], typer.Argument(metavar="TASK...", help="mteb's name (Ko-StrategyQA), or a folder of BEIR's layout.")
+    ],
+    language: Annotated[
+        list[str] | None, typer.Option(help="Of multilingual tasks (ISO 639-3); repeat for more; kor and eng.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which judgements of a folder to ask for.")] = "test",
+    out: Annotated[Path | None, typer.Option(help="Write the scores to this JSON file as well.")] = None,
+) -> None:
+    """Measure a model with mteb on tasks of the hub or on local folders; a sparse one on retrieval alone."""
+    from soju.core.files import write_json
+    from soju.evaluation.mteb_tasks import refuse_without_mteb, run_tasks
+
+    refuse_without_mteb()
+    subject, name, sparse = _model_for_mteb(model)
+    languages = language or ("kor", "eng")
+    scores = run_tasks(subject, tasks, name=name, languages=languages, split=split, retrieval_only=sparse)
+    print_tables(scores, [])
+    if out is not None:
+        write_json(out, [score.to_json() for score in scores])
+
+
+def _model_for_mteb(model: str) -> tuple[Any, str, bool]:
+    """Return a model as mteb asks it, its name, and whether it is sparse."""
+    from soju.embedding.evaluate import is_embedding_model, mteb_model
+
+    if is_embedding_model(model):
+        return *mteb_model(model), False
+    from soju.sparse.mteb_searcher import MtebSearcher
+
+    searcher = MtebSearcher.of(model)
+    return searcher, searcher.name, True

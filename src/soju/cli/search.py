@@ -1,0 +1,227 @@
+"""Verbs about searching: index, search, expand-text.
+
+The verb that opens a page: explore.
+
+The verb that writes a corpus as vectors for engines soju does not talk to: vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from soju.cli.console import AnyEngine, OnError, app, console, readable, say, tell_skipped
+from soju.core.errors import UserError, require_extra
+
+if TYPE_CHECKING:
+    from soju.sparse.indexing import RemoteEngine
+
+
+Url = Annotated[str | None, typer.Option(help="opensearch and qdrant: the server, or a local folder of Qdrant.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="opensearch and qdrant: key=value; repeat for more.")]
+
+
+@app.command(rich_help_panel="Search")
+def index(
+    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    corpus: Annotated[list[str], typer.Argument(help="CORPUS... INDEX: .jsonl, .tsv or .txt files, then the folder.")],
+    engine: Annotated[AnyEngine, typer.Option(help="auto adds block-max from 20,000 passages on.")] = "auto",
+    add: Annotated[bool, typer.Option("--add", help="Add to the index instead of making a new one.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
+    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+    url: Url = None,
+    settings: Set = None,
+    dead_letters: Annotated[Path | None, typer.Option(help="Where passages go that the engine refuses.")] = None,
+) -> None:
+    """Index documents: soju index MODEL CORPUS... INDEX."""
+    from soju.sparse.indexing import add_to_index, build_index
+
+    *files, last = corpus
+    match engine:
+        case "opensearch" | "qdrant":
+            if add or not files:
+                raise UserError(
+                    f"soju index MODEL CORPUS... NAME --engine {engine} makes a whole index; leave out --add"
+                )
+            _load(model, files, last, engine, url, settings, dead_letters, on_error=on_error, overwrite=overwrite)
+            return
+        case own:
+            _refuse_remote(url, settings, dead_letters)
+    folder = Path(last)
+    if not files or folder.is_file():
+        raise UserError(f"{last}: the last argument is the index folder: soju index MODEL CORPUS... INDEX")
+    if add and (overwrite or own != "auto"):
+        raise UserError("--add keeps the index as it was made; leave out --overwrite and --engine")
+    if add:
+        made, added, log = add_to_index(model, files, folder, on_error=on_error)
+        say(f"{added:,} documents added")
+    else:
+        made, log = build_index(model, files, folder, engine=own, on_error=on_error, overwrite=overwrite)
+    tell_skipped(log)
+    say(f"{folder}: {made.documents:,} documents, {made.chunks:,} passages")
+    _tell_empty(*made.empty_documents)
+
+
+@app.command(rich_help_panel="Search")
+def search(
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="A folder made with soju index, or a name.")],
+    query: Annotated[str, typer.Argument(help="Korean or English.")],
+    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Documents to show.")] = 10,
+    engine: Annotated[AnyEngine, typer.Option(help="Only seismic may miss documents.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="Where the model is, if not inside the index.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    url: Url = None,
+    settings: Set = None,
+) -> None:
+    """Search an index; show which terms matched, in both languages."""
+    from soju.report.terminal import hits_table
+    from soju.sparse.indexing import open_index, search_index
+
+    match engine:
+        case "opensearch" | "qdrant":
+            from soju.sparse.indexing import search_url
+
+            found = search_url(engine, url, index, readable(query), model, k=k, settings=settings or ())
+        case own:
+            _refuse_remote(url, settings, None)
+            opened, encoder = open_index(Path(index), model)
+            (found,) = search_index(opened, encoder, [readable(query)], k=k, engine=own)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    elif found.hits:
+        console.print(hits_table(found))
+    else:
+        console.print("Nothing shares a term with this query.")
+
+
+def _load(
+    model: str,
+    files: list[str],
+    name: str,
+    engine: RemoteEngine,
+    url: str | None,
+    settings: list[str] | None,
+    dead_letters: Path | None,
+    *,
+    on_error: OnError,
+    overwrite: bool,
+) -> None:
+    """Index in another engine; a passage that was refused makes the exit code 2."""
+    from soju.sparse.indexing import connect, load_index
+
+    with closing(connect(engine, url)) as target:
+        loaded = load_index(
+            model,
+            files,
+            name,
+            target,
+            on_error=on_error,
+            overwrite=overwrite,
+            settings=settings or (),
+            dead_letters=dead_letters,
+        )
+    tell_skipped(loaded.log)
+    facts, report = loaded.facts, loaded.report
+    say(f"{name}: {facts.documents:,} documents, {report.stored:,} of {facts.passages:,} passages stored")
+    _tell_empty(*loaded.empty)
+    if report.failed:
+        raise UserError(
+            f"{report.failed:,} passages were refused ({', '.join(report.first_failed)}, ...); why is in "
+            f"{loaded.dead_letters}; mend them and index again with --overwrite"
+        )
+
+
+def _tell_empty(empty: int, names: Sequence[str]) -> None:
+    if empty:
+        say(f"{empty:,} documents hold no known term and cannot be found: {', '.join(names)}", style="yellow")
+
+
+def _refuse_remote(url: str | None, settings: list[str] | None, dead_letters: Path | None) -> None:
+    if url is not None or settings or dead_letters is not None:
+        raise UserError("--url, --set and --dead-letters belong to --engine opensearch and qdrant; leave them out")
+
+
+@app.command("expand-text", rich_help_panel="Search")
+def expand_text(
+    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    text: Annotated[str, typer.Argument(help="Korean or English.")],
+    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Terms to show.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the terms a text lights up, with weight and language."""
+    from soju.report.terminal import expansion_table
+    from soju.sparse.indexing import expand, open_model
+
+    encoder, _ = open_model(model)
+    (expansion,) = expand(encoder, [readable(text)], k=k)
+    if as_json:
+        typer.echo(expansion.model_dump_json(indent=2))
+    elif expansion.terms:
+        console.print(expansion_table(expansion))
+    else:
+        console.print("This text lights up no term.")
+
+
+@app.command(rich_help_panel="Search")
+def explore(
+    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    index: Annotated[
+        list[Path] | None, typer.Option(help="An index made with the model; once more for the other model's.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(metavar="MODEL2", help="A second model beside the first.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes any that is free.")] = 8765,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+) -> None:
+    """Open a page on this machine: type a text, see its terms, the hits, and why they matched."""
+    require_extra("soju explore", "explore", "starlette", "uvicorn")
+    from soju.sparse.explore import listen, serve, url_of
+
+    listening = listen(port)  # before models load, so that a taken port is told at once
+    from soju.sparse.explore import Explorer, create_app, open_models
+
+    models = open_models(model, against=against, indexes=index or [])
+    explorer = Explorer(models)
+    page = create_app([item.label for item in models], explorer.expand, explorer.search if explorer.searches else None)
+    say(f"{url_of(listening)} shows {' and '.join(item.name for item in models)}; Ctrl-C ends it")
+    serve(page, listening, browser=browser)
+    say("Ended.")
+
+
+@app.command(rich_help_panel="Search")
+def vectors(
+    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    corpus: Annotated[list[str], typer.Argument(help="CORPUS... OUT: .jsonl, .tsv or .txt files, then the folder.")],
+    to: Annotated[Literal["opensearch", "elasticsearch", "anserini"], typer.Option(help="Whose files to write.")],
+    queries: Annotated[list[str] | None, typer.Option(help="Queries to write as well; repeat for more.")] = None,
+    index_name: Annotated[str | None, typer.Option(help="Index the bulk files name; else that of OUT.")] = None,
+    quantisation: Annotated[float, typer.Option(min=1e-3, help="anserini: factor before rounding.")] = 100.0,
+    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+) -> None:
+    """Write the weighted terms of a corpus: soju vectors MODEL CORPUS... OUT --to FORMAT."""
+    from soju.sparse.export.formats import VECTOR_FORMATS, write_vectors
+
+    *files, last = corpus
+    folder = Path(last)
+    if not files or folder.is_file():
+        raise UserError(f"{last}: the last argument is the folder to write: soju vectors MODEL CORPUS... OUT")
+    about, log = write_vectors(
+        model, files, folder, to,
+        queries=queries or (), name=index_name, quantisation=quantisation, on_error=on_error,
+    )  # fmt: skip
+    tell_skipped(log)
+    say(f"{folder}: {about['documents']:,} documents, {about['passages']:,} passages: {VECTOR_FORMATS[to]}")
+    if about["empty_documents"]:
+        say(f"{about['empty_documents']:,} documents hold no known term and cannot be found", style="yellow")
+    if dropped := about.get("dropped_weights"):
+        say(
+            f"{dropped:,} of {about['weights']:,} weights round to 0; raise --quantisation to keep them", style="yellow"
+        )
+    if asked := about.get("queries"):
+        say(f"{asked['written']:,} queries")
+        if asked["without_terms"]:
+            names = ", ".join(asked["without_terms"][:10])
+            say(f"{len(asked['without_terms']):,} queries hold no known term: {names}", style="yellow")

@@ -1,0 +1,533 @@
+"""What do the paired tests of a run say?
+
+How is a nested dictionary laid out as flat tables?
+
+How do scores become tables? One table a test set, systems down, metrics across, directions grouped.
+
+Models side by side: a row for each figure, a column for each model, differences to the first.
+
+`model_rows` is plain data for any page; `models_table` draws it in a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from soju.core.score import Interval, Score
+from soju.report.contents import Comparison
+from soju.report.number_format import (
+    format_difference,
+    format_interval,
+    format_level,
+    format_p,
+    format_value,
+    unit_heading,
+)
+
+Finding = Literal["better", "worse", "undecided"]
+
+SYMBOLS: dict[Finding, str] = {"better": "▲", "worse": "▼", "undecided": "≈"}
+
+
+@dataclass(frozen=True, slots=True)
+class PairedTest:
+    """One comparison, ready to be printed."""
+
+    subject: str
+    baseline: str
+    test_set: str
+    metric: str
+    difference: str
+    interval: str
+    p_value: str
+    samples: str
+    finding: Finding | None
+    """None when the run has no score that says which direction of the metric is better."""
+
+
+def find(comparison: Comparison, *, higher_is_better: bool) -> Finding:
+    """Say whether the subject is better or worse than its baseline at the level of the interval (0.95 without one)."""
+    level = 0.95 if comparison.interval is None else comparison.interval.level
+    if comparison.p_value >= round(1 - level, 12) or comparison.difference == 0:
+        return "undecided"
+    return "better" if (comparison.difference > 0) == higher_is_better else "worse"
+
+
+def describe_tests(comparisons: Sequence[Comparison], scores: Sequence[Score]) -> list[PairedTest]:
+    """Write each comparison in the unit of its metric; one whose metric has no score has no finding."""
+    meanings = {(score.name, score.test_set): (score.unit, score.higher_is_better) for score in scores}
+    tests = []
+    for comparison in comparisons:
+        unit, higher_is_better = meanings.get((comparison.metric, comparison.test_set), ("", None))
+        finding = None if higher_is_better is None else find(comparison, higher_is_better=higher_is_better)
+        tests.append(
+            PairedTest(
+                subject=comparison.subject,
+                baseline=comparison.baseline,
+                test_set=comparison.test_set,
+                metric=comparison.metric,
+                difference=format_difference(comparison.difference, unit),
+                interval="" if comparison.interval is None else format_interval(comparison.interval, unit),
+                p_value=format_p(comparison.p_value),
+                samples=f"{comparison.samples:,}",
+                finding=finding,
+            )
+        )
+    return tests
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One flat table under a heading."""
+
+    heading: str
+    header: tuple[str, ...]
+    """Column names; empty for a table of names and values."""
+    rows: tuple[tuple[str, ...], ...]
+
+
+def lay_out(value: Mapping[str, Any], *, heading: str = "") -> list[Block]:
+    """Turn a nested dictionary into tables: plain values first, then one table a nested group.
+
+    >>> lay_out({"pairs": 1200, "by_domain": {"news": {"rows": 3}, "law": {"rows": 5}}})[1].rows
+    (('news', '3'), ('law', '5'))
+    """
+    blocks = []
+    plain = [(_name(key), _text(key, item)) for key, item in value.items() if _is_plain(item)]
+    if plain:
+        blocks.append(Block(heading=heading, header=(), rows=tuple(plain)))
+    for key, item in value.items():
+        if _is_plain(item):
+            continue
+        inner = f"{heading} › {_name(key)}" if heading else _name(key)
+        if isinstance(item, Mapping):
+            blocks += _grid(inner, item) or lay_out(item, heading=inner)
+        else:
+            blocks += _list(inner, item)
+    return blocks
+
+
+def _list(heading: str, items: Sequence[Any]) -> list[Block]:
+    if all(_is_flat(item) for item in items):
+        columns = list(dict.fromkeys(key for item in items for key in item))
+        rows = tuple(tuple(_text(key, item.get(key, "")) for key in columns) for item in items)
+        return [Block(heading=heading, header=tuple(_name(key) for key in columns), rows=rows)]
+    rows = tuple((str(index), json.dumps(item, ensure_ascii=False)) for index, item in enumerate(items, start=1))
+    return [Block(heading=heading, header=(), rows=rows)]
+
+
+def _grid(heading: str, value: Mapping[str, Any]) -> list[Block]:
+    if len(value) < 2 or not all(_is_flat(item) for item in value.values()):
+        return []
+    columns = list(dict.fromkeys(key for item in value.values() for key in item))
+    shared = sum(len(item) for item in value.values())
+    if not columns or shared * 2 <= len(columns) * len(value):
+        return []
+    rows = tuple((_name(name), *(_text(key, item.get(key, "")) for key in columns)) for name, item in value.items())
+    return [Block(heading=heading, header=("", *(_name(key) for key in columns)), rows=rows)]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return not value
+    if isinstance(value, list):
+        return all(item is None or isinstance(item, str | int | float) for item in value)
+    return True
+
+
+def _is_flat(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(_is_plain(item) for item in value.values())
+
+
+def _name(key: str) -> str:
+    return str(key).replace("_", " ")
+
+
+def _text(key: str, value: Any) -> str:
+    if value is None or value == [] or value == {}:
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        joiner = " " if key == "arguments" else ", "
+        return joiner.join(_text(key, item) for item in value)
+    if isinstance(value, int):
+        return str(value) if "seed" in key else f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return str(value)
+
+
+_LANGUAGES = {"ko": "Korean", "en": "English"}
+_MetricKey = tuple[str, str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a paired test says about one value."""
+
+    finding: Finding
+    baseline: str
+    number: int | None
+    """Which baseline of the table, from 1, when there are several."""
+    p_value: float
+
+    @property
+    def symbol(self) -> str:
+        """The sign that is printed beside the value."""
+        return SYMBOLS[self.finding] + ("" if self.number is None else str(self.number).translate(_SUPERSCRIPTS))
+
+
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One value of a table."""
+
+    text: str
+    interval: str
+    best: bool
+    marks: tuple[Mark, ...]
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One metric under one signature in each direction."""
+
+    metric: str
+    unit: str
+    higher_is_better: bool
+    variant: str
+    """A letter when systems were measured under different settings, so that they stand in different columns."""
+    signatures: tuple[tuple[str, str], ...]
+    """(direction, signature); the direction is empty when all share one."""
+
+    @property
+    def heading(self) -> str:
+        """The metric with its variant."""
+        return f"{self.metric} ({self.variant})" if self.variant else self.metric
+
+    @property
+    def note(self) -> str:
+        """Which way is better, and the unit."""
+        unit = unit_heading(self.unit)
+        return f"{'↑' if self.higher_is_better else '↓'} {unit}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The systems in one direction; a cell is None where a system has no such score."""
+
+    direction: str
+    label: str
+    rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTable:
+    """All scores on one test set."""
+
+    test_set: str
+    columns: tuple[Column, ...]
+    groups: tuple[Group, ...]
+    baselines: tuple[str, ...]
+    mixed: tuple[str, ...]
+    """Metrics whose signatures differ between systems of one direction."""
+    level: str
+    """The level of the intervals, for example ``95 %``; empty when there are none."""
+
+
+def direction_label(direction: str) -> str:
+    """Write a direction in words.
+
+    >>> direction_label("ko-en")
+    'Korean → English'
+    """
+    parts = direction.split("-")
+    if not all(part in _LANGUAGES for part in parts):
+        return direction
+    return " → ".join(_LANGUAGES[part] for part in parts)
+
+
+def split_test_set(test_set: str) -> tuple[str, str]:
+    """Split ``parallel.dev/ko-en`` into the set and the direction, which is empty when there is none."""
+    name, separator, direction = test_set.rpartition("/")
+    return (name, direction) if separator and name else (test_set, "")
+
+
+def build_tables(scores: Sequence[Score], comparisons: Sequence[Comparison] = ()) -> list[ScoreTable]:
+    """Arrange scores in tables, in the order of the file.
+
+    Scores of one metric and direction whose signatures differ are put in separate columns and named in `mixed`: they
+    are never ranked against each other.
+    """
+    by_set: dict[str, list[Score]] = {}
+    for score in scores:
+        by_set.setdefault(split_test_set(score.test_set)[0], []).append(score)
+    return [_table(name, items, comparisons) for name, items in by_set.items()]
+
+
+def _table(name: str, scores: list[Score], comparisons: Sequence[Comparison]) -> ScoreTable:
+    slots, sizes = _assign_columns(scores)
+    places = [(key, index) for key, size in sizes.items() for index in range(size)]
+    at = {(split_test_set(s.test_set)[1], s.subject, _key(s), slots[_slot_key(s)]): s for s in scores}
+    here = [c for c in comparisons if any(c.test_set == s.test_set and c.metric == s.name for s in scores)]
+    baselines = tuple(dict.fromkeys(comparison.baseline for comparison in here))
+    groups = []
+    for direction in dict.fromkeys(split_test_set(score.test_set)[1] for score in scores):
+        subjects = dict.fromkeys(subject for found, subject, _, _ in at if found == direction)
+        columns = [
+            _cells([at.get((direction, subject, *place)) for subject in subjects], here, baselines, scores)
+            for place in places
+        ]
+        rows = tuple(zip(subjects, zip(*columns, strict=True), strict=True))
+        groups.append(Group(direction=direction, label=direction_label(direction), rows=rows))
+    levels = dict.fromkeys(format_level(score.interval) for score in scores if score.interval)
+    return ScoreTable(
+        test_set=name,
+        columns=tuple(_column(key, index, sizes[key], scores, slots) for key, index in places),
+        groups=tuple(groups),
+        baselines=baselines,
+        mixed=tuple(dict.fromkeys(key[0] for key, size in sizes.items() if size > 1)),
+        level=", ".join(levels),
+    )
+
+
+def _key(score: Score) -> _MetricKey:
+    return score.name, score.unit, score.higher_is_better
+
+
+def _slot_key(score: Score) -> tuple[_MetricKey, str, str]:
+    return _key(score), split_test_set(score.test_set)[1], score.signature
+
+
+def _assign_columns(
+    scores: Sequence[Score],
+) -> tuple[dict[tuple[_MetricKey, str, str], int], dict[_MetricKey, int]]:
+    """Number the signatures of each metric and direction; a signature keeps its number across directions."""
+    slots: dict[tuple[_MetricKey, str, str], int] = {}
+    usual: dict[tuple[_MetricKey, str], int] = {}
+    sizes: dict[_MetricKey, int] = {}
+    for score in scores:
+        key, direction, signature = place = _slot_key(score)
+        if place not in slots:
+            taken = {index for (k, d, _), index in slots.items() if (k, d) == (key, direction)}
+            free = next(index for index in range(len(taken) + 1) if index not in taken)
+            wanted = usual.get((key, signature), free)
+            slots[place] = free if wanted in taken else wanted
+            usual.setdefault((key, signature), slots[place])
+        sizes[key] = max(sizes.get(key, 0), slots[place] + 1)
+    return slots, sizes
+
+
+def _column(
+    key: _MetricKey, index: int, size: int, scores: Sequence[Score], slots: dict[tuple[_MetricKey, str, str], int]
+) -> Column:
+    found = {
+        split_test_set(s.test_set)[1]: s.signature for s in scores if _key(s) == key and slots[_slot_key(s)] == index
+    }
+    one = len(set(found.values())) == 1
+    signatures = [("", next(iter(found.values())))] if one else [(direction_label(d), s) for d, s in found.items()]
+    return Column(
+        metric=key[0],
+        unit=key[1],
+        higher_is_better=key[2],
+        variant=chr(ord("a") + index % 26) if size > 1 else "",
+        signatures=tuple(signatures),
+    )
+
+
+def _cells(
+    column: list[Score | None], comparisons: Sequence[Comparison], baselines: tuple[str, ...], scores: Sequence[Score]
+) -> list[Cell | None]:
+    values = [score for score in column if score is not None]
+    best = ""
+    if len(values) > 1:
+        choose = max if values[0].higher_is_better else min
+        top = choose(values, key=lambda score: score.value)
+        best = format_value(top.value, top.unit)
+    cells: list[Cell | None] = []
+    for score in column:
+        if score is None:
+            cells.append(None)
+            continue
+        text = format_value(score.value, score.unit)
+        interval = "" if score.interval is None else format_interval(score.interval, score.unit)
+        marks = _marks(score, comparisons, baselines, scores)
+        cells.append(Cell(text=text, interval=interval, best=text == best, marks=marks, score=score))
+    return cells
+
+
+def _marks(
+    score: Score, comparisons: Sequence[Comparison], baselines: tuple[str, ...], scores: Sequence[Score]
+) -> tuple[Mark, ...]:
+    marks = []
+    for item in comparisons:
+        if (item.subject, item.test_set, item.metric) != (score.subject, score.test_set, score.name):
+            continue
+        against = [s for s in scores if (s.subject, s.test_set, s.name) == (item.baseline, item.test_set, item.metric)]
+        if against and all(other.signature != score.signature for other in against):
+            continue
+        finding = find(item, higher_is_better=score.higher_is_better)
+        number = baselines.index(item.baseline) + 1 if len(baselines) > 1 else None
+        marks.append(Mark(finding=finding, baseline=item.baseline, number=number, p_value=item.p_value))
+    return tuple(marks)
+
+
+CHANCE = "chance"
+"""Name of the system that guesses; its score is said beside the metric, not in a column."""
+_COLOURS = {"better": "green", "worse": "red", "undecided": "bright_black"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCell:
+    """One figure of one model."""
+
+    subject: str
+    value: float
+    interval: Interval | None
+    difference: float | None
+    """To the first model, where both were measured alike."""
+    difference_interval: Interval | None
+    p_value: float | None
+    finding: Finding | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """One figure of all models."""
+
+    test_set: str
+    direction: str
+    """In words where there is one: ``Korean → English``."""
+    metric: str
+    unit: str
+    higher_is_better: bool
+    chance: float | None
+    """What guessing would give, where that is known."""
+    alike: bool
+    """Whether all models were measured under the same settings."""
+    cells: tuple[ModelCell | None, ...]
+    """One for each model, in their order; ``None`` where it has no such figure."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain dictionary."""
+        return asdict(self)
+
+
+def model_rows(
+    subjects: Sequence[str], scores: Sequence[Score], comparisons: Sequence[Comparison] = ()
+) -> list[ModelRow]:
+    """Arrange scores with a row for each test set and metric, in the order in which they were measured.
+
+    Args:
+        subjects: The models, in the order of the columns; the first is what the others are compared with.
+        scores: Scores of these models, and of the system ``chance``.
+        comparisons: Differences to the first model.
+
+    Returns:
+        The rows.
+    """
+    by_place: dict[tuple[str, str], dict[str, Score]] = {}
+    for score in scores:
+        by_place.setdefault((score.test_set, score.name), {})[score.subject] = score
+    differences = {(item.test_set, item.metric, item.subject): item for item in comparisons}
+    rows = []
+    for (test_set, metric), found in by_place.items():
+        own = [found[subject] for subject in subjects if subject in found]
+        if not own:
+            continue
+        name, direction = split_test_set(test_set)
+        cells = [
+            _cell(found[subject], differences.get((test_set, metric, subject))) if subject in found else None
+            for subject in subjects
+        ]
+        rows.append(
+            ModelRow(
+                test_set=name,
+                direction=direction_label(direction),
+                metric=metric,
+                unit=own[0].unit,
+                higher_is_better=own[0].higher_is_better,
+                chance=found[CHANCE].value if CHANCE in found and CHANCE not in subjects else None,
+                alike=len({score.signature for score in own}) == 1,
+                cells=tuple(cells),
+            )
+        )
+    return rows
+
+
+def models_table(subjects: Sequence[str], rows: Sequence[ModelRow]) -> Table:
+    """Draw the rows: the value of each model, and below it its difference to the first with the interval.
+
+    Args:
+        subjects: The models, in the order of the columns.
+        rows: What `model_rows` gave.
+
+    Returns:
+        The table, with a note on its signs.
+    """
+    against = f"▲ better, ▼ worse, ≈ no proven difference against {subjects[0]}" if len(subjects) > 1 else ""
+    if not all(row.alike for row in rows):
+        against += "\n* prompt, pooling or length differ between the models"
+    table = Table(box=box.SIMPLE_HEAD, caption=Text(against) if against else None, caption_justify="left")
+    table.add_column("measured on")
+    table.add_column("figure")
+    for subject in subjects:
+        table.add_column(Text(subject), justify="right")
+    before = None
+    for row in rows:
+        if before not in (None, row.test_set):
+            table.add_section()
+        before = row.test_set
+        where = f"{row.test_set} {row.direction}".strip()
+        table.add_row(Text(where), _figure(row), *(_drawn(cell, row) for cell in row.cells))
+    return table
+
+
+def _cell(score: Score, comparison: Comparison | None) -> ModelCell:
+    if comparison is None:
+        return ModelCell(score.subject, score.value, score.interval, None, None, None, None)
+    return ModelCell(
+        subject=score.subject,
+        value=score.value,
+        interval=score.interval,
+        difference=comparison.difference,
+        difference_interval=comparison.interval,
+        p_value=comparison.p_value,
+        finding=find(comparison, higher_is_better=score.higher_is_better),
+    )
+
+
+def _figure(row: ModelRow) -> Text:
+    text = Text(f"{row.metric} {'↑' if row.higher_is_better else '↓'}{'' if row.alike else ' *'}")
+    unit = unit_heading(row.unit)
+    if unit and unit != row.metric:
+        text.append(f" {unit}", style="dim")
+    if row.chance is not None:
+        text.append(f" chance {format_value(row.chance, row.unit)}", style="dim")
+    return text
+
+
+def _drawn(cell: ModelCell | None, row: ModelRow) -> Text:
+    if cell is None:
+        return Text("–", style="dim")
+    text = Text(format_value(cell.value, row.unit))
+    if cell.difference is None or cell.finding is None:
+        return text
+    text.append(f"\n{SYMBOLS[cell.finding]} {format_difference(cell.difference, row.unit)}", _COLOURS[cell.finding])
+    if cell.difference_interval is not None:
+        low, high = (
+            format_difference(end, row.unit) for end in (cell.difference_interval.low, cell.difference_interval.high)
+        )
+        text.append(f" [{low}, {high}]", style="dim")
+    return text

@@ -1,0 +1,260 @@
+"""How does an index folder change without ever being half changed? Files first, one rename last.
+
+A folder is built beside its final name and renamed. A later change adds new segment folders, which no manifest names
+yet, then writes ``index.next.json`` and last ``manifest.json``: that is the moment the change happens. `recover` moves
+``index.next.json`` to ``index.json`` when the manifest expects it, and drops it otherwise.
+
+What can be set about an index, and what does its ``index.json`` record?
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from soju.core.config import Settings
+from soju.core.errors import IntegrityError, UserError
+from soju.core.files import MANIFEST, sha256, verify_manifest, write_json, write_manifest
+from soju.search.chunking import ChunkSettings
+from soju.search.seismic_engine import SeismicSettings
+from soju.search.weighting import WeightingSettings
+
+INDEX = "index.json"
+_NEXT = "index.next.json"
+SEGMENTS = "segments"
+
+
+@contextmanager
+def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty folder beside `folder` that takes its name, with a manifest, when the block ends well.
+
+    Args:
+        folder: Final name.
+        overwrite: Replace an index that is there; anything that is not an index is never replaced.
+
+    Yields:
+        The temporary folder; it is removed when the block raises.
+
+    Raises:
+        UserError: If `folder` holds something and may not be replaced.
+    """
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if occupied and not (overwrite and (folder / INDEX).is_file()):
+        what = "holds an index already" if (folder / INDEX).is_file() else "is not empty and not an index"
+        raise UserError(f"{folder}: {what}; choose another folder, or remove this one first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        write_manifest(temporary)
+        temporary.chmod(0o755)
+        if occupied:
+            aside = temporary.with_suffix(".old")
+            os.replace(folder, aside)
+            os.replace(temporary, folder)
+            shutil.rmtree(aside)
+        else:
+            if folder.exists():
+                folder.rmdir()
+            os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def new_segment(folder: Path) -> Iterator[Path]:
+    """Give an empty folder for one more segment; it is kept when the block ends well, but not yet part of the index."""
+    parent = folder / SEGMENTS
+    numbers = [int(path.name) for path in parent.iterdir() if path.name.isdigit()]
+    temporary = Path(tempfile.mkdtemp(dir=parent, prefix=".", suffix=".tmp"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, parent / f"{max(numbers, default=-1) + 1:04d}")
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def newest_segment(folder: Path) -> str:
+    """Return the name of the segment folder that was made last."""
+    return max(path.name for path in (folder / SEGMENTS).iterdir() if path.name.isdigit())
+
+
+def publish(folder: Path, index: dict[str, Any], *, segments: Sequence[str]) -> None:
+    """Make a changed ``index.json`` valid together with the segments it names, then delete all other segments.
+
+    Args:
+        folder: The index.
+        index: New content of ``index.json``.
+        segments: Names of the segment folders that it names.
+    """
+    entries = {}
+    for path, entry in read_manifest(folder).items():
+        if not path.startswith(f"{SEGMENTS}/") or path.split("/")[1] in segments:
+            entries[path] = entry
+    for name in segments:
+        for file in sorted((folder / SEGMENTS / name).rglob("*")):
+            path = file.relative_to(folder).as_posix()
+            if file.is_file() and path not in entries:
+                entries[path] = _entry(file)
+    write_json(folder / _NEXT, index)
+    entries[INDEX] = _entry(folder / _NEXT)
+    write_json(folder / MANIFEST, {"files": dict(sorted(entries.items()))})
+    recover(folder)
+    for unused in (folder / SEGMENTS).iterdir():
+        if unused.name.isdigit() and unused.name not in segments:
+            shutil.rmtree(unused, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Finish or drop a change that was interrupted."""
+    waiting = folder / _NEXT
+    if not waiting.is_file():
+        return
+    if read_manifest(folder).get(INDEX) == _entry(waiting):
+        os.replace(waiting, folder / INDEX)
+    else:
+        waiting.unlink()
+
+
+def check(folder: Path, *, full: bool) -> None:
+    """Check presence and size of every file of an index, and its content when `full`.
+
+    Args:
+        folder: The index.
+        full: Whether to read every byte.
+
+    Raises:
+        UserError: If `folder` is not there.
+        IntegrityError: If a file is missing or differs; with every fault listed when `full`.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such index; build one with `soju index`")
+    if full:
+        verify_manifest(folder)
+        return
+    for name, entry in read_manifest(folder).items():
+        path = folder / name
+        if not path.is_file():
+            raise IntegrityError(f"{path}: missing since the index was written; build the index again")
+        if path.stat().st_size != entry["bytes"]:
+            raise IntegrityError(
+                f"{path}: {path.stat().st_size:,} bytes instead of {entry['bytes']:,}; build the index again"
+            )
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the manifest's entries by relative path.
+
+    Args:
+        folder: The index.
+
+    Returns:
+        Size and SHA-256 of each file.
+
+    Raises:
+        IntegrityError: If it is missing or unreadable.
+    """
+    path = folder / MANIFEST
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing, so this is no complete index; build it again") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path}: unreadable ({error}); build the index again") from None
+    return dict(entries)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of an index.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its value.
+
+    Raises:
+        IntegrityError: If it is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path}: unreadable ({error}); build the index again") from None
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+Engine = Literal["auto", "exact", "block-max", "seismic"]
+
+
+class IndexSettings(Settings):
+    """Everything that decides what an index holds and how it is searched."""
+
+    weighting: WeightingSettings = WeightingSettings()
+    """How vectors become impacts."""
+    chunking: ChunkSettings = ChunkSettings()
+    """How long documents are cut."""
+    engine: Engine = "auto"
+    """What is built beside the posting lists: ``auto`` adds ``block-max`` from `block_max_from_chunks` on, ``exact``
+    nothing, the others always what they say."""
+    block_max_from_chunks: int = Field(default=20_000, ge=1)
+    """Chunks from which ``auto`` builds the block-max engine; below, posting lists are as fast."""
+    seismic: SeismicSettings = SeismicSettings()
+    """Parameters of Seismic."""
+    batch_size: int = Field(default=256, ge=1)
+    """Chunks encoded at once."""
+    compact_share: float = Field(default=0.25, gt=0)
+    """Added chunks, as a share of the first segment's, from which all segments are merged, the fast engine too."""
+    max_added_segments: int = Field(default=8, ge=1)
+    """Added segments from which these are merged into one."""
+
+
+class SegmentEntry(Settings):
+    """What ``index.json`` says about one segment."""
+
+    name: str
+    """Folder below ``segments``."""
+    documents: int
+    """D."""
+    chunks: int
+    """C."""
+    postings: int
+    """P."""
+    empty_documents: int
+    """Documents without any term, kept in the store and never found."""
+    first_empty_documents: tuple[str, ...]
+    """Ids of the first of them."""
+    average_length: float | None
+    """Average length of its chunks that have terms, in term counts (``bm25`` only)."""
+    fast: Literal["block-max", "seismic"] | None
+    """The engine that was built beside the posting lists."""
+
+
+class IndexDescription(Settings):
+    """Content of ``index.json``."""
+
+    format: int
+    """Version of the folder's layout."""
+    fingerprint: str
+    """Names the model whose vectors are inside; compared when the index is opened with one."""
+    terms: int
+    """V."""
+    average_length: float | None
+    """Average chunk length of BM25, fixed at the first build."""
+    settings: IndexSettings
+    """As given to `SparseIndex.build`."""
+    segments: tuple[SegmentEntry, ...]
+    """In document order; the first is the largest and the one that may have a fast engine."""

@@ -1,0 +1,439 @@
+"""Measure a static encoder against BM25, dictionary look-up and their fusion, on the index a user would have.
+
+Compare two runs query by query. What ``soju compare`` does.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from soju.alignment.tables import prune_by_mass
+from soju.core.errors import UserError
+from soju.core.files import write_json
+from soju.core.language import language_of
+from soju.core.progress import track
+from soju.core.score import Score, Setting
+from soju.data.rows import Document, TermRow
+from soju.evaluation.efficiency import active_terms, bytes_on_disk, flops, latency, posting_skew, throughput
+from soju.evaluation.retrieval import RetrievalResult, RetrievalSet, cut_off, evaluate
+from soju.evaluation.significance import Comparison, Measurement, compare
+from soju.search.hits import reciprocal_rank_fusion
+from soju.search.index import SparseIndex
+from soju.search.lexical import Bm25Searcher, Dictionary, DictionarySearcher, KoreanEnglishAnalyzer
+from soju.sparse.config import EvaluationSettings, NeuralConfig, SearchSettings, StaticConfig
+from soju.sparse.data import EvaluationTexts, RunData
+from soju.sparse.indexing import index_settings, open_model
+from soju.sparse.initial import Vocabulary
+from soju.sparse.model import NeuralEncoder, TermEncoder
+from soju.sparse.static.encoder import StaticEncoder
+from soju.sparse.term_activation import FUNCTION_WORDS, PROBES, evaluate_terms, expected_terms, probe_report, terms_of
+
+SUBJECT = "soju static"
+STUDENT = "soju student"
+METRICS = ("recall@10", "ndcg@10", "mrr@10", "recall@1", "recall@100")
+"""What every run measures; `EvaluationSettings.more_metrics` adds to them."""
+NOT_PRUNED = ("ko-ko", "en-en")
+"""Directions without a pruning curve: words that stand on both sides find their text whatever is pruned."""
+MASSES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+"""Shares of the expansion weight on the pruning curve."""
+
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+Rankings = Sequence[Sequence[int] | NDArray[np.int64]]
+
+
+def metrics_of(settings: EvaluationSettings) -> tuple[str, ...]:
+    """Return what a run measures, without repetitions."""
+    return tuple(dict.fromkeys((*METRICS, *settings.more_metrics)))
+
+
+@dataclass(slots=True)
+class Measured:
+    """What scoring gives to the report."""
+
+    scores: list[Score] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    per_query: list[Measurement] = field(default_factory=list)
+    """Our own scores with the value of every query."""
+
+
+class CachedAnalyzer:
+    """Remembers the words of a text: BM25 and dictionary look-up read the same texts."""
+
+    def __init__(self, workers: int) -> None:
+        self._analyzer = KoreanEnglishAnalyzer(workers=workers)
+        self._words: dict[str, list[str]] = {}
+
+    def analyze(self, texts: Sequence[str]) -> list[list[str]]:
+        """Return the words of each text."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._words]
+        self._words.update(zip(new, self._analyzer.analyze(new), strict=True))
+        return [self._words[text] for text in texts]
+
+
+class RememberingEncoder(NeuralEncoder):
+    """Encodes a list of texts once: a test set comes again the other way round, and with another similarity.
+
+    Args:
+        encoder: What encodes.
+        known: What was encoded, by model and texts; shared by those that are scored together.
+    """
+
+    def __init__(self, encoder: NeuralEncoder, known: dict[tuple[int, tuple[str, ...]], csr_array]) -> None:
+        super().__init__(encoder.model, batch_size=encoder.batch_size, similarity=encoder.similarity)
+        self._known = known
+
+    def encode_queries(self, texts: Sequence[str]) -> csr_array:
+        """Return the term weights of texts, ``(B, V)``."""
+        key = id(self.model), tuple(texts)
+        if key not in self._known:
+            self._known[key] = super().encode_queries(texts)
+        return self._known[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One of our encoders under the name it has in tables."""
+
+    name: str
+    encoder: TermEncoder
+    search: SearchSettings = field(default_factory=SearchSettings)
+    """How its documents are weighted; for static encoders."""
+
+
+def score(
+    subjects: Sequence[Subject],
+    data: RunData,
+    config: StaticConfig | NeuralConfig,
+    folder: Path,
+    *,
+    teacher: Embed | None = None,
+    vocabulary: Vocabulary | None = None,
+    workers: int = 2,
+) -> Measured:
+    """Measure retrieval on every test set, cost on the first, and unseen terms where some were kept out.
+
+    Args:
+        subjects: Our encoders; the first is the one in question.
+        data: What to measure on.
+        config: Settings of the run.
+        folder: Where the first was saved.
+        teacher: Embeds texts densely, for a row of its own.
+        vocabulary: See `score_unseen_terms`.
+        workers: Threads of the morphological analyser of the baselines.
+
+    Returns:
+        Everything that was measured.
+    """
+    settings, training = config.evaluation, data.training
+    measured = score_retrieval(
+        subjects, training.terms, data.evaluation, settings, seed=config.seed, teacher=teacher, workers=workers
+    )
+    if data.evaluation:
+        measured.scores += score_cost(subjects[0], folder, data.evaluation[0], settings)
+    for subject in subjects if training.unseen_terms else ():
+        measured.scores += score_unseen_terms(subject, training.unseen_terms, vocabulary=vocabulary)
+    return measured
+
+
+def score_retrieval(
+    subjects: Sequence[Subject],
+    terms: Sequence[TermRow],
+    test_sets: Sequence[EvaluationTexts],
+    settings: EvaluationSettings,
+    *,
+    seed: int,
+    teacher: Embed | None = None,
+    workers: int = 2,
+) -> Measured:
+    """Score every direction of every test set.
+
+    Args:
+        subjects: Our encoders as they were saved; the first is the one that others are compared with.
+        terms: Training terms, the dictionary of the look-up baseline.
+        test_sets: What to search and what to ask.
+        settings: What to measure.
+        seed: Of the bootstrap.
+        teacher: Embeds texts densely, ``(N, D)`` of length 1; a row of its own.
+        workers: Threads of the morphological analyser of the baselines.
+
+    Returns:
+        Scores of all systems, comparisons of the first with each other, the pruning curve.
+    """
+    measured = Measured()
+    analyzer = CachedAnalyzer(workers)
+    dictionary = Dictionary(terms, analyzer) if terms else None
+    rounds = [(texts, direction) for texts in test_sets for direction in texts.directions]
+    curves: dict[str, list[float]] = {}
+    known: dict[tuple[int, tuple[str, ...]], csr_array] = {}
+    subjects = [_remembering(subject, known) for subject in subjects]
+    ours = subjects[0]
+    depth = max(map(cut_off, metrics_of(settings)))
+    for texts, direction in track(rounds, "evaluate"):
+        test_set = texts.directions[direction]
+        queries, documents = list(test_set.queries.values()), list(test_set.documents.values())
+        rankings: dict[str, Rankings] = {}
+        for subject in subjects:
+            with _index_of(subject, documents) as index:
+                vectors = subject.encoder.encode_queries(queries)
+                rankings[subject.name] = _search(index, vectors, depth)
+                if subject is ours and texts is test_sets[0] and direction not in NOT_PRUNED:
+                    lighter = (_pruned_queries(subject.encoder, queries, vectors, mass) for mass in MASSES)
+                    curves[test_set.name] = [_recall_at_10(_search(index, some, 10), test_set) for some in lighter]
+        rankings["BM25"] = Bm25Searcher(documents, analyzer).search(queries, depth)[0]
+        if dictionary is not None:
+            rankings["dictionary"] = DictionarySearcher(documents, dictionary).search(queries, depth)[0]
+        if teacher is not None:
+            rankings["dense teacher"] = _search_dense(teacher, queries, documents, depth)
+        rankings["soju + BM25"] = [
+            [document for document, _ in reciprocal_rank_fusion([list(sparse), list(lexical)], limit=depth)]
+            for sparse, lexical in zip(rankings[ours.name], rankings["BM25"], strict=True)
+        ]
+        _evaluate(measured, rankings, test_set, settings, seed=seed)
+    if curves:
+        measured.figures.append(_pruning_figure(curves))
+    return measured
+
+
+def _evaluate(
+    measured: Measured,
+    rankings: dict[str, Rankings],
+    test_set: RetrievalSet,
+    settings: EvaluationSettings,
+    *,
+    seed: int,
+) -> None:
+    results: dict[str, RetrievalResult] = {}
+    for subject, ranking in rankings.items():
+        results[subject] = evaluate(
+            test_set.run_of(ranking),
+            test_set,
+            subject=subject,
+            metrics=metrics_of(settings),
+            samples=settings.bootstrap_samples,
+            seed=seed,
+        )
+        measured.scores += results[subject].scores
+    ours, *others = results.values()
+    measured.per_query += ours.measurements
+    for other in others:
+        for metric in ("recall@10", "ndcg@10"):
+            pair = ours.measurement(metric), other.measurement(metric)
+            measured.comparisons.append(compare(*pair, samples=settings.bootstrap_samples, seed=seed))
+
+
+def search_all(subject: Subject, test_set: RetrievalSet, *, depth: int = 100) -> list[list[int]]:
+    """Index the documents and return, for each query, document positions best first."""
+    with _index_of(subject, list(test_set.documents.values())) as index:
+        return _search(index, subject.encoder.encode_queries(list(test_set.queries.values())), depth)
+
+
+def pruned(encoder: StaticEncoder, mass: float) -> StaticEncoder:
+    """Return the encoder with each term's translations cut to a share of their weight."""
+    translations = prune_by_mass(encoder.translations_VV, mass=mass)
+    return StaticEncoder(encoder.tokenizer, encoder.canonical_VV, translations, encoder.document_share_V)
+
+
+def score_cost(subject: Subject, folder: Path, texts: EvaluationTexts, settings: EvaluationSettings) -> list[Score]:
+    """Measure size, active terms and speed on the first direction of a test set.
+
+    Args:
+        subject: The model.
+        folder: Where it was saved.
+        texts: The test set.
+        settings: What to measure.
+
+    Returns:
+        Costs of the model and of an index of the documents; latency includes encoding the query.
+    """
+    direction, test_set = next(iter(texts.directions.items()))
+    queries, documents = list(test_set.queries.values()), list(test_set.documents.values())
+    encoder = subject.encoder
+    setting = Setting(subject.name, f"cost on {texts.name} {direction}", test_set.hash)
+    query_vectors, document_vectors = encoder.encode_queries(queries), encoder.encode_documents(documents)
+    scores = active_terms(query_vectors, setting, side="query")[:1]
+    scores += active_terms(document_vectors, setting, side="document")[:1]
+    scores.append(flops(query_vectors, document_vectors, setting))
+    scores += posting_skew(document_vectors, setting)
+    scores.append(_renamed(bytes_on_disk(folder, setting), "model bytes"))
+    with _index_of(subject, documents) as index:
+        scores.append(_renamed(bytes_on_disk(index.folder, setting), "index bytes"))
+        search: Callable[[str], object] = lambda query: index.search(encoder.encode_queries([query]), 10)  # noqa: E731
+        scores += latency(search, queries[: settings.latency_queries], setting)
+    scores.append(throughput(encoder.encode_documents, documents[:2000], setting))
+    return scores
+
+
+def score_unseen_terms(
+    subject: Subject, rows: Sequence[TermRow], *, vocabulary: Vocabulary | None = None
+) -> list[Score]:
+    """Measure which expected terms head words light up that the term list did not have.
+
+    Args:
+        subject: The model.
+        rows: The head words.
+        vocabulary: Says which terms a text holds. When not given, a static encoder asks itself, and a neural one
+            counts its pieces.
+
+    Returns:
+        The scores; none when no row has an English term.
+    """
+    rows = [row for row in rows if any(language_of(term.text) == "en" for term in row.terms)]
+    if not rows:
+        return []
+    encoder = subject.encoder
+    english, korean = expected_terms(rows, vocabulary.terms if vocabulary else terms_of(encoder))
+    texts = [f"{row.ko}\t{[term.text for term in row.terms]}" for row in rows]
+    setting = Setting(subject.name, "unseen terms", RetrievalSet.from_pairs("unseen terms", texts, texts).hash)
+    return evaluate_terms(
+        encoder.encode_queries([row.ko for row in rows]),
+        english=english,
+        korean=korean,
+        vocabulary=encoder.terms,
+        function_words=FUNCTION_WORDS,
+        setting=setting,
+    )
+
+
+def _remembering(subject: Subject, known: dict[tuple[int, tuple[str, ...]], csr_array]) -> Subject:
+    encoder = subject.encoder
+    return replace(subject, encoder=RememberingEncoder(encoder, known)) if type(encoder) is NeuralEncoder else subject
+
+
+@contextmanager
+def _index_of(subject: Subject, documents: Sequence[str]) -> Iterator[SparseIndex]:
+    """Index documents under their positions for as long as the block runs."""
+    encoder = subject.encoder
+    with tempfile.TemporaryDirectory() as folder:
+        yield SparseIndex.build(
+            Path(folder) / "index",
+            (Document(str(number), text) for number, text in enumerate(documents)),
+            encoder.encode_documents,
+            encoder.terms,
+            index_settings(encoder, subject.search),
+            prior_share_V=encoder.document_share_V,
+        )
+
+
+def _search(index: SparseIndex, query_vectors: csr_array, depth: int) -> list[list[int]]:
+    ranked = index.rank(query_vectors, depth, engine="exact")
+    return [[int(document) for document in row] for row in ranked]
+
+
+def _search_dense(teacher: Embed, queries: Sequence[str], documents: Sequence[str], depth: int) -> list[list[int]]:
+    queries_QE, documents_DE = teacher(queries), teacher(documents)
+    rankings: list[list[int]] = []
+    for start in range(0, len(queries), 256):  # bounds the memory of the product
+        similarities = queries_QE[start : start + 256] @ documents_DE.T
+        order = np.argsort(-similarities, axis=1, kind="stable")[:, :depth]
+        rankings += [[int(document) for document in row] for row in order]
+    return rankings
+
+
+def _pruned_queries(encoder: TermEncoder, queries: Sequence[str], vectors: csr_array, mass: float) -> csr_array:
+    """Return query vectors with the lightest weights gone: of each term's translations, or of a neural vector."""
+    if isinstance(encoder, StaticEncoder):
+        return pruned(encoder, mass).encode_queries(queries)
+    return prune_by_mass(vectors, mass=mass)
+
+
+def _recall_at_10(rankings: Rankings, test_set: RetrievalSet) -> float:
+    run = test_set.run_of([ranking[:10] for ranking in rankings])
+    shares = [sum(key in gains for key in run[query]) / len(gains) for query, gains in test_set.judgements.items()]
+    return sum(shares) / len(shares)
+
+
+def _renamed(score: Score, name: str) -> Score:
+    return Score.from_json({**score.to_json(), "name": name})
+
+
+def _pruning_figure(curves: dict[str, list[float]]) -> dict[str, Any]:
+    return {
+        "id": "pruning",
+        "title": "Recall@10 against the query weight that is kept",
+        "caption": "The lightest weights of a query go first: of each term's translations, or of a neural vector.",
+        "kind": "line",
+        "x_label": "share of the weight kept",
+        "y_label": "recall@10",
+        "series": [{"name": name, "x": list(MASSES), "y": values} for name, values in curves.items()],
+    }
+
+
+FILE = "query_scores.json"
+"""Per-query values of a run's own system."""
+
+
+def write_query_scores(folder: Path, measurements: Sequence[Measurement]) -> None:
+    """Keep what every query scored, so that runs can be compared later."""
+    rows = [{"score": item.score.to_json(), "values": [float(value) for value in item.values]} for item in measurements]
+    write_json(folder / FILE, rows)
+
+
+def compare_runs(subject: Path, baseline: Path, *, samples: int = 2000, seed: int = 0) -> list[Comparison]:
+    """Compare every metric that both runs measured on the same queries.
+
+    Args:
+        subject: Run folder in question.
+        baseline: Run folder it is compared with.
+        samples: Resamples of the paired bootstrap.
+        seed: Their seed.
+
+    Returns:
+        Differences, subject minus baseline; the subjects are named by their folders.
+
+    Raises:
+        UserError: If a run has no per-query scores, or nothing was measured alike in both.
+    """
+    ours, theirs = _read(subject), _read(baseline)
+    alike = [key for key in ours if key in theirs]
+    if not alike:
+        raise UserError(
+            f"{subject} and {baseline} measured nothing on the same queries; evaluate both on the same sets"
+        )
+    return [compare(ours[key], theirs[key], samples=samples, seed=seed) for key in alike]
+
+
+def probe_models(models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Describe what models light up for the published probes, see `soju.sparse.term_activation`.
+
+    Args:
+        models: Model or run folders, checkpoints, or the packaged model's name.
+
+    Returns:
+        The report of each.
+
+    Raises:
+        UserError: If one is no model.
+    """
+    reports = {}
+    for model in models:
+        encoder, _ = open_model(model)
+        vectors = encoder.encode_queries([probe.source for probe in PROBES])
+        vocabulary = terms_of(encoder)
+        reports[model] = probe_report(vectors, vocabulary, encoder.terms, function_words=FUNCTION_WORDS)
+    return reports
+
+
+def _read(folder: Path) -> dict[tuple[str, str], Measurement]:
+    path = folder / FILE
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no {FILE}; give the folder of a finished run") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); run the training again") from None
+    found = {}
+    for row in rows:
+        score = Score.from_json({**row["score"], "subject": folder.resolve().name})
+        found[score.test_set, score.signature] = Measurement(score, np.array(row["values"], np.float64))
+    return found
