@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,6 +17,9 @@ class Settings(BaseModel):
     """Base of all configuration: frozen, unknown keys refused, the help of a field is the docstring under it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Former names of settings and what they are called now; a former name is refused with the new one."""
 
 
 _SHOWN = 120
@@ -149,7 +152,10 @@ def _explain(place: str, item: Any, model: type[BaseModel]) -> str:
     path = [part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
     where = ".".join(str(part) for part in path)
     if item["type"] == "extra_forbidden":
-        known = list(_fields_at(model, path[:-1]))
+        section = _section_at(model, path[:-1])
+        if new := getattr(section, "renamed", {}).get(str(path[-1])):
+            return f'{place}: {where}: the setting is called "{new}" now; rename it'
+        known = list(section.model_fields)
         close = difflib.get_close_matches(str(path[-1]), known, n=1)
         remedy = f'did you mean "{close[0]}"?' if close else f"known here: {', '.join(known)}"
         return f"{place}: {where}: unknown setting; {remedy}"
@@ -163,13 +169,13 @@ def _explain(place: str, item: Any, model: type[BaseModel]) -> str:
     return f"{place}: {where}: got {got}; {message[0].lower()}{message[1:]}"
 
 
-def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+def _section_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
     for part in path:
         field = model.model_fields.get(str(part))
         if field is None:
             continue
         model = next(_models_in(field.annotation), model)
-    return list(model.model_fields)
+    return model
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
