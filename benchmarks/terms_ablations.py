@@ -22,7 +22,7 @@ from soju.presets import preset_text
 from soju.sparse.data import RunData, read_run_data
 from soju.sparse.evaluate import Subject, score_unseen_terms
 from soju.sparse.finish import Start
-from soju.sparse.model import NeuralEncoder
+from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.recipe import validate_mode
 from soju.sparse.term_activation import PROBES
 from soju.sparse.terms.config import TermsConfig

@@ -29,7 +29,7 @@ from soju.sparse.data import RunData, read_run_data
 from soju.sparse.evaluate import Subject, search_all
 from soju.sparse.finish import Start
 from soju.sparse.mine import mine
-from soju.sparse.model import NeuralEncoder
+from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.recipe import validate_mode
 from soju.sparse.term_activation import PROBES
 from soju.sparse.triplets.config import TripletsConfig

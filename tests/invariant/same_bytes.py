@@ -25,7 +25,8 @@ import yaml
 RENAMED: dict[str, str | None] = {}
 """Old settings, as dotted paths below any section, and their new names; None for settings that are gone."""
 
-LEFT_OUT = {"manifest.json", "environment.json", "README.md", "config.yaml", "story.json", "report.html", "report.md"}
+LEFT_OUT = {"manifest.json", "environment.json", "trainer_state.json", "config.yaml", "story.json"}
+LEFT_OUT |= {"README.md", "report.html", "report.md"}
 TIMED = {"seconds", "ms", "milliseconds", "texts/second", "texts/s", "sentences/s", "characters/s", "s", "GiB"}
 
 TRIPLETS = """
@@ -51,7 +52,8 @@ training: {TRAINING}
 evaluation:
   sets: [{name: samples.heldout, passages: ["samples:passages.heldout"]}]
 """
-OLD_TRAINING = "{batch_size: 8, max_steps: 12, learning_rate: 1.0e-3, mixed_precision: 'off', validate_every: 4, log_every: 2}"
+OLD_TRAINING = """{batch_size: 8, max_steps: 12, learning_rate: 1.0e-3, mixed_precision: "off", validate_every: 4,
+  log_every: 2}"""
 NEW_TRAINING = OLD_TRAINING
 
 
@@ -129,7 +131,8 @@ def triplets(path: Path, checkout: Path) -> None:
 def compare(old: Path, new: Path) -> tuple[int, list[str]]:
     """Return how many files were compared and a line for each that differs or is on one side only."""
     ours, theirs = {str(path) for path in files(old)}, {str(path) for path in files(new)}
-    differences = [f"only in {side}: {path}" for side, paths in (("old", ours - theirs), ("new", theirs - ours)) for path in sorted(paths)]
+    alone = {"old": ours - theirs, "new": theirs - ours}
+    differences = [f"only in {side}: {path}" for side, paths in alone.items() for path in sorted(paths)]
     common = sorted(ours & theirs)
     differences += [path for path in common if content(old / path, old=True) != content(new / path, old=False)]
     return len(common), differences
@@ -139,10 +142,9 @@ def files(folder: Path) -> Iterator[Path]:
     """Yield what is compared of a folder, relative to it."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        hidden = "tensorboard" in parts or "plots" in parts or parts[-1] in (*LEFT_OUT, "finished")
-        if path.is_file() and len(parts) > 1 + (parts[0] == "search.json") * -1 and not hidden:
-            if path.suffix not in (".pt", ".pth", ".bin") and path.name not in ("trainer_state.json",):
-                yield path.relative_to(folder)
+        hidden = {"tensorboard", "plots"} & set(parts) or parts[-1] in LEFT_OUT or path.suffix in (".pt", ".pth")
+        if path.is_file() and not hidden and (len(parts) > 1 or parts[0] == "search.json"):
+            yield path.relative_to(folder)
 
 
 def content(path: Path, *, old: bool) -> Any:
@@ -158,11 +160,11 @@ def content(path: Path, *, old: bool) -> Any:
 
 
 def timeless(value: Any) -> Any:
-    """Leave out scores of time and what names a machine or a moment."""
+    """Leave out scores of time, what names a machine or a moment, and fingerprints, which cover model cards."""
     if isinstance(value, list):
         return [timeless(item) for item in value if not (isinstance(item, Mapping) and item.get("unit") in TIMED)]
     if isinstance(value, Mapping):
-        hidden = ("seconds", "time", "started", "finished", "host", "memory")
+        hidden = ("seconds", "time", "started", "finished", "host", "memory", "fingerprint")
         return {key: timeless(item) for key, item in value.items() if not any(word in str(key) for word in hidden)}
     return value
 

@@ -15,8 +15,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from soju.core.errors import MissingExtraError, UserError
 from soju.core.files import verify_manifest
-from soju.sparse.export import onnx as onnx_graph
-from soju.sparse.export import onnx as onnx_model
+from soju.sparse.export import onnx
 from soju.sparse.export.formats import export, export_graph
 from soju.sparse.export.onnx import (
     PARITY_TEXTS,
@@ -28,7 +27,7 @@ from soju.sparse.export.onnx import (
     run_graph,
 )
 from soju.sparse.indexing import open_model
-from soju.sparse.model import NeuralEncoder
+from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.splade import SpladeEncoder
 from sparse.pico_masked_lms import NEEDED, OTHERS, build
 
@@ -203,10 +202,12 @@ def test_the_difference_counts_wrong_weights_and_terms_left_out(ids, weights, ex
 
 
 def test_a_graph_that_differs_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
-    def other(path, model, **options):
-        return onnx_graph.write_graph(path, build("modern-bpe", seed=1)[0], **options)
+    write = onnx.write_graph
 
-    monkeypatch.setattr(onnx_model, "write_graph", other)
+    def other(path, model, **options):
+        return write(path, build("modern-bpe", seed=1)[0], **options)
+
+    monkeypatch.setattr(onnx, "write_graph", other)
     with pytest.raises(UserError, match="weights are off by up to"):
         export_graph(encoder_of("modern-bpe"), tmp_path / "out", top_terms=4, fingerprint="")
     assert list(tmp_path.iterdir()) == []
@@ -223,7 +224,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match="exists already"):
         export_graph(encoder, tmp_path / "taken", fingerprint="")
-    monkeypatch.setattr(onnx_graph.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'soju\[export\]'"):
         export_graph(encoder, tmp_path / "out", fingerprint="")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
@@ -233,6 +234,6 @@ def test_exporting_needs_a_tokenizer_that_stands_alone(tmp_path):
     class Slow:
         is_fast, pad_token = False, "<pad>"
 
-    source = onnx_model.OnnxSource(nn.Identity(), Slow(), list, [], 8)
+    source = onnx.OnnxSource(nn.Identity(), Slow(), list, [], 8)
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         export_onnx(tmp_path / "out", source)

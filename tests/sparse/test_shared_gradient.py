@@ -3,8 +3,7 @@ import torch
 from torch import nn
 from torch.nn.functional import embedding, linear
 
-from soju.sparse import splade_head as shared_gradient
-from soju.sparse import splade_head as splade_gradients
+from soju.sparse import splade_head
 from soju.sparse.splade_head import TiedEmbedding, offered_gradient, share_gradient, signed_maxima, sum_rows
 
 TERMS, WIDTH = 9, 4
@@ -23,8 +22,7 @@ def offers(monkeypatch):
         found.append(gradient is not None)
         return gradient
 
-    for module in ("shared_gradient", "splade_head"):
-        monkeypatch.setattr(f"soju.sparse.{module}.offered_gradient", counted)
+    monkeypatch.setattr(splade_head, "offered_gradient", counted)
     return found
 
 
@@ -73,7 +71,7 @@ USES = {
 @pytest.mark.parametrize("padding_idx", [None, 0])
 @pytest.mark.parametrize("use", USES)
 def test_all_uses_add_up(monkeypatch, offers, use, padding_idx, cells):
-    monkeypatch.setattr(splade_gradients, "CELLS_PER_ENTRY", cells)
+    monkeypatch.setattr(splade_head, "CELLS_PER_ENTRY", cells)
     combine, found = USES[use]
     expected = weight_gradient(plain, combine, padding_idx=padding_idx)
     torch.testing.assert_close(weight_gradient(ours, combine, padding_idx=padding_idx), expected)
@@ -92,11 +90,10 @@ def test_gradients_accumulate_over_backward_passes(offers):
 
 def test_the_gradient_is_handed_over_not_copied(monkeypatch):
     made = []
-    zeros = shared_gradient.lazy_zeros_like
-    for name in ("shared_gradient", "splade_head"):
-        monkeypatch.setattr(
-            f"soju.sparse.{name}.lazy_zeros_like", lambda weight: [t := zeros(weight), made.append(t.data_ptr())][0]
-        )
+    zeros = splade_head.lazy_zeros_like
+    monkeypatch.setattr(
+        splade_head, "lazy_zeros_like", lambda weight: [t := zeros(weight), made.append(t.data_ptr())][0]
+    )
     module = tied()
     share_gradient(module)
     (ours(module, IDS).sum() + ours(module, OTHERS).sum()).backward()
@@ -136,7 +133,7 @@ def test_nothing_is_offered_after_a_backward_pass():
     ours(module, IDS).sum().backward()
     assert offered_gradient(module.weight) is None
     module.weight.grad = None
-    assert not shared_gradient._offers
+    assert not splade_head._offers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

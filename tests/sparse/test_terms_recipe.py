@@ -15,7 +15,8 @@ from soju.cli import app
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import read_json_lines, verify_manifest
 from soju.sparse.indexing import build_index, expand, open_index, open_model, search_index
-from soju.sparse.model import NeuralEncoder, load_encoder, spelled_pieces
+from soju.sparse.model import load_encoder
+from soju.sparse.neural_encoders import NeuralEncoder, spelled_pieces
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.term_activation import PROBES

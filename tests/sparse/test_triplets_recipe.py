@@ -11,7 +11,7 @@ from small_bilingual import PAIRS, TERMS
 from soju.cli import app
 from soju.core.errors import UserError
 from soju.core.files import read_json_lines, verify_manifest
-from soju.sparse.model import NeuralEncoder
+from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.splade import SpladeEncoder
 from sparse.without_soju import encode_without_soju
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +33,12 @@ from soju.search.lexical import Bm25Searcher, Dictionary, DictionarySearcher, Ko
 from soju.sparse.config import EvaluationSettings, NeuralConfig, SearchSettings, StaticConfig
 from soju.sparse.data import EvaluationTexts, RunData
 from soju.sparse.indexing import index_settings, open_model
-from soju.sparse.initial import Vocabulary
-from soju.sparse.model import NeuralEncoder, TermEncoder
+from soju.sparse.model import TermEncoder
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.term_activation import FUNCTION_WORDS, PROBES, evaluate_terms, expected_terms, probe_report, terms_of
+
+if TYPE_CHECKING:
+    from soju.sparse.initial import Vocabulary
 
 SUBJECT = "soju static"
 STUDENT = "soju student"
@@ -79,26 +81,6 @@ class CachedAnalyzer:
         new = [text for text in dict.fromkeys(texts) if text not in self._words]
         self._words.update(zip(new, self._analyzer.analyze(new), strict=True))
         return [self._words[text] for text in texts]
-
-
-class RememberingEncoder(NeuralEncoder):
-    """Encodes a list of texts once: a test set comes again the other way round, and with another similarity.
-
-    Args:
-        encoder: What encodes.
-        known: What was encoded, by model and texts; shared by those that are scored together.
-    """
-
-    def __init__(self, encoder: NeuralEncoder, known: dict[tuple[int, tuple[str, ...]], csr_array]) -> None:
-        super().__init__(encoder.model, batch_size=encoder.batch_size, similarity=encoder.similarity)
-        self._known = known
-
-    def encode_queries(self, texts: Sequence[str]) -> csr_array:
-        """Return the term weights of texts, ``(B, V)``."""
-        key = id(self.model), tuple(texts)
-        if key not in self._known:
-            self._known[key] = super().encode_queries(texts)
-        return self._known[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +289,10 @@ def score_unseen_terms(
 
 def _remembering(subject: Subject, known: dict[tuple[int, tuple[str, ...]], csr_array]) -> Subject:
     encoder = subject.encoder
+    if isinstance(encoder, StaticEncoder):  # encodes faster than it is looked up, and needs no torch
+        return subject
+    from soju.sparse.neural_encoders import NeuralEncoder, RememberingEncoder
+
     return replace(subject, encoder=RememberingEncoder(encoder, known)) if type(encoder) is NeuralEncoder else subject
 
 

@@ -40,7 +40,8 @@ from soju.sparse.data import EvaluationTexts, RunData, TrainingData
 from soju.sparse.evaluate import STUDENT, SUBJECT, Embed, Measured, Subject, metrics_of, score, write_query_scores
 from soju.sparse.indexing import expand, index_documents, model_folder, search_index, search_settings_of
 from soju.sparse.initial import Vocabulary, lexicon_vocabulary, plain_vocabulary, pretrained_student, scratch_student
-from soju.sparse.model import NeuralEncoder, TermEncoder
+from soju.sparse.model import TermEncoder
+from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.training import train_static

@@ -25,8 +25,9 @@ from soju.search.postings import Postings
 from soju.search.weighting import bm25_impact, idf
 from soju.sparse.config import SearchSettings
 from soju.sparse.indexing import fingerprint_of, model_folder, search_settings_of
-from soju.sparse.model import STOCK_MODULES, NeuralEncoder, TermEncoder, load_encoder
+from soju.sparse.model import STOCK_MODULES, TermEncoder, load_encoder
 from soju.sparse.negatives import Question
+from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.static.encoder import MODEL_TYPE
 from soju.teachers.cache import Embeddings, cached_embeddings
 from soju.teachers.dense import SentenceTransformerTeacher, Teacher

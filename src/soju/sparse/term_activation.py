@@ -246,7 +246,7 @@ def terms_of(encoder: TermEncoder) -> TermsOf:
     if isinstance(encoder, StaticEncoder):
         return partial(_counted_terms, encoder)
     from soju.sparse.initial import plain_vocabulary
-    from soju.sparse.model import NeuralEncoder  # seconds; not for static ones
+    from soju.sparse.neural_encoders import NeuralEncoder  # seconds; not for static ones
 
     assert isinstance(encoder, NeuralEncoder)
     return plain_vocabulary(encoder.model.tokenizer).terms

@@ -120,7 +120,7 @@ def export_graph(
         forms = ", ".join(form for form in FORMATS if form not in ("onnx", "inference-free"))
         raise UserError(f"a static model has no network to export as a graph; choose --to {forms}")
     from soju.sparse.export.onnx import OnnxSource, export_onnx
-    from soju.sparse.model import NeuralEncoder
+    from soju.sparse.neural_encoders import NeuralEncoder
 
     assert isinstance(encoder, NeuralEncoder)
     model = encoder.model.float()

@@ -28,7 +28,7 @@ from soju.core.files import write_json, write_manifest
 from soju.data.log import OnError, ReadLog
 from soju.search.weighting import idf
 from soju.sparse.indexing import open_model, read_documents
-from soju.sparse.model import InferenceFreeEncoder, NeuralEncoder
+from soju.sparse.neural_encoders import InferenceFreeEncoder, NeuralEncoder
 
 IDF_FILE = "idf.json"
 """``{piece: weight}``: what OpenSearch's sparse tokenizer models carry beside ``tokenizer.json``."""

@@ -34,7 +34,7 @@ from soju.sparse.losses import (
     signed_terms,
     v19_terms,
 )
-from soju.sparse.model import spelled_pieces
+from soju.sparse.neural_encoders import spelled_pieces
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import readable_terms
 from soju.sparse.term_activation import FUNCTION_WORDS, PROBES, evaluate_terms, expected_terms, probe_report

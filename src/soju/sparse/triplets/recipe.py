@@ -18,7 +18,7 @@ from soju.data.splits import spread
 from soju.sparse.data import RunData, read_run_data
 from soju.sparse.evaluate import Subject
 from soju.sparse.finish import Start, curves, measure, report, save_models
-from soju.sparse.model import NeuralEncoder
+from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.term_activation import PROBES
 from soju.sparse.trainer import refuse_missing_device
 from soju.sparse.triplets.config import TripletsConfig

@@ -32,7 +32,7 @@ from soju.sparse.controllers import SparsityAlarm
 from soju.sparse.curriculum import Curriculum, staged_cosine
 from soju.sparse.initial import Vocabulary
 from soju.sparse.losses import idf_term_cost
-from soju.sparse.model import unit_rows
+from soju.sparse.neural_encoders import unit_rows
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.trainer import SpladeTrainer, stock_arguments
 from soju.sparse.triplets.config import TripletLossSettings, TripletsConfig, TripletsTrainingSettings
