@@ -1,13 +1,10 @@
-from pathlib import Path
-
 import pytest
 
+from fixtures.needs import DATA, needs_data
 from soju.data.log import ReadLog
 from soju.data.readers import SourceFilter, read_rows
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATA.is_dir(), reason="the real data are not here")]
+pytestmark = [pytest.mark.slow, needs_data]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
 import gzip
 from itertools import islice
-from pathlib import Path
 
 import pytest
 
+from fixtures.needs import DATA, needs_data
 from soju.embedding.expansion.byte_bpe import ByteBpe
 from soju.embedding.expansion.certificate import certify
 from soju.embedding.expansion.difference import fertility, find_candidates
@@ -13,9 +13,7 @@ from soju.embedding.expansion.merges import count_pre_tokens, expand_by_corpus, 
 from soju.embedding.expansion.tokenizer_files import write_tokenizer
 from soju.embedding.scratch_base import train_byte_bpe
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATA.is_dir(), reason="the real data are not here")]
+pytestmark = [pytest.mark.slow, needs_data]
 
 
 def lines(name):

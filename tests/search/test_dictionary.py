@@ -1,10 +1,10 @@
 import gzip
 import json
 import math
-from pathlib import Path
 
 import pytest
 
+from fixtures.needs import DATA, needs_data
 from soju.core.errors import UserError
 from soju.data.rows import Term, TermRow
 from soju.search.lexical import Dictionary, DictionarySearcher, KoreanEnglishAnalyzer
@@ -101,9 +101,6 @@ def test_rows_without_a_translation_are_refused(rows):
         Dictionary(rows, SplitAnalyzer())
 
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
-
-
 def read_lines(name):
     with gzip.open(DATA / name, "rt", encoding="utf-8") as file:
         return [line.rstrip("\n") for line in file]
@@ -118,7 +115,7 @@ def question_pairs():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.exists(), reason="the shared data are not beside the repository")
+@needs_data
 def test_the_baseline_stays_as_strong_as_it_was_measured():
     entries = [(row["ko"], row["terms"]) for row in map(json.loads, read_lines("terms.jsonl.gz"))]
     rows = [TermRow(ko, tuple(Term(term["term"], term["sim"]) for term in terms)) for ko, terms in entries]

@@ -5,12 +5,13 @@ from urllib.parse import quote
 
 import pytest
 
-from fixtures.chromium import PROGRAM, chromium
+from fixtures.chromium import chromium
+from fixtures.needs import needs_chromium
 from soju.data.rows import Document
 from soju.sparse.explore import Explorer, create_app, listen, make_server, open_models, url_of
 from soju.sparse.indexing import index_documents, model_folder
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium; install the package chromium")
+pytestmark = needs_chromium
 
 HOSTILE = "<img src=x onerror=alert(1)> <script>alert(2)</script> script &amp;"
 DOCUMENTS = [

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fixtures.needs import DATA, needs_data
 from soju.core.config import apply_overrides, parse_yaml, validate
 from soju.core.errors import DataError, UserError
 from soju.core.files import verify_manifest
@@ -19,9 +20,6 @@ from soju.sparse.export.tables import read_term_table
 from soju.sparse.indexing import add_to_index, build_index, expand, open_index, search_index
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.recipe import run
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared development data is not beside the project")
 
 
 def config_of(preset: str, *overrides: str) -> StaticConfig:
@@ -196,18 +194,18 @@ def test_held_out_head_words_are_not_trained_on():
     assert trained.isdisjoint(row.ko for row in data.training.unseen_terms)
 
 
-@needs_shared
+@needs_data
 @pytest.mark.parametrize("preset", ["splade-static", "splade-static-packaged"])
 def test_every_real_data_preset_reads_its_data_without_a_problem(preset):
-    data = read_run_data(config_of(preset, f"data.root={SHARED}"))
+    data = read_run_data(config_of(preset, f"data.root={DATA}"))
     assert len(data.training.pairs) > 90_000
     assert {texts.name for texts in data.evaluation} >= {"parallel.dev", "mkqa.dev_half"}
 
 
-@needs_shared
+@needs_data
 @pytest.mark.slow
 def test_the_real_data_preset_reaches_the_published_recall(tmp_path):
-    config = config_of("splade-static", f"data.root={SHARED}", "evaluation.bootstrap_samples=100")
+    config = config_of("splade-static", f"data.root={DATA}", "evaluation.bootstrap_samples=100")
     run(config, RunDirectory.create(tmp_path / "run", config_text="", config=config, seed=1))
     floors = {
         ("parallel.dev", "ko-en"): 0.970,
