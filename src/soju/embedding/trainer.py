@@ -19,8 +19,7 @@ from soju.core.errors import UserError
 from soju.embedding.config import OptimiserSettings
 from soju.embedding.trainable import Group, load_trainable, save_trainable, tensors_of
 from soju.training.ranks import ranks_on_cpu
-from soju.training.reliable import ReliableTrainer
-from soju.training.rollback import OwnProgress
+from soju.training.reliable import OwnProgress, ReliableTrainer
 from soju.training.sampling import LengthBuckets
 
 

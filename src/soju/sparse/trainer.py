@@ -15,8 +15,7 @@ from sentence_transformers import SparseEncoderTrainer, SparseEncoderTrainingArg
 from soju.core.errors import UserError
 from soju.sparse.config import TrainingSettings
 from soju.training.ranks import ranks_on_cpu
-from soju.training.reliable import ReliableTrainer
-from soju.training.rollback import OwnProgress
+from soju.training.reliable import OwnProgress, ReliableTrainer
 
 
 def stock_arguments(

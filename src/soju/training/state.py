@@ -1,8 +1,7 @@
-"""Random state of Python, NumPy and PyTorch: kept over work that must not move it.
+"""What a checkpoint holds beside model and optimiser: random state, the open logging window, controllers and gates.
 
-State beside model and optimiser: controllers, gates, curriculum, as JSON and safetensors in the checkpoint.
-
-What a checkpoint must say about the run, so that a resume goes on with the same one.
+Stateful parts are written as JSON and safetensors, never as a pickle. The shape of the run is among them, so that a
+resume goes on with the same run or is refused.
 """
 
 from __future__ import annotations
