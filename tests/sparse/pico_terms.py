@@ -15,7 +15,7 @@ from soju.core.config import apply_overrides
 from soju.core.run import open_run_folder
 from soju.data.log import ReadLog
 from soju.data.rows import Term, TermRow
-from soju.report import run_report
+from soju.report import plots
 from soju.sparse.data import RunData, TrainingData
 from soju.sparse.initial import plain_vocabulary
 from soju.sparse.recipe import run_mode, validate_mode
@@ -141,7 +141,7 @@ def no_figures(figures, folder):
 
 
 def run_line(kind, folder, start):
-    run_report.draw_figures = no_figures
+    plots.draw_figures = no_figures
     if kind == "recipe":
         run_pico(folder)
     else:

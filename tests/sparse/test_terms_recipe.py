@@ -69,7 +69,7 @@ def run(folder):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    monkeypatch.setattr("soju.report.run_report.draw_figures", no_figures)
+    monkeypatch.setattr("soju.report.plots.draw_figures", no_figures)
 
 
 def test_a_run_leaves_everything_the_report_promises(run):

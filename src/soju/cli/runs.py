@@ -58,7 +58,8 @@ def measure_embedding_models(
     """Measure models on the sets of a configuration, print one table, and write everything to `out`."""
     from soju.core.files import write_json
     from soju.embedding.evaluate import compare_models
-    from soju.report.tables import model_rows, models_table
+    from soju.report.tables import model_rows
+    from soju.report.terminal import models_table
 
     measured = compare_models(models, values, place=place)
     rows = model_rows(measured.subjects, measured.scores, as_reported(measured.comparisons))
@@ -297,7 +298,7 @@ def compare(
 @app.command(rich_help_panel="Runs")
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Write the report of a run again."""
-    from soju.report.run_report import write_report
+    from soju.report import write_report
 
     say(str(write_report(run_folder)))
 

@@ -23,8 +23,8 @@ from soju.core.files import verify_manifest, write_json, write_manifest, write_t
 from soju.core.run import RunDirectory
 from soju.core.score import Score
 from soju.data.rows import Document
+from soju.report import write_report
 from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
-from soju.report.run_report import write_report
 from soju.sparse.config import (
     CardSettings,
     Credit,

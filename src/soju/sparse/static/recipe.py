@@ -8,8 +8,8 @@ from typing import Any
 from soju.core.files import write_json, write_manifest, write_text
 from soju.core.run import RunDirectory
 from soju.core.score import Score
+from soju.report import write_report
 from soju.report.model_card import Example, ModelCard, render_model_card
-from soju.report.run_report import write_report
 from soju.sparse.config import StaticConfig
 from soju.sparse.data import RunData, read_run_data
 from soju.sparse.evaluate import SUBJECT, Measured, Subject, metrics_of, score, write_query_scores
