@@ -52,7 +52,7 @@ class Headline:
 
     @property
     def sentence(self) -> str:
-        """Say it in plain words."""
+        """The headline as a sentence."""
         place = f"{self.test_set}, {self.direction}" if self.direction else self.test_set
         interval = f" ({self.level} interval {self.interval})" if self.interval else ""
         rank = f", the best of {self.systems} systems" if self.systems > 1 else ""

@@ -98,7 +98,7 @@ class SpladeEncoder(SparseEncoder):
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Write ``signed_maxima`` and ``sentence_embedding``, both ``(B, V)`` and at least float32, into the features.
 
-        Arguments beside the features are for modules that a SPLADE model has none of.
+        Further arguments are ignored: they are for kinds of modules that a SPLADE model has none of.
         """
         hidden_NH, lengths_B = self.hidden_states(input)
         output = self.output_embedding

@@ -80,7 +80,7 @@ class SentenceTransformerTeacher:
         return {"model": model, "max_length": self._max_length, "prompt": self._prompt}
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return L2-normalised vectors, ``(N, D)``; a text whose vector is zero or not finite is named (`UserError`)."""
+        """Return L2-normalised vectors, ``(N, D)``; a text with a zero or non-finite one is named (`UserError`)."""
         vectors_ND = self._model.encode(
             list(texts),
             prompt=self._prompt,

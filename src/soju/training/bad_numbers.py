@@ -43,7 +43,7 @@ class BadNumbers:
         if self.in_a_row >= self.limit:
             raise BadNumbersError(
                 f"step {step}: {what}; {self.in_a_row} steps in a row were refused; lower the learning rate, clip "
-                "harder or look at those rows, then train again with --resume"
+                "harder or check those rows, then train again with --resume"
             )
 
     def state_dict(self) -> dict[str, int]:
@@ -61,19 +61,19 @@ def describe(
     """Name what is not finite.
 
     Args:
-        micro_batches: Terms of each micro-batch of the step: scalars, or ``(rows,)`` to have rows named.
+        micro_batches: Loss components of each micro-batch of the step: scalars, or ``(rows,)`` to have rows named.
         parameters: Named parameters with the step's gradient.
-        total: Name of the total; it is named only when no term explains it.
+        total: Name of the total; it is named only when no component explains it.
 
     Returns:
         For example ``flops is nan in rows 3, 7 of micro-batch 2``.
     """
     faults = []
-    for number, terms in enumerate(micro_batches, start=1):
+    for number, components in enumerate(micro_batches, start=1):
         place = f" of micro-batch {number}" if len(micro_batches) > 1 else ""
-        named = [(name, value) for name, value in terms.items() if name != total and not _finite(value)]
-        if not named and not _finite(terms[total]):
-            named = [(total, terms[total])]
+        named = [(name, value) for name, value in components.items() if name != total and not _finite(value)]
+        if not named and not _finite(components[total]):
+            named = [(total, components[total])]
         faults += [f"{name} is {_kind(value)}{_rows(value)}{place}" for name, value in named]
     return ", ".join(faults) or _describe_gradient(parameters)
 

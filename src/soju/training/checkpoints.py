@@ -39,22 +39,12 @@ class Found:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of an optimiser step lies."""
+    """Return the folder of an optimiser step's checkpoint."""
     return folder / f"checkpoint-{step}"
 
 
 def checkpoint_step(path: Path) -> int:
-    """Return the optimiser step in a checkpoint's name.
-
-    Args:
-        path: A folder named ``checkpoint-N`` or ``abandoned-checkpoint-N``.
-
-    Returns:
-        N.
-
-    Raises:
-        UserError: If the folder has another name.
-    """
+    """Return N of a folder named ``checkpoint-N`` or ``abandoned-checkpoint-N``; `UserError` for another name."""
     match = _CHECKPOINT.fullmatch(path.name.removeprefix(_ABANDONED))
     if not match:
         raise UserError(f"{path}: not a checkpoint; name a folder like {checkpoint_path(path.parent, 1000)}")
@@ -154,7 +144,7 @@ def rotate(folder: Path, *, keep_last: int | None, protected: Iterable[Path] = (
 
     Args:
         folder: The ``checkpoints`` folder.
-        keep_last: How many to keep beside the protected ones, >= 1; ``None`` keeps all.
+        keep_last: How many to keep besides the protected ones, >= 1; ``None`` keeps all.
         protected: Never removed, for example the best one.
 
     Returns:
@@ -171,15 +161,7 @@ def rotate(folder: Path, *, keep_last: int | None, protected: Iterable[Path] = (
 
 
 def set_aside_after(folder: Path, step: int) -> list[Path]:
-    """Rename checkpoints later than `step` to ``abandoned-checkpoint-N``, so that no resume takes them.
-
-    Args:
-        folder: The ``checkpoints`` folder.
-        step: The step that training goes back to.
-
-    Returns:
-        The new names.
-    """
+    """Rename checkpoints later than `step` to ``abandoned-checkpoint-N``, so that no resume takes them."""
     renamed = []
     for path in list_checkpoints(folder):
         if checkpoint_step(path) > step:
@@ -193,15 +175,7 @@ def set_aside_after(folder: Path, step: int) -> list[Path]:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Refuse to write when the file system has too little room.
-
-    Args:
-        folder: Where it will be written; made when it is missing.
-        needed: Bytes.
-
-    Raises:
-        DiskFullError: Naming the bytes needed, free and missing.
-    """
+    """Refuse to write ``needed`` bytes to a folder whose file system has less room (`DiskFullError`)."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:

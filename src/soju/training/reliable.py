@@ -133,7 +133,7 @@ def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
 _PICKLED_ARGUMENTS = "training_args.bin"
 _ARGUMENTS = "training_args.json"
 _SPARE_BYTES = 1 << 20
-"""Room for what a checkpoint holds beside tensors, until the first one shows its true size."""
+"""Room for what a checkpoint holds besides tensors, until the first one shows its true size."""
 
 
 class WholeCheckpoints(_Trainer):
@@ -150,7 +150,7 @@ class WholeCheckpoints(_Trainer):
     _random_state_to_save: RandomState | None = None
 
     def _state_to_save(self) -> Mapping[str, Stateful]:
-        """Return what belongs into a checkpoint beside the stock files; called on every rank."""
+        """Return what a checkpoint holds besides the stock files; called on every rank."""
         return {}
 
     def _weights_to_save(self) -> Iterable[Tensor]:
@@ -284,7 +284,7 @@ _HOOKS = (
     "train",
     "training_step",
 )
-"""Methods of the stock trainer that are overridden. One that is missing would never be called, without a word."""
+"""Methods of the stock trainer that are overridden. An override of a missing one would never be called, silently."""
 
 
 class ReliableTrainer(WholeCheckpoints):
@@ -320,7 +320,7 @@ class ReliableTrainer(WholeCheckpoints):
         self._window = LossWindow()
         self._signals = StopSignals()
         self._agreed_signal: int | None = None
-        self._weighted_terms: dict[str, Tensor] = {}
+        self._weighted_components: dict[str, Tensor] = {}
         self._epoch_ended = False
         self._save_postponed = False
         self._steps_in_epoch = 1
@@ -363,23 +363,12 @@ class ReliableTrainer(WholeCheckpoints):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        """Train; see `transformers.Trainer.train`.
+        """Train as `transformers.Trainer.train` does, from a checkpoint, or from the newest that verifies (``True``).
 
-        Args:
-            resume_from_checkpoint: A checkpoint, or ``True`` for the newest that verifies. Checkpoints later than it
-                are renamed to ``abandoned-checkpoint-N``.
-            trial: Not supported.
-            ignore_keys_for_eval: Handed on.
-
-        Returns:
-            The stock result.
-
-        Raises:
-            UserError: If there is nothing to resume from, or checkpoints are in the way of a new run.
-            IntegrityError: If the checkpoint named does not verify.
-            BadNumbersError: After too many refused steps in a row.
-            DiskFullError: If a checkpoint does not fit.
-            StoppedError: After a signal, when the checkpoint is written.
+        Checkpoints later than it are renamed to ``abandoned-checkpoint-N``. Refused are a resume without a checkpoint
+        and a new run among old ones (`UserError`), and a named checkpoint that does not verify (`IntegrityError`). The
+        run ends with `BadNumbersError` after too many refused steps in a row, with `DiskFullError` if a checkpoint does
+        not fit, and with `StoppedError` after a signal, when the checkpoint is written.
         """
         start = on_main_process(lambda: self._choose_start(resume_from_checkpoint))
         logger.info("resuming from %s", start) if start else logger.info("training from the beginning")
@@ -434,7 +423,7 @@ class ReliableTrainer(WholeCheckpoints):
             parts["loss"] = self._loss_parameters
         return {**parts, **{f"recipe.{name}": part for name, part in self._extra_state.items()}}
 
-    # 2. Data: every batch a pure function of seed, epoch and rows, so that it need not be remembered.
+    # 2. Data: every batch is a pure function of seed, epoch and rows, so there is nothing to remember.
 
     def get_train_dataloader(self) -> Any:
         """Return the stock loader with a seeded collator, whose workers leave Ctrl-C to the main process."""
@@ -456,17 +445,17 @@ class ReliableTrainer(WholeCheckpoints):
         self._collator.set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
 
-    # 3. Every step: note the terms; refuse the step when loss or gradient is not finite.
+    # 3. Every step: note the loss components; refuse the step when loss or gradient is not finite.
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run one micro-batch as the trainer does and note its loss terms."""
+        """Run one micro-batch as the trainer does and note its loss components."""
         owners = self._loss_modules()
         for owner in owners:
-            owner.raw_terms = {}  # of several losses only the one that runs now has terms afterwards
-        self._weighted_terms = {}
+            owner.raw_terms = {}  # of several losses only the one that runs now has components afterwards
+        self._weighted_components = {}
         loss: Tensor = super().training_step(*args, **kwargs)
-        raw = {name: value for owner in owners for name, value in owner.raw_terms.items()}
-        self._window.add(loss, raw or self._weighted_terms)
+        unweighted = {name: value for owner in owners for name, value in owner.raw_terms.items()}
+        self._window.add(loss, unweighted or self._weighted_components)
         return loss
 
     def _loss_modules(self) -> list[Any]:
@@ -475,15 +464,15 @@ class ReliableTrainer(WholeCheckpoints):
         return [owner for owner in candidates if hasattr(owner, "raw_terms")]
 
     def track_loss_components(self, loss: dict[str, Tensor]) -> None:
-        """Keep the terms of a training batch without rounding; those of an evaluation are the stock trainer's."""
+        """Keep the components of a training batch unrounded; those of an evaluation are the stock trainer's."""
         if self.model.training:
-            self._weighted_terms = {name: value.detach() for name, value in loss.items()}
+            self._weighted_components = {name: value.detach() for name, value in loss.items()}
         else:
             super().track_loss_components(loss)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        losses = [terms[LOSS] for terms in self._window.pending]
+        losses = [components[LOSS] for components in self._window.pending]
         finite = torch.isfinite(torch.stack(losses)).all() if losses else torch.tensor(True)
         if norm is not None and not self._scaler_will_skip():
             finite = finite & torch.isfinite(torch.as_tensor(norm, device=finite.device))
@@ -499,7 +488,7 @@ class ReliableTrainer(WholeCheckpoints):
         return norm
 
     def _scaler_will_skip(self) -> bool:
-        """Whether a gradient that is not finite is the loss scale's doing, found and mended by the scaler itself."""
+        """Whether the loss scale may have made a gradient infinite, which the scaler then finds and handles itself."""
         scaler = getattr(self.accelerator, "scaler", None)
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1.0
 
@@ -518,10 +507,10 @@ class ReliableTrainer(WholeCheckpoints):
             self._history.append({"step": step, "refused": what})
         self._bad_numbers.refuse(step, what)
 
-    # 4. After a step: log raw terms, evaluate, save; stop when a signal came.
+    # 4. After a step: log loss components, evaluate, save; stop when a signal came.
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as the trainer does, raw terms as ``loss_NAME``, and append the row to ``history.jsonl``."""
+        """Log as the trainer does, unweighted components as ``loss_NAME``, and append the row to ``history.jsonl``."""
         if LOSS in logs:
             totals = add_totals(from_all(self._window.totals()))
             means = {name: total / count for name, (total, count) in totals.items() if count}

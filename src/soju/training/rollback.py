@@ -266,7 +266,7 @@ def train_judged(
     best = trainer.state.best_model_checkpoint
     last = newest_verified(checkpoints).path
     if last is None:
-        raise UserError(f"{checkpoints}: no checkpoint verifies after training; look at the disk and train again")
+        raise UserError(f"{checkpoints}: no checkpoint verifies after training; check the disk and train again")
     return Trained(best=Path(best) if best else last, last=last, attempts=attempts)
 
 

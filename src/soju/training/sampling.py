@@ -1,4 +1,4 @@
-"""Batches of texts of similar length and their collation, each a pure function of seed, epoch and rows."""
+"""Batches of texts of similar length, and their collation: pure functions of seed, epoch and rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside model and optimiser: random state, the open logging window, controllers and gates.
+"""What a checkpoint holds besides model and optimiser: random state, the open logging window, controllers and gates.
 
 Stateful parts are written as JSON and safetensors, never as a pickle. The shape of the run is among them, so that a
 resume goes on with the same run or is refused.
@@ -75,7 +75,7 @@ _TENSORS = "extra_state.safetensors"
 
 
 class Stateful(Protocol):
-    """Anything that can be put aside and picked up again, equal on every rank."""
+    """Anything with a state to save and load, equal on every rank."""
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return tensors and JSON values by name. JSON turns tuples into lists."""
