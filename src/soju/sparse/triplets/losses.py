@@ -213,7 +213,7 @@ class TripletsLoss(nn.Module):
         self.config = config
         self.position: Callable[[], tuple[int, int]] = lambda: (0, 1)
         """Returns the optimiser steps done and planned: all that a schedule may depend on."""
-        self._weights_of: Callable[[Tensor], Tensor] = model[1].weights
+        self._weights_of: Callable[[Tensor], Tensor] = model.term_weights
         self.register_buffer("term_cost_V", term_cost_V, persistent=False)
         sparsity, first = config.sparsity, config.losses.flops or FIRST
         self.controllers = {
