@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 
 from soju.core.errors import DiskFullError
 from soju.core.files import verify_manifest
-from soju.training import checkpoints
-from soju.training import reliable
+from soju.training import checkpoints, reliable
 from soju.training.checkpoints import list_checkpoints, newest_verified
 from training import pico_trainers
 from training.pico_trainers import plain_trainer, weights
