@@ -16,16 +16,16 @@ from soju.embedding.stages import StageRun
 from soju.samples import __file__ as samples
 
 STAGE = {
-    "batch_size": 4,
+    "per_device_train_batch_size": 4,
     "max_steps": 4,
     "learning_rate": 1e-3,
-    "warm_up": 0,
+    "warmup_steps": 0,
     "dropout": 0.3,
     "mixed_precision": "off",
-    "validate_every": 2,
-    "log_every": 1,
+    "eval_steps": 2,
+    "logging_steps": 1,
     "max_length": 16,
-    "keep_checkpoints": 9,
+    "save_total_limit": 9,
 }
 PICO = {
     "recipe": "embedding",
@@ -42,7 +42,7 @@ PICO = {
         "key_value_heads": 1,
         "intermediate_size": 32,
         "max_length": 24,
-        "distillation": {"max_steps": 4, "batch_size": 8, "save_every": 2},
+        "distillation": {"max_steps": 4, "per_device_train_batch_size": 8, "save_steps": 2},
     },
     "stages": [0, 1, 2, 3],
     "expansion": {"order": "donor", "speed": False},

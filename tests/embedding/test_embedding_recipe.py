@@ -24,8 +24,8 @@ QUICK = (
     "base.vocabulary=700", "base.donor_vocabulary=600", "base.hidden_size=16", "base.heads=2",
     "base.key_value_heads=1", "base.intermediate_size=32", "base.max_length=24", "base.tokenizer_texts=100",
     "base.distillation.max_steps=4", "base.distillation.texts=64", "expansion.init_probe=[mean, noise]",
-    "expansion.probe_steps=1", "stage1.max_steps=2", "stage1.validate_every=2", "stage2.max_steps=2",
-    "stage2.validate_every=2", "stage3.max_steps=2", "stage3.validate_every=2", "retention.max_pairs=12",
+    "expansion.probe_steps=1", "stage1.max_steps=2", "stage1.eval_steps=2", "stage2.max_steps=2",
+    "stage2.eval_steps=2", "stage3.max_steps=2", "stage3.eval_steps=2", "retention.max_pairs=12",
     "retention.max_sentences=8", "retention.english_drop=2", "retention.korean_drop=2", "retention.min_cosine=-1",
     "evaluation.limit=8", "evaluation.resamples=100", "evaluation.timed_texts=4",
 )  # fmt: skip

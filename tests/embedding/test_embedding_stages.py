@@ -42,7 +42,7 @@ def pico(tmp_path_factory):
 
 def moved(pico, stage, *, steps=2):
     """Train without a guard; return the names whose values changed."""
-    settings = stage.settings.model_copy(update={"max_steps": steps, "validate_every": steps})
+    settings = stage.settings.model_copy(update={"max_steps": steps, "eval_steps": steps})
     object.__setattr__(stage, "settings", settings)
     trainer = stage.trainer(Attempt(), None)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
@@ -98,7 +98,7 @@ def test_adapters_join_in_from_the_top(pico, tmp_path):
 
 
 def test_the_schedule_waits_rises_and_falls():
-    factors = [warm_up_and_decay(step, planned=10, warm_up=0.2, joins_at=0.4) for step in range(11)]
+    factors = [warm_up_and_decay(step, planned=10, warmup=2, joins_at=0.4) for step in range(11)]
     assert factors[:4] == [0.0] * 4
     assert factors[4:] == pytest.approx([0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0])
 
@@ -122,7 +122,7 @@ def test_the_model_itself_has_no_dropout_and_gets_some(pico):
 def test_a_cached_batch_is_one_large_batch(pico, tmp_path):
     """Loss and gradients of SimCSE and anchoring, whole and in mini-batches; without dropout, which draws by batch."""
     grads = []
-    for folder, more in (("a", ()), ("b", ("stage1.mini_batch=3",))):
+    for folder, more in (("a", ()), ("b", ("stage1.mini_batch_size=3",))):
         stage = pico.stage("stage1", tmp_path / folder, "stage1.matryoshka=[4]", "stage1.anchor_weight=0.5", *more)
         trainer = stage.trainer(Attempt(), None)
         stage_run.set_dropout(trainer.model, 0.0)
@@ -172,7 +172,7 @@ def test_adapters_that_cannot_be_folded_are_shipped_and_go_on_to_the_next_stage(
 
 def test_lora_moves_its_updates_and_is_folded_into_a_plain_model(pico, tmp_path):
     pytest.importorskip("peft")
-    overrides = ("stage2.adapters={kind: lora, hidden: 2, top_layers: 1}", "stage2.max_steps=2")
+    overrides = ("stage2.adapters={kind: lora, r: 2, top_layers: 1}", "stage2.max_steps=2")
     names, _ = moved(pico, pico.stage("stage2", tmp_path / "moved", *overrides))
     assert names
     assert all("lora_" in name and ".layers.1." in name for name in names)
@@ -316,7 +316,13 @@ def test_the_supervised_phase_learns_scores(pico, tmp_path):
     root = write_passages(tmp_path)
     lines = ["sentence1\tsentence2\tscore", *(f"texts {n} one\ttexts {n} two\t{n % 6}" for n in range(12))]
     (root / "sts.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    more = {"similarity": ["sts.tsv"], "batch_size": 4, "max_steps": 2, "mixed_precision": "off", "blocks": 1}
+    more = {
+        "similarity": ["sts.tsv"],
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "mixed_precision": "off",
+        "blocks": 1,
+    }
     config = embedding_config(root, supervised=more)
     from soju.embedding.data import read_embedding_data
 

@@ -226,9 +226,9 @@ def load_adapted(folder: str | Path, **options: Any) -> SentenceTransformer:
 def add_lora(
     model: Any,
     *,
-    rank: int = 16,
-    scale: float = 2.0,
-    dropout: float = 0.0,
+    r: int = 16,
+    lora_alpha: float | None = None,
+    lora_dropout: float = 0.0,
     layers: Sequence[int] | None = None,
     seed: int = 0,
 ) -> list[nn.Parameter]:
@@ -237,9 +237,9 @@ def add_lora(
     Args:
         model: A transformers model of an architecture that `feed_forwards` knows. For a sentence-transformers model its
             first module's ``model``.
-        rank: Of each update.
-        scale: What an update is multiplied with, peft's ``lora_alpha / r``.
-        dropout: Before an update, in training.
+        r: Rank of each update.
+        lora_alpha: An update is multiplied with ``lora_alpha / r``; 2 r when not given.
+        lora_dropout: Before an update, in training.
         layers: Which layers get it, from 0; all when not given.
         seed: Of the weights; the caller's dice stay where they are.
 
@@ -262,7 +262,8 @@ def add_lora(
         raise UserError(f"LoRA: layers {tuple(chosen)} must be among 0 to {len(blocks) - 1}")
     wanted = {id(linear) for number in chosen for linear in (*blocks[number].first, blocks[number].last)}
     names = [name for name, module in model.named_modules() if id(module) in wanted]
-    settings = LoraConfig(r=rank, lora_alpha=scale * rank, lora_dropout=dropout, target_modules=names, bias="none")
+    alpha = 2.0 * r if lora_alpha is None else lora_alpha
+    settings = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=lora_dropout, target_modules=names, bias="none")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model)

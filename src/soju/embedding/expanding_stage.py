@@ -83,7 +83,7 @@ def _probe(
     folder: Path,
 ) -> dict[str, dict[str, float]]:
     steps = config.expansion.probe_steps
-    settings = config.stage1.model_copy(update={"max_steps": steps, "validate_every": steps, "log_every": steps})
+    settings = config.stage1.model_copy(update={"max_steps": steps, "eval_steps": steps, "logging_steps": steps})
     trainer = StageRun("stage1", settings, config, data, start, base, folder).trainer(Attempt(), None)
     trainer.train()
     return {"before": guard(load_stage(start).eval()), "after": guard(trainer.model.eval())}

@@ -27,7 +27,7 @@ from transformers import Qwen3Config, Qwen3Model
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import verify_manifest, write_json, write_manifest, write_text
 from soju.data.splits import spread
-from soju.embedding.config import DistillationSettings, OptimiserSettings, ScratchBase
+from soju.embedding.config import DistillationSettings, ScratchBase, StageSettings
 from soju.embedding.data import EmbeddingData
 from soju.embedding.rows import Encode, LabelledPairs, PairCollator, TextCollator, TextRows, encoder_of
 from soju.embedding.stage_loss import NamedTerms, PairLoss, TargetLoss
@@ -251,12 +251,12 @@ def train_base(
     """
     model = load_float32(start)
     groups = [all_group(model)]
-    optimiser = OptimiserSettings(
-        batch_size=settings.batch_size,
+    optimiser = StageSettings(
+        per_device_train_batch_size=settings.per_device_train_batch_size,
         max_steps=settings.max_steps,
         learning_rate=settings.learning_rate,
         mixed_precision="bf16" if torch.cuda.is_available() else "off",
-        validate_every=settings.save_every,
+        eval_steps=settings.save_steps,
     )
     encode, pad = encoder_of(model, max_length=None), _padding(model)
     rows: TextRows | LabelledPairs
@@ -279,7 +279,6 @@ def train_base(
     refuse_few_rows(len(rows), optimiser, place="data.pairs", ranks=PartialState().num_processes)
     trainer = StageTrainer(
         groups=groups,
-        warm_up=optimiser.warm_up,
         model=model,
         args=stage_arguments(optimiser, folder, _lengths(rows, encode), seed=seed, chosen_by=None),
         train_dataset=rows.dataset(),

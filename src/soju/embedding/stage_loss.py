@@ -40,7 +40,7 @@ class NamedTerms(nn.Module):
 
     Args:
         model: The student.
-        start_weight: Strength of the penalty on the distance to the start.
+        l2_sp_weight: Strength of the penalty on the distance to the start.
         moving: What is trained, by name.
     """
 
@@ -48,18 +48,18 @@ class NamedTerms(nn.Module):
     """Of the last batch, detached and unweighted."""
 
     def __init__(
-        self, model: Any, *, start_weight: float = 0.0, moving: Mapping[str, nn.Parameter] | None = None
+        self, model: Any, *, l2_sp_weight: float = 0.0, moving: Mapping[str, nn.Parameter] | None = None
     ) -> None:
         super().__init__()
         self.model = model
-        self._start_weight = start_weight
-        self._to_start = L2ToStart(moving.items(), strength=1.0) if moving and start_weight else None
+        self._l2_sp_weight = l2_sp_weight
+        self._to_start = L2ToStart(moving.items(), strength=1.0) if moving and l2_sp_weight else None
         self.raw_terms = {}
 
     def finish(self, terms: Weighted) -> dict[str, Tensor]:
         """Return the weighted losses; their sum is what is minimised."""
         if self._to_start is not None:
-            terms = {**terms, "start": (self._start_weight, self._to_start())}
+            terms = {**terms, "start": (self._l2_sp_weight, self._to_start())}
         self.raw_terms = {name: value.detach() for name, (_, value) in terms.items()}
         return {name: weight * value for name, (weight, value) in terms.items() if weight > 0}
 
@@ -81,13 +81,13 @@ class SimCseLoss(NamedTerms):
         """Return the weighted losses by name."""
         (texts,) = features
         both = {name: torch.cat([texts[name], texts[name]]) for name in ("input_ids", "attention_mask")}
-        if self._settings.mini_batch is None or not torch.is_grad_enabled():
+        if self._settings.mini_batch_size is None or not torch.is_grad_enabled():
             return self._losses(self.model(both)["sentence_embedding"], labels)
         return cached_losses(
             lambda part: self.model(part)["sentence_embedding"],
             both,
             lambda vectors: self._losses(vectors, labels),
-            mini_batch=self._settings.mini_batch,
+            mini_batch=self._settings.mini_batch_size,
         )
 
     def _losses(self, vectors: Tensor, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -220,8 +220,10 @@ def anchored(vectors_BD: Tensor, labels: Mapping[str, Tensor], weight: float) ->
 
 def refuse_mini_batch_on_several(settings: UnsupervisedSettings, place: str) -> None:
     """Refuse cached gradients on several processes, whose averaging would happen once a mini-batch (`UserError`)."""
-    if settings.mini_batch is not None and len(from_all(0)) > 1:
-        raise UserError(f"{place}.mini_batch: works on one process; leave it out, or lower batch_size")
+    if settings.mini_batch_size is not None and len(from_all(0)) > 1:
+        raise UserError(
+            f"{place}.mini_batch_size: works on one process; leave it out, or lower per_device_train_batch_size"
+        )
 
 
 def refuse_equal_passes(model: Any, features: Features, *, setting: str) -> None:

@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from soju.core.errors import BadNumbersError, RegressionError, UserError
 from soju.core.files import verify_manifest, write_json
 from soju.data.splits import spread
-from soju.embedding.adapter_modules import MARK, AdaptedTransformer, AdapterSettings, Kind
+from soju.embedding.adapter_modules import MARK, AdaptedTransformer, AdapterSettings
 from soju.embedding.adapters import (
     FOLDABLE,
     adapter_parameters_by_layer,
@@ -35,11 +35,12 @@ from soju.embedding.adapters import (
 )
 from soju.embedding.config import (
     EmbeddingConfig,
-    OptimiserSettings,
+    LoraSettings,
+    ModuleAdapterSettings,
     Stage1Settings,
     Stage2Settings,
     Stage3Settings,
-    StageAdapterSettings,
+    StageSettings,
     SupervisedSettings,
     UnsupervisedSettings,
 )
@@ -83,7 +84,7 @@ class StageRun:
     """One stage with everything it needs."""
 
     name: str
-    settings: OptimiserSettings
+    settings: StageSettings
     config: EmbeddingConfig
     data: EmbeddingData
     start: Path
@@ -140,7 +141,7 @@ class StageRun:
             if settings.adapters.kind == "lora":
                 return gradual(self._lora(model, settings.adapters), settings.unfreeze_over)
             if not has_adapters(model):
-                self._add_adapters(model, settings.adapters, settings.adapters.kind)
+                self._add_adapters(model, settings.adapters)
             return gradual(_adapters_of(model), settings.unfreeze_over)
         if isinstance(settings, SupervisedSettings) and settings.trains == "adapters":
             if not has_adapters(model):
@@ -152,14 +153,14 @@ class StageRun:
         assert isinstance(settings, Stage3Settings | SupervisedSettings)
         return [block_group(model, settings.blocks)]
 
-    def _add_adapters(self, model: SentenceTransformer, ours: StageAdapterSettings, kind: Kind) -> None:
+    def _add_adapters(self, model: SentenceTransformer, ours: ModuleAdapterSettings) -> None:
         layers = _adapted_layers(model, ours.top_layers)
-        wanted = AdapterSettings(kind=kind, hidden=ours.hidden, dropout=ours.dropout, layers=layers)
+        wanted = AdapterSettings(kind=ours.kind, hidden=ours.hidden, dropout=ours.dropout, layers=layers)
         add_adapters(model, wanted, seed=self.config.seed)
 
-    def _lora(self, model: SentenceTransformer, ours: StageAdapterSettings) -> dict[int, dict[str, torch.nn.Parameter]]:
+    def _lora(self, model: SentenceTransformer, ours: LoraSettings) -> dict[int, dict[str, torch.nn.Parameter]]:
         layers, seed = _adapted_layers(model, ours.top_layers), self.config.seed
-        updates = add_lora(transformer_of(model), rank=ours.hidden, dropout=ours.dropout, layers=layers, seed=seed)
+        updates = add_lora(transformer_of(model), r=ours.r, lora_dropout=ours.lora_dropout, layers=layers, seed=seed)
         moving = {id(update) for update in updates}
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         by_layer = {
@@ -190,7 +191,7 @@ class StageRun:
         """Return what is minimised."""
         settings = self.settings
         more: dict[str, Any] = {
-            "start_weight": getattr(settings, "start_weight", 0.0),
+            "l2_sp_weight": getattr(settings, "l2_sp_weight", 0.0),
             "moving": tensors_of(groups),
         }
         if isinstance(settings, SupervisedSettings):
@@ -235,7 +236,6 @@ class StageRun:
         refuse_few_rows(len(self.rows), self.settings, place=self.name, ranks=PartialState().num_processes)
         return StageTrainer(
             groups=groups,
-            warm_up=self.settings.warm_up,
             model=model,
             args=stage_arguments(
                 self.settings,
@@ -342,7 +342,7 @@ def run_stages(
     wanted = begin_stage(resume, names, run_folder)
     base = accepted[0].folder
     for name in names:
-        settings: OptimiserSettings = getattr(config, name)
+        settings: StageSettings = getattr(config, name)
         stage = StageRun(name, settings, config, data, accepted[-1].folder, base, run_folder)
         try:
             accepted.append(run_stage(stage, guard, resume=resume if name == wanted else None))
