@@ -6,13 +6,14 @@ import json
 from soju.core.config import apply_overrides, validate
 from soju.core.files import write_manifest
 from soju.core.run import open_run_folder
+from soju.embedding.adapters import load_float32
 from soju.embedding.config import EmbeddingConfig
 from soju.embedding.data import read_embedding_data, read_evaluation
 from soju.embedding.expansion.expand import expand_model
 from soju.embedding.recipe import read_run, run
 from soju.embedding.retention import RetentionGuard
-from soju.embedding.scratch_base import load_float32, make_scratch_base
-from soju.embedding.stages import StageRun
+from soju.embedding.scratch_base import make_scratch_base
+from soju.embedding.stages import STAGES
 from soju.samples import __file__ as samples
 
 STAGE = {
@@ -103,7 +104,7 @@ class PicoStages:
     def stage(self, name, folder, *overrides, start=None):
         config = embedding_config(self.root, *overrides)
         data = read_embedding_data(config)
-        return StageRun(name, getattr(config, name), config, data, start or self.expanded, self.base, folder)
+        return STAGES[name](name, getattr(config, name), config, data, start or self.expanded, self.base, folder)
 
     def guard(self, stage):
         data = stage.data

@@ -14,10 +14,11 @@ from embedding.pico_expansion import save_pico_base
 from soju.cli import app
 from soju.core.errors import RegressionError, UserError
 from soju.core.files import verify_manifest
+from soju.embedding.adapters import load_float32
 from soju.embedding.config import DistillationSettings
 from soju.embedding.data import read_embedding_data
 from soju.embedding.retention import KOREAN, RetentionGuard
-from soju.embedding.scratch_base import load_float32, make_scratch_base, projection, rows_from_teacher, taught_rows
+from soju.embedding.scratch_base import make_scratch_base, projection, rows_from_teacher, taught_rows
 from soju.embedding.trainable import transformer_of
 
 QUICK = (

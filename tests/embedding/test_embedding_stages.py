@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,12 +15,11 @@ from embedding.pico_embedding import PicoStages, embedding_config, run_embedding
 from soju.core.errors import ConfigError, RegressionError, StoppedError, UserError
 from soju.core.files import read_json_lines, verify_manifest
 from soju.embedding import stages
-from soju.embedding import stages as stage_run
+from soju.embedding.adapters import load_float32
 from soju.embedding.expansion.merges import Expansion
 from soju.embedding.retention import KOREAN, RetentionGuard
-from soju.embedding.stage_loss import refuse_equal_passes
-from soju.embedding.stages import begin_stage, best_passed, load_stage, run_stage
-from soju.embedding.trainable import TRAINABLE_FILE
+from soju.embedding.stages import begin_stage, best_passed, refuse_equal_passes, run_stage
+from soju.embedding.trainable import TRAINABLE_FILE, set_dropout
 from soju.embedding.trainer import warm_up_and_decay
 from soju.training.rollback import Attempt
 
@@ -43,8 +43,7 @@ def pico(tmp_path_factory):
 def moved(pico, stage, *, steps=2):
     """Train without a guard; return the names whose values changed."""
     settings = stage.settings.model_copy(update={"max_steps": steps, "eval_steps": steps})
-    object.__setattr__(stage, "settings", settings)
-    trainer = stage.trainer(Attempt(), None)
+    trainer = replace(stage, settings=settings).trainer(Attempt(), None)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
     return {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}, trainer
@@ -64,7 +63,7 @@ def test_stage_1_can_move_all_rows_without_an_expansion(pico, tmp_path):
 
 def test_stage_1_refuses_a_model_that_was_not_expanded(pico, tmp_path):
     with pytest.raises(UserError, match=r"no expansion.json.*run stage 0 first"):
-        pico.stage("stage1", tmp_path, start=pico.base).prepared()
+        pico.stage("stage1", tmp_path, start=pico.base).started()
 
 
 @pytest.mark.parametrize("kind", ["bottleneck", "parallel"])
@@ -104,28 +103,31 @@ def test_the_schedule_waits_rises_and_falls():
 
 
 def test_simcse_refuses_to_start_when_two_passes_are_equal(pico, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage_run, "set_dropout", lambda model, share: None)  # as a model that ignores the setting
+    monkeypatch.setattr(stages, "set_dropout", lambda model, share: None)  # as a model that ignores the setting
     with pytest.raises(UserError, match=r"stage1.dropout: two passes of a batch come out equal"):
         pico.stage("stage1", tmp_path).trainer(Attempt(), None)
 
 
 def test_the_model_itself_has_no_dropout_and_gets_some(pico):
-    model = load_stage(pico.expanded)
+    model = load_float32(pico.expanded)
     features = dict(model.tokenizer(ENGLISH, padding=True, return_tensors="pt"))
     with pytest.raises(UserError, match="equal"):
         refuse_equal_passes(model, features, setting="x")
-    stage_run.set_dropout(model, 0.3)
+    set_dropout(model, 0.3)
     refuse_equal_passes(model, features, setting="x")
     assert model[0].model.config.attention_dropout == 0.0  # the saved configuration stays as it is
 
 
 def test_a_cached_batch_is_one_large_batch(pico, tmp_path):
-    """Loss and gradients of SimCSE and anchoring, whole and in mini-batches; without dropout, which draws by batch."""
+    """Loss and gradients of SimCSE, anchoring and the distance to the start; without dropout, which draws by batch."""
     grads = []
-    for folder, more in (("a", ()), ("b", ("stage1.mini_batch_size=3",))):
-        stage = pico.stage("stage1", tmp_path / folder, "stage1.matryoshka=[4]", "stage1.anchor_weight=0.5", *more)
-        trainer = stage.trainer(Attempt(), None)
-        stage_run.set_dropout(trainer.model, 0.0)
+    for folder, own in (("a", ()), ("b", ("stage3.mini_batch_size=3",))):
+        more = ("stage3.matryoshka=[4]", "stage3.anchor_weight=0.5", "stage3.l2_sp_weight=2", *own)
+        trainer = pico.stage("stage3", tmp_path / folder, *more).trainer(Attempt(), None)
+        set_dropout(trainer.model, 0.0)
+        with torch.no_grad():  # away from the start, or its distance has no gradient
+            for moving in trainer.groups[0].parameters.values():
+                moving.add_(0.01)
         trainer.model.train()
         batch = trainer.data_collator([{"row": row} for row in range(5)])
         loss = trainer.compute_loss(trainer.model, batch)
@@ -165,7 +167,7 @@ def test_adapters_that_cannot_be_folded_are_shipped_and_go_on_to_the_next_stage(
     second = run_stage(stage, pico.guard(stage))
     assert (second.folder / "soju_adapters.py").is_file()
     stock = SentenceTransformer(str(second.folder), device="cpu", trust_remote_code=True)
-    torch.testing.assert_close(stock.encode(ENGLISH), load_stage(second.folder).encode(ENGLISH), rtol=0, atol=0)
+    torch.testing.assert_close(stock.encode(ENGLISH), load_float32(second.folder).encode(ENGLISH), rtol=0, atol=0)
     names, _ = moved(pico, pico.stage("stage3", tmp_path / "next", start=second.folder))
     assert any(".adapter." in name for name in names)
 
@@ -181,7 +183,7 @@ def test_lora_moves_its_updates_and_is_folded_into_a_plain_model(pico, tmp_path)
     assert second.looks["adapters"].startswith("LoRA: ")
     stock = SentenceTransformer(str(second.folder), device="cpu")
     assert not any("lora" in name for name in stock.state_dict())
-    torch.testing.assert_close(stock.encode(ENGLISH), load_stage(second.folder).encode(ENGLISH), rtol=0, atol=0)
+    torch.testing.assert_close(stock.encode(ENGLISH), load_float32(second.folder).encode(ENGLISH), rtol=0, atol=0)
     old, new = (load_file(folder / "model.safetensors") for folder in (pico.expanded, second.folder))
     assert old.keys() == new.keys()
     assert {name.split(".")[2] for name in old if not torch.equal(old[name], new[name])} == {"mlp"}
@@ -290,7 +292,7 @@ def test_english_is_compared_with_the_untouched_model(pico, tmp_path):
 def test_a_model_that_collapsed_fails_the_gate(pico, tmp_path):
     stage = pico.stage("stage2", tmp_path, "retention.english_drop=0.5", "retention.korean_drop=0.5")
     guard = pico.guard(stage)
-    model = load_stage(pico.expanded)
+    model = load_float32(pico.expanded)
     model.encode = lambda texts, **_: torch.ones(len(texts), 16).numpy()
     found = guard(model)
     assert found[KOREAN] == found["english_spearman"] == -1.0
@@ -328,7 +330,7 @@ def test_the_supervised_phase_learns_scores(pico, tmp_path):
 
     data = read_embedding_data(config)
     assert data.labelled[1] == ("texts 1 one", "texts 1 two", 0.2)
-    stage = stage_run.StageRun(
+    stage = stages.STAGES["supervised"](
         "supervised", config.supervised, config, data, pico.expanded, pico.base, tmp_path / "run"
     )
     names, _ = moved(pico, stage)

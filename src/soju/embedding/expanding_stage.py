@@ -11,12 +11,13 @@ from pathlib import Path
 
 from soju.core.errors import UserError
 from soju.core.files import write_json, write_manifest, write_text
+from soju.embedding.adapters import load_float32
 from soju.embedding.config import EmbeddingConfig
 from soju.embedding.data import EmbeddingData
 from soju.embedding.expansion.expand import expand_model
 from soju.embedding.retention import KOREAN, RetentionGuard
-from soju.embedding.scratch_base import is_whole
-from soju.embedding.stages import Accepted, StageRun, load_stage
+from soju.embedding.stages import STAGES, Accepted
+from soju.embedding.trainer import is_whole
 from soju.training.ranks import from_all
 from soju.training.rollback import Attempt
 
@@ -84,9 +85,9 @@ def _probe(
 ) -> dict[str, dict[str, float]]:
     steps = config.expansion.probe_steps
     settings = config.stage1.model_copy(update={"max_steps": steps, "eval_steps": steps, "logging_steps": steps})
-    trainer = StageRun("stage1", settings, config, data, start, base, folder).trainer(Attempt(), None)
+    trainer = STAGES["stage1"]("stage1", settings, config, data, start, base, folder).trainer(Attempt(), None)
     trainer.train()
-    return {"before": guard(load_stage(start).eval()), "after": guard(trainer.model.eval())}
+    return {"before": guard(load_float32(start).eval()), "after": guard(trainer.model.eval())}
 
 
 NAME = "stage0"

@@ -32,6 +32,7 @@ from soju.embedding.embedder import Subject
 from soju.embedding.evaluate import Measured, measure_models
 from soju.embedding.expansion.byte_bpe import ByteBpe, token_text
 from soju.embedding.expansion.merges import EXPANSION_FILE, Expansion
+from soju.embedding.losses import LABELS
 from soju.embedding.retention import COSINE, ENGLISH, KOREAN
 from soju.embedding.stages import Accepted
 from soju.evaluation.similarity import cosines_of
@@ -349,18 +350,6 @@ def _norm_series(side: str, labels: Sequence[str], found: Sequence[Any]) -> dict
 
 SHORT = {"base": "BASE", "stage0": "S0", "stage1": "S1", "stage2": "S2", "stage3": "S3", "supervised": "SUP"}
 """What tables call the models of a run."""
-_LOSSES = {
-    "loss": "total loss",
-    "loss_simcse": "SimCSE",
-    "loss_hidden": "hidden states",
-    "loss_pooled": "text vector",
-    "loss_anchor": "anchoring",
-    "loss_start": "distance to start",
-    "loss_cosent": "CoSENT",
-    "loss_cosine": "cosine",
-    "loss_inference": "entailment",
-    "loss_target": "teacher's vectors",
-}
 _WATCHED = {
     f"eval_{KOREAN}": "Korean pairs",
     f"eval_{ENGLISH}": "English pairs",
@@ -429,7 +418,7 @@ def training_figures(folder: Path) -> list[dict[str, Any]]:
     figures: list[dict[str, Any]] = []
     for history in sorted((folder / "training").glob("*/history.jsonl")):
         name, rows = history.parent.name, read_json_lines(history)
-        for kind, names, label in (("losses", _LOSSES, "loss"), ("watched", _WATCHED, "correlation or cosine")):
+        for kind, names, label in (("losses", LABELS, "loss"), ("watched", _WATCHED, "correlation or cosine")):
             if series := _series(rows, names):
                 title = "losses" if kind == "losses" else "what the guard saw"
                 figures.append(

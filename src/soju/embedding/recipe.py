@@ -14,12 +14,13 @@ from soju.core.errors import BadNumbersError, MissingExtraError, RegressionError
 from soju.core.files import write_json, write_manifest
 from soju.core.model_folder import find_model_folder
 from soju.core.run import RunDirectory
+from soju.embedding.adapters import load_float32
 from soju.embedding.config import EmbeddingConfig, ScratchBase
 from soju.embedding.data import EmbeddingData, EvaluationData, read_embedding_data, read_evaluation
 from soju.embedding.expanding_stage import expand_stage
 from soju.embedding.finish import measure, report
 from soju.embedding.retention import RetentionGuard
-from soju.embedding.scratch_base import load_float32, make_scratch_base
+from soju.embedding.scratch_base import make_scratch_base
 from soju.embedding.stages import SUPERVISED, Accepted, run_stages
 from soju.training.ranks import join_ranks
 

@@ -1,17 +1,16 @@
-"""Batches of the training stages: padded tokens, the old tokens below them, vectors to be pulled to.
+"""Rows that stages learn from, and the batches that are made of them.
 
-Shape letters: N = vectors, D = dimensions, B = texts in the batch, S = tokens of the longest, T = its new tokens.
+Shape letters: N = vectors, D = dimensions, B = rows in the batch, S = tokens of the longest, T = its new tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,9 +20,20 @@ Encode = Callable[[Sequence[str]], list[list[int]]]
 """Token ids of texts, cut and with what ends a text."""
 
 
-class _Padding(TypedDict):
-    pad_id: int
-    left: bool
+class Rows(Protocol):
+    """What a stage learns from, by place."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Characters of each row: rows of a batch should be of similar length."""
+
+    def texts_at(self, places: Sequence[int]) -> list[str]:
+        """Return the texts of a batch."""
+
+    def labels_at(self, places: Sequence[int]) -> dict[str, Tensor]:
+        """Return what the loss compares them with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +51,22 @@ class TextRows:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Characters of each text: texts of a batch should be of similar length."""
+        """Characters of each text."""
         return np.array([len(text) for text in self.texts], np.int64)
 
-    def dataset(self) -> Dataset:
-        """Return what the trainer counts and shuffles: places of texts."""
-        return Dataset.from_dict({"row": list(range(len(self)))})
+    def texts_at(self, places: Sequence[int]) -> list[str]:
+        """Return the texts, B of them."""
+        return [self.texts[place] for place in places]
+
+    def labels_at(self, places: Sequence[int]) -> dict[str, Tensor]:
+        """Return ``target`` ``(B, D)`` and ``has_target`` ``(B,)``; nothing where no text has a target."""
+        if self.targets_ND is None:
+            return {}
+        numbers = np.array(places) if self.target_of is None else self.target_of[list(places)]
+        return {
+            "target": torch.from_numpy(np.asarray(self.targets_ND[numbers.clip(min=0)])),
+            "has_target": torch.from_numpy(numbers >= 0),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +85,13 @@ class LabelledPairs:
         """Characters of both texts."""
         return np.array([len(a) + len(b) for a, b in zip(self.firsts, self.seconds, strict=True)], np.int64)
 
-    def dataset(self) -> Dataset:
-        """Return what the trainer counts and shuffles: places of pairs."""
-        return Dataset.from_dict({"row": list(range(len(self)))})
+    def texts_at(self, places: Sequence[int]) -> list[str]:
+        """Return the first texts, then the second ones, 2 B in all."""
+        return [side[place] for side in (self.firsts, self.seconds) for place in places]
+
+    def labels_at(self, places: Sequence[int]) -> dict[str, Tensor]:
+        """Return ``score`` ``(B,)``."""
+        return {"score": torch.tensor([self.labels[place] for place in places])}
 
 
 def pad(ids: Sequence[Sequence[int]], *, pad_id: int, left: bool) -> dict[str, Tensor]:
@@ -85,14 +109,13 @@ def pad(ids: Sequence[Sequence[int]], *, pad_id: int, left: bool) -> dict[str, T
     return {"input_ids": input_ids, "attention_mask": mask}
 
 
-class TextCollator:
-    """Makes a batch of `TextRows`.
+class Collator:
+    """Makes a batch of rows: padded tokens, labels, and the old tokens below new ones for self-distillation.
 
     Args:
-        rows: The texts.
-        encode: The student's tokenizer.
-        pad_id: Token that pads.
-        left: Whether texts are padded on the left.
+        rows: The rows.
+        model: Whose tokenizer and prompt are used.
+        max_length: Tokens after which a text is cut; the model's own limit when not given.
         decompositions: Old ids of a new id, for self-distillation.
     """
 
@@ -100,70 +123,41 @@ class TextCollator:
 
     def __init__(
         self,
-        rows: TextRows,
-        encode: Encode,
+        rows: Rows,
+        model: Any,
         *,
-        pad_id: int,
-        left: bool,
+        max_length: int | None = None,
         decompositions: Callable[[int], Sequence[int]] | None = None,
     ) -> None:
         self._rows = rows
-        self._encode = encode
-        self._pad: _Padding = {"pad_id": pad_id, "left": left}
+        self._encode = encoder_of(model, max_length=max_length)
+        self._pad_id: int = model.tokenizer.pad_token_id
+        self._left = model.tokenizer.padding_side == "left"
         self._decompositions = decompositions
 
     def __call__(self, batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return ``text_input_ids`` and ``text_attention_mask`` ``(B, S)``, and ``label``."""
         places = [int(item["row"]) for item in batch]
-        ids = self._encode([self._rows.texts[place] for place in places])
-        label: dict[str, Tensor] = self._targets(places)
-        if self._decompositions is not None:
-            label |= self._alignment(ids)
-        padded = pad(ids, **self._pad)
+        ids = self._encode(self._rows.texts_at(places))
+        label = self._rows.labels_at(places) | self._alignment(ids)
+        padded = pad(ids, pad_id=self._pad_id, left=self._left)
         return {**{f"text_{name}": value for name, value in padded.items()}, "label": label}
-
-    def _targets(self, places: list[int]) -> dict[str, Tensor]:
-        targets = self._rows.targets_ND
-        if targets is None:
-            return {}
-        numbers = np.array(places) if self._rows.target_of is None else self._rows.target_of[places]
-        return {
-            "target": torch.from_numpy(np.asarray(targets[numbers.clip(min=0)])),
-            "has_target": torch.from_numpy(numbers >= 0),
-        }
 
     def _alignment(self, ids: list[list[int]]) -> dict[str, Tensor]:
         """Pad the old tokens and say where the last old token of each new one lies; see `last_old_positions`."""
-        assert self._decompositions is not None
+        if self._decompositions is None:
+            return {}
         pieces = [[self._decompositions(token) for token in text] for text in ids]
-        old = pad([[piece for token in text for piece in token] for text in pieces], **self._pad)
-        counts = pad([[len(token) for token in text] for text in pieces], pad_id=0, left=self._pad["left"])
+        old = pad(
+            [[piece for token in text for piece in token] for text in pieces], pad_id=self._pad_id, left=self._left
+        )
+        counts = pad([[len(token) for token in text] for text in pieces], pad_id=0, left=self._left)
         first_B = old["attention_mask"].argmax(dim=1)
         return {
             "old_input_ids": old["input_ids"],
             "old_attention_mask": old["attention_mask"],
             "last_old_BT": last_old_positions(counts["input_ids"], start_B=first_B),
         }
-
-
-class PairCollator:
-    """Makes a batch of `LabelledPairs`: first texts, then second texts, in one matrix."""
-
-    valid_label_columns = ("label",)
-
-    def __init__(self, rows: LabelledPairs, encode: Encode, *, pad_id: int, left: bool) -> None:
-        self._rows = rows
-        self._encode = encode
-        self._pad_id = pad_id
-        self._left = left
-
-    def __call__(self, batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return ``text_input_ids`` and ``text_attention_mask`` ``(2 B, S)``, and ``label``."""
-        places = [int(item["row"]) for item in batch]
-        texts = [side[place] for side in (self._rows.firsts, self._rows.seconds) for place in places]
-        padded = pad(self._encode(texts), pad_id=self._pad_id, left=self._left)
-        label = {"score": torch.tensor([self._rows.labels[place] for place in places])}
-        return {**{f"text_{name}": value for name, value in padded.items()}, "label": label}
 
 
 def encoder_of(model: Any, *, max_length: int | None) -> Encode:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,17 +22,19 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import Qwen3Config, Qwen3Model
 
-from soju.core.errors import IntegrityError, UserError
-from soju.core.files import verify_manifest, write_json, write_manifest, write_text
+from soju.core.errors import UserError
+from soju.core.files import write_json, write_manifest, write_text
 from soju.data.splits import spread
+from soju.embedding.adapters import load_float32
 from soju.embedding.config import DistillationSettings, ScratchBase, StageSettings
 from soju.embedding.data import EmbeddingData
-from soju.embedding.rows import Encode, LabelledPairs, PairCollator, TextCollator, TextRows, encoder_of
-from soju.embedding.stage_loss import NamedTerms, PairLoss, TargetLoss
+from soju.embedding.losses import StageLoss
+from soju.embedding.rows import Collator, LabelledPairs, Rows, TextRows, encoder_of
 from soju.embedding.trainable import all_group, load_trainable, transformer_of
-from soju.embedding.trainer import StageTrainer, refuse_few_rows, stage_arguments
+from soju.embedding.trainer import StageTrainer, is_whole, places_of, refuse_few_rows, stage_arguments
 from soju.teachers.cache import cached_embeddings
 from soju.teachers.dense import SentenceTransformerTeacher
 from soju.training.checkpoints import newest_verified, publish, resume_path
@@ -176,15 +178,6 @@ def _publish(trained: SentenceTransformer, folder: Path) -> None:
     publish(staged, folder / BASE)
 
 
-def is_whole(folder: Path) -> bool:
-    """Tell whether a folder verifies against its manifest."""
-    try:
-        verify_manifest(folder)
-    except IntegrityError:
-        return False
-    return True
-
-
 def _empty(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -258,32 +251,30 @@ def train_base(
         mixed_precision="bf16" if torch.cuda.is_available() else "off",
         eval_steps=settings.save_steps,
     )
-    encode, pad = encoder_of(model, max_length=None), _padding(model)
-    rows: TextRows | LabelledPairs
-    loss: NamedTerms
+    rows: Rows
     if settings.teacher is None:
         pairs = spread(data.pairs, settings.texts)
         rows = LabelledPairs([pair.ko for pair in pairs], [pair.en for pair in pairs], [1.0] * len(pairs))
-        collator: Any = PairCollator(rows, encode, **pad)
-        loss = PairLoss(model, "inference", settings.temperature)
+        lengths, loss = rows.lengths, StageLoss(model, "inference", settings)
     else:
         with PartialState().main_process_first():
             rows = taught_rows(settings, data)
-        collator = TextCollator(rows, encode, **pad)
+        # Tokens, not characters: a base that spells Korean in bytes needs far more for it than characters tell.
+        lengths = np.array([len(ids) for ids in encoder_of(model, max_length=None)(rows.texts)], np.int64)
         assert rows.targets_ND is not None
         project_DT = projection(rows.targets_ND, model.get_embedding_dimension())
         if settings.rows_from_teacher:
             with PartialState().main_process_first():
                 rows_from_teacher(model, settings, project_DT)
-        loss = TargetLoss(model, project_DT)
+        loss = StageLoss(model, "target", settings, complete=partial(_projected, project_DT))
     refuse_few_rows(len(rows), optimiser, place="data.pairs", ranks=PartialState().num_processes)
     trainer = StageTrainer(
         groups=groups,
         model=model,
-        args=stage_arguments(optimiser, folder, _lengths(rows, encode), seed=seed, chosen_by=None),
-        train_dataset=rows.dataset(),
+        args=stage_arguments(optimiser, folder, lengths, seed=seed, chosen_by=None),
+        train_dataset=places_of(rows),
         loss=loss,
-        data_collator=collator,
+        data_collator=Collator(rows, model),
         history=folder / "history.jsonl",
     )
     begun = on_main_process(lambda: resume_path(folder / "checkpoints").path)
@@ -296,11 +287,11 @@ def train_base(
     return trained
 
 
-def _lengths(rows: TextRows | LabelledPairs, encode: Encode) -> NDArray[np.int64]:
-    """Return tokens of texts: a base that spells Korean in bytes needs far more for it than characters tell."""
-    if isinstance(rows, LabelledPairs):
-        return rows.lengths
-    return np.array([len(ids) for ids in encode(rows.texts)], np.int64)
+def _projected(project_DT: Tensor | None, labels: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Turn the teacher's vectors of a batch into such of the student's width."""
+    if project_DT is None:
+        return labels
+    return {**labels, "target": labels["target"] @ project_DT.to(labels["target"].device).T}
 
 
 def taught_rows(settings: DistillationSettings, data: EmbeddingData) -> TextRows:
@@ -318,7 +309,7 @@ def taught_rows(settings: DistillationSettings, data: EmbeddingData) -> TextRows
     return TextRows([*english, *korean], targets_ND, target_of.astype(np.int64))
 
 
-def projection(targets_ND: NDArray[np.float32], width: int) -> torch.Tensor | None:
+def projection(targets_ND: NDArray[np.float32], width: int) -> Tensor | None:
     """Return the directions in which the teacher's vectors differ most, ``(width, D)``; none when widths are equal.
 
     A narrower student learns the teacher's vectors in these directions (principal components without centring), which
@@ -338,9 +329,7 @@ def projection(targets_ND: NDArray[np.float32], width: int) -> torch.Tensor | No
 
 
 @torch.no_grad()
-def rows_from_teacher(
-    model: SentenceTransformer, settings: DistillationSettings, project_DT: torch.Tensor | None
-) -> None:
+def rows_from_teacher(model: SentenceTransformer, settings: DistillationSettings, project_DT: Tensor | None) -> None:
     """Set a token's embedding to the teacher's vector of its text, as static embeddings are distilled (model2vec).
 
     Vectors are projected, centred and given the length of a normalised hidden state, so that the mean of a text's
@@ -365,12 +354,3 @@ def rows_from_teacher(
     vectors_ND = torch.nn.functional.normalize(vectors_ND - vectors_ND.mean(dim=0), dim=1)
     embedding_VD = transformer_of(model).get_input_embeddings().weight  # type: ignore[operator]
     embedding_VD[torch.tensor(list(texts))] = (vectors_ND * vectors_ND.shape[1] ** 0.5).to(embedding_VD)
-
-
-def load_float32(folder: Path) -> SentenceTransformer:
-    """Load a model for training: float32, so that small steps do not round away; no code of others is run."""
-    return SentenceTransformer(str(folder), model_kwargs={"dtype": "float32"}, local_files_only=True)
-
-
-def _padding(model: SentenceTransformer) -> dict[str, Any]:
-    return {"pad_id": model.tokenizer.pad_token_id, "left": model.tokenizer.padding_side == "left"}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from soju.core.errors import UserError
+from soju.embedding.adapter_modules import layers_of
 
 
 class PartitionedEmbedding(nn.Module):
@@ -183,32 +184,6 @@ def transformer_of(model: Any) -> nn.Module:
     return module
 
 
-def layers_of(model: Any) -> nn.ModuleList:
-    """Return the transformer layers, first to last.
-
-    Args:
-        model: A sentence-transformers model.
-
-    Returns:
-        The layers.
-
-    Raises:
-        UserError: If they cannot be found.
-    """
-    transformer = transformer_of(model)
-    for holder in (transformer, getattr(transformer, "model", None), getattr(transformer, "encoder", None)):
-        for name in ("layers", "layer"):
-            layers = getattr(holder, name, None)
-            if isinstance(layers, nn.ModuleList):
-                return layers
-    raise UserError(f"{type(transformer).__name__}: its layers cannot be found; train stage 1 alone")
-
-
-def freeze(model: Any) -> None:
-    """Let nothing move."""
-    model.requires_grad_(False)
-
-
 def set_dropout(model: Any, share: float) -> None:
     """Give attention, and dropout layers that are there, this dropout in training; configuration stays as it is."""
     for module in transformer_of(model).modules():
@@ -237,7 +212,10 @@ def block_group(model: Any, count: int) -> Group:
     Raises:
         UserError: If there are fewer.
     """
-    layers = layers_of(model)
+    try:
+        layers = layers_of(transformer_of(model))
+    except ValueError as error:
+        raise UserError(f"blocks: {error}; train stage 1 alone") from None
     if count > len(layers):
         raise UserError(f"blocks: {count} of {len(layers)} layers; give at most {len(layers)}")
     return _group("blocks", model, *layers[len(layers) - count :])

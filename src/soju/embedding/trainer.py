@@ -7,13 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from soju.core.errors import UserError
+from soju.core.errors import IntegrityError, UserError
+from soju.core.files import verify_manifest
 from soju.embedding.config import StageSettings
+from soju.embedding.rows import Rows
 from soju.embedding.trainable import Group, load_trainable, save_trainable, tensors_of
 from soju.training.reliable import ReliableTrainer
 from soju.training.rollback import OwnProgress
@@ -116,6 +119,20 @@ def stage_arguments(
         batch_sampler=LengthBuckets(lengths, seed=seed + data_order),
         dataloader_drop_last=True,
     )
+
+
+def places_of(rows: Rows) -> Dataset:
+    """Return what the trainer counts and shuffles: places of rows."""
+    return Dataset.from_dict({"row": list(range(len(rows)))})
+
+
+def is_whole(folder: Path) -> bool:
+    """Tell whether a folder verifies against its manifest."""
+    try:
+        verify_manifest(folder)
+    except IntegrityError:
+        return False
+    return True
 
 
 def refuse_few_rows(rows: int, settings: StageSettings, *, place: str, ranks: int) -> None:
