@@ -46,12 +46,12 @@ from soju.embedding.embedder import Subject
 from soju.embedding.evaluate import measure_models
 from soju.embedding.expansion.byte_bpe import ByteBpe
 from soju.embedding.expansion.expand import expand_model, read_pairs
-from soju.embedding.expansion.initial_rows import donor_vectors
 from soju.embedding.expansion.initialise import (
     INITIALISERS,
     NEED_DONOR,
     SPARSITY,
     DonorVectors,
+    donor_vectors,
     initialise,
     matching_pursuit,
 )

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from soju.core.files import write_json
-from soju.embedding.trainable import PartitionedEmbedding
+from soju.embedding.trainer import PartitionedEmbedding
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, NEW, WIDTH = 219_698, 68_029, 1024

@@ -32,8 +32,13 @@ from soju.core.language import is_hangul
 from soju.embedding.expansion.byte_bpe import ByteBpe, token_text
 from soju.embedding.expansion.certificate import certify
 from soju.embedding.expansion.difference import find_candidates
-from soju.embedding.expansion.merges import Expansion, expand_by_added_tokens, expand_by_merges
-from soju.embedding.expansion.tokenizer_files import expanded_spec, write_tokenizer
+from soju.embedding.expansion.merges import (
+    Expansion,
+    expand_by_added_tokens,
+    expand_by_merges,
+    expanded_spec,
+    write_tokenizer,
+)
 from soju.embedding.scratch_base import PLAIN, PRE_TOKENIZER, SPECIALS
 
 RESULTS = Path(__file__).parent / "results"

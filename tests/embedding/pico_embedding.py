@@ -8,7 +8,8 @@ from soju.core.files import write_manifest
 from soju.core.run import open_run_folder
 from soju.embedding.adapters import load_float32
 from soju.embedding.config import EmbeddingConfig
-from soju.embedding.data import read_embedding_data, read_evaluation
+from soju.embedding.data import read_embedding_data
+from soju.embedding.evaluate import read_evaluation
 from soju.embedding.expansion.expand import expand_model
 from soju.embedding.recipe import read_run, run
 from soju.embedding.retention import RetentionGuard

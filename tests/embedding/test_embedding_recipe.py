@@ -19,7 +19,7 @@ from soju.embedding.config import DistillationSettings
 from soju.embedding.data import read_embedding_data
 from soju.embedding.retention import KOREAN, RetentionGuard
 from soju.embedding.scratch_base import make_scratch_base, projection, rows_from_teacher, taught_rows
-from soju.embedding.trainable import transformer_of
+from soju.embedding.trainer import transformer_of
 
 QUICK = (
     "base.vocabulary=700", "base.donor_vocabulary=600", "base.hidden_size=16", "base.heads=2",

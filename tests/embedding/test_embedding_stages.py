@@ -19,8 +19,7 @@ from soju.embedding.adapters import load_float32
 from soju.embedding.expansion.merges import Expansion
 from soju.embedding.retention import KOREAN, RetentionGuard
 from soju.embedding.stages import begin_stage, best_passed, refuse_equal_passes, run_stage
-from soju.embedding.trainable import TRAINABLE_FILE, set_dropout
-from soju.embedding.trainer import warm_up_and_decay
+from soju.embedding.trainer import TRAINABLE_FILE, set_dropout, warm_up_and_decay
 from soju.training.rollback import Attempt
 
 SELF = "objective=self_distillation"

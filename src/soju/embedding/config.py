@@ -121,7 +121,7 @@ class EvaluationSettings(Settings):
 
 
 FilePart = tuple[str, ...]
-Initialiser = Literal["mean", "weighted_mean", "omp", "focus", "aligned", "noise"]
+Initialiser = Literal["mean", "omp", "aligned", "noise"]
 
 
 class EmbeddingDataSettings(Settings):

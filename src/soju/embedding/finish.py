@@ -27,9 +27,9 @@ from soju.core.score import Score
 from soju.embedding.adapter_modules import SHIPPED
 from soju.embedding.adapters import load_adapted
 from soju.embedding.config import EmbeddingConfig, PretrainedBase
-from soju.embedding.data import EmbeddingData, EvaluationData
+from soju.embedding.data import EmbeddingData
 from soju.embedding.embedder import Subject
-from soju.embedding.evaluate import Measured, measure_models
+from soju.embedding.evaluate import EvaluationData, Measured, measure_models
 from soju.embedding.expansion.byte_bpe import ByteBpe, token_text
 from soju.embedding.expansion.merges import EXPANSION_FILE, Expansion
 from soju.embedding.losses import LABELS

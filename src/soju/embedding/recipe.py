@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,18 +12,21 @@ from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
 from soju.core.errors import BadNumbersError, MissingExtraError, RegressionError, UserError
-from soju.core.files import write_json, write_manifest
+from soju.core.files import write_json, write_manifest, write_text
 from soju.core.model_folder import find_model_folder
 from soju.core.run import RunDirectory
 from soju.embedding.adapters import load_float32
 from soju.embedding.config import EmbeddingConfig, ScratchBase
-from soju.embedding.data import EmbeddingData, EvaluationData, read_embedding_data, read_evaluation
-from soju.embedding.expanding_stage import expand_stage
+from soju.embedding.data import EmbeddingData, read_embedding_data
+from soju.embedding.evaluate import EvaluationData, read_evaluation
+from soju.embedding.expansion.expand import expand_model
 from soju.embedding.finish import measure, report
-from soju.embedding.retention import RetentionGuard
+from soju.embedding.retention import KOREAN, RetentionGuard
 from soju.embedding.scratch_base import make_scratch_base
-from soju.embedding.stages import SUPERVISED, Accepted, run_stages
-from soju.training.ranks import join_ranks
+from soju.embedding.stages import STAGES, SUPERVISED, Accepted, run_stages
+from soju.embedding.trainer import is_whole
+from soju.training.ranks import from_all, join_ranks
+from soju.training.rollback import Attempt
 
 
 def run(
@@ -133,6 +137,129 @@ def base_and_donor(config: EmbeddingConfig, data: EmbeddingData, run_dir: RunDir
     if not (folder / "modules.json").is_file():
         raise UserError(f"{config.base.model}: no modules.json, so nothing says how it pools; give an embedding model")
     return folder, config.base.donor
+
+
+def expand_stage(
+    config: EmbeddingConfig,
+    data: EmbeddingData,
+    base: Path,
+    donor: str,
+    run_folder: Path,
+    *,
+    guard: RetentionGuard | None,
+) -> Accepted:
+    """Expand the base, or read what an earlier start of the run has finished.
+
+    Args:
+        config: Settings of the run.
+        data: Its Korean texts decide the order of tokens, when asked to.
+        base: The base's folder.
+        donor: Folder or hub id of the donor.
+        run_folder: Gets ``stage0``.
+        guard: Chooses the initialiser, when several are to be tried.
+
+    Returns:
+        The expanded model.
+
+    Raises:
+        UserError: If a tokenizer is of a kind that cannot be expanded, or the certificate fails.
+    """
+    folder, settings = run_folder / "stage0", config.expansion
+    if not is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)  # what an earlier start wrote and could not certify
+        corpus: Path | None = None
+        if settings.order == "corpus":
+            corpus = run_folder / "training" / "expansion" / "korean.txt"
+            write_text(corpus, "".join(" ".join(text.split()) + "\n" for text in data.korean))
+        initialiser: str = settings.initialiser
+        if settings.init_probe and guard is not None:
+            initialiser = choose_initialiser(config, data, base, donor, guard, run_folder, corpus=corpus)
+        expand_model(
+            str(base),
+            donor,
+            folder,
+            corpus=corpus,
+            pairs=data.pairs,
+            method=settings.method,
+            initialiser=initialiser,
+            limit=settings.limit,
+            speed=settings.speed,
+            seed=config.seed,
+        )
+        if corpus is not None:
+            shutil.rmtree(corpus.parent)  # a copy of texts has no place in a run
+    certificate = folder / "certificate.json"
+    looks = json.loads(certificate.read_text(encoding="utf-8"))
+    return Accepted("stage0", folder, looks)
+
+
+PROBE = "probe"
+"""Folder below ``training`` that the probe works in."""
+
+
+def choose_initialiser(
+    config: EmbeddingConfig,
+    data: EmbeddingData,
+    base: Path,
+    donor: str,
+    guard: RetentionGuard,
+    run_folder: Path,
+    *,
+    corpus: Path | None,
+) -> str:
+    """Try the initialisers that the settings name, or read what an earlier start of the run found.
+
+    Args:
+        config: Settings of the run.
+        data: Texts to learn from.
+        base: The base's folder.
+        donor: Folder or hub id of the donor.
+        guard: Scores the watched Korean pairs.
+        run_folder: Gets ``training/probe/probe.json``, scores before and after the steps.
+        corpus: Korean texts that decide the order of merges; none takes the donor's.
+
+    Returns:
+        The initialiser with the highest score after the steps; of equal ones the first that is named.
+
+    Raises:
+        UserError: If an initialiser cannot be used, or several processes run.
+    """
+    folder, settings = run_folder / "training" / PROBE, config.expansion
+    record = folder / "probe.json"
+    if len(from_all(0)) > 1:
+        raise UserError("expansion.init_probe: works on one process; run stage 0 alone first, or name one initialiser")
+    if not record.is_file():
+        found = {}
+        for method in settings.init_probe:
+            own = folder / method
+            shutil.rmtree(own, ignore_errors=True)
+            start = expand_model(
+                str(base), donor, own / "stage0", corpus=corpus, pairs=data.pairs, method=settings.method,
+                initialiser=method, limit=settings.limit, speed=False, seed=config.seed,
+            )  # fmt: skip
+            write_manifest(start)
+            found[method] = _probe(method, config, data, start, base, guard, own)
+            shutil.rmtree(own)
+        write_json(record, found)
+    scores = json.loads(record.read_text(encoding="utf-8"))
+    chosen: str = max(settings.init_probe, key=lambda method: scores[method]["after"][KOREAN])
+    return chosen
+
+
+def _probe(
+    method: str,
+    config: EmbeddingConfig,
+    data: EmbeddingData,
+    start: Path,
+    base: Path,
+    guard: RetentionGuard,
+    folder: Path,
+) -> dict[str, dict[str, float]]:
+    steps = config.expansion.probe_steps
+    settings = config.stage1.model_copy(update={"max_steps": steps, "eval_steps": steps, "logging_steps": steps})
+    trainer = STAGES["stage1"]("stage1", settings, config, data, start, base, folder).trainer(Attempt(), None)
+    trainer.train()
+    return {"before": guard(load_float32(start).eval()), "after": guard(trainer.model.eval())}
 
 
 def publish_best(folder: Path, run_dir: RunDirectory) -> None:

@@ -30,11 +30,18 @@ from soju.core.files import write_json, write_manifest, write_text
 from soju.data.splits import spread
 from soju.embedding.adapters import load_float32
 from soju.embedding.config import DistillationSettings, ScratchBase, StageSettings
-from soju.embedding.data import EmbeddingData
+from soju.embedding.data import Collator, EmbeddingData, LabelledPairs, Rows, TextRows, encoder_of
 from soju.embedding.losses import StageLoss
-from soju.embedding.rows import Collator, LabelledPairs, Rows, TextRows, encoder_of
-from soju.embedding.trainable import all_group, load_trainable, transformer_of
-from soju.embedding.trainer import StageTrainer, is_whole, places_of, refuse_few_rows, stage_arguments
+from soju.embedding.trainer import (
+    StageTrainer,
+    all_group,
+    is_whole,
+    load_trainable,
+    places_of,
+    refuse_few_rows,
+    stage_arguments,
+    transformer_of,
+)
 from soju.teachers.cache import cached_embeddings
 from soju.teachers.dense import SentenceTransformerTeacher
 from soju.training.checkpoints import newest_verified, publish, resume_path

@@ -39,25 +39,28 @@ from soju.embedding.config import (
     SupervisedSettings,
     UnsupervisedSettings,
 )
-from soju.embedding.data import CACHE, EmbeddingData, anchored_rows
+from soju.embedding.data import CACHE, Collator, EmbeddingData, LabelledPairs, Rows, TextRows, anchored_rows
 from soju.embedding.expansion.merges import EXPANSION_FILE, Expansion
 from soju.embedding.losses import StageLoss, passes_are_equal
 from soju.embedding.retention import CHOSEN_BY, RetentionGate, RetentionGuard
-from soju.embedding.rows import Collator, LabelledPairs, Rows, TextRows
-from soju.embedding.trainable import (
+from soju.embedding.trainer import (
     Group,
     PartitionedEmbedding,
+    StageTrainer,
     block_group,
     embedding_group,
     fold_embedding,
     gradual,
+    is_whole,
     load_trainable,
     partition_embedding,
+    places_of,
+    refuse_few_rows,
     set_dropout,
+    stage_arguments,
     tensors_of,
     transformer_of,
 )
-from soju.embedding.trainer import StageTrainer, is_whole, places_of, refuse_few_rows, stage_arguments
 from soju.training.checkpoints import newest_verified, publish
 from soju.training.gate import passed_steps, read_verdicts
 from soju.training.ranks import from_all, on_main_process
