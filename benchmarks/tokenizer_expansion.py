@@ -1,4 +1,4 @@
-"""Do 68,029 Korean tokens enter a vocabulary of 151,669 in 30 seconds, and does it stay fast?
+"""68,029 Korean tokens enter a vocabulary of 151,669: in how many seconds, and how fast it is afterwards.
 
 The base has Qwen's layout: 151,643 byte-level tokens, 26 added tokens behind them, Qwen's pre-tokenizer. Its first
 40,000 tokens are trained on English and source code; the others are made of random pairs of its Latin tokens, seed 0.

@@ -12,7 +12,7 @@ from soju.embedding.data import read_embedding_data
 from soju.embedding.evaluate import read_evaluation
 from soju.embedding.expansion.expand import expand_model
 from soju.embedding.recipe import read_run, run
-from soju.embedding.retention import RetentionGuard
+from soju.embedding.retention import RetentionCheck
 from soju.embedding.scratch_base import make_scratch_base
 from soju.embedding.stages import STAGES
 from soju.samples import __file__ as samples
@@ -107,8 +107,8 @@ class PicoStages:
         data = read_embedding_data(config)
         return STAGES[name](name, getattr(config, name), config, data, start or self.expanded, self.base, folder)
 
-    def guard(self, stage):
+    def check(self, stage):
         data = stage.data
-        return RetentionGuard(
+        return RetentionCheck(
             data.watched_korean, data.watched_english, load_float32(self.base), stage.config.retention
         )

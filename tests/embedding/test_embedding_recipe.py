@@ -17,7 +17,7 @@ from soju.core.files import verify_manifest
 from soju.embedding.adapters import load_float32
 from soju.embedding.config import DistillationSettings
 from soju.embedding.data import read_embedding_data
-from soju.embedding.retention import KOREAN, RetentionGuard
+from soju.embedding.retention import KOREAN, RetentionCheck
 from soju.embedding.scratch_base import make_scratch_base, projection, rows_from_teacher, taught_rows
 from soju.embedding.trainer import transformer_of
 
@@ -74,7 +74,13 @@ def test_base_and_stages_are_measured_side_by_side(finished):
 
 def test_the_report_shows_curves_neighbours_and_drift(finished):
     page = (finished / "report.md").read_text(encoding="utf-8")
-    for part in ("stage1: losses", "stage2: what the guard saw", "how far they turned", "Length of rows", "S3"):
+    for part in (
+        "stage1: losses",
+        "stage2: what the retention check saw",
+        "how far they turned",
+        "Length of rows",
+        "S3",
+    ):
         assert part in page
     searches = json.loads((finished / "searches.json").read_text(encoding="utf-8"))
     assert {search["engine"] for search in searches} == {"rows nearest in S0", "rows nearest in S3"}
@@ -101,7 +107,7 @@ def test_a_finished_run_that_is_resumed_changes_nothing(finished):
 
 def test_a_stage_that_is_not_accepted_ends_the_run_with_a_report_of_the_rest(tmp_path, monkeypatch):
     write_passages(tmp_path)
-    original = RetentionGuard.__call__
+    original = RetentionCheck.__call__
     seen = []
 
     def look(self, model, *args, **more):
@@ -111,7 +117,7 @@ def test_a_stage_that_is_not_accepted_ends_the_run_with_a_report_of_the_rest(tmp
             found[KOREAN] = 0.5 if len(seen) == 1 else 0.1
         return found
 
-    monkeypatch.setattr(RetentionGuard, "__call__", look)
+    monkeypatch.setattr(RetentionCheck, "__call__", look)
     quick = ("stages=[0, 1]", "stage1.max_steps=2", "retention.korean_drop=0.1", "retention.max_rollbacks=0")
     with pytest.raises(RegressionError, match="korean_spearman"):
         run_embedding(tmp_path / "run", tmp_path, *quick)

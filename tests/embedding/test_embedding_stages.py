@@ -1,4 +1,4 @@
-"""What each stage moves, that it resumes in the same bits, what the guard does, and what is handed over."""
+"""What each stage moves, that it resumes in the same bits, what the retention check does, and what is handed over."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from soju.core.files import read_json_lines, verify_manifest
 from soju.embedding import stages
 from soju.embedding.adapters import load_float32
 from soju.embedding.expansion.merges import Expansion
-from soju.embedding.retention import KOREAN, RetentionGuard
+from soju.embedding.retention import KOREAN, RetentionCheck
 from soju.embedding.stages import begin_stage, best_passed, refuse_equal_passes, run_stage
 from soju.embedding.trainer import TRAINABLE_FILE, set_dropout, warm_up_and_decay
 from soju.training.rollback import Attempt
@@ -40,7 +40,7 @@ def pico(tmp_path_factory):
 
 
 def moved(pico, stage, *, steps=2):
-    """Train without a guard; return the names whose values changed."""
+    """Train without a retention check; return the names whose values changed."""
     settings = stage.settings.model_copy(update={"max_steps": steps, "eval_steps": steps})
     trainer = replace(stage, settings=settings).trainer(Attempt(), None)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
@@ -146,7 +146,7 @@ def test_self_distillation_is_zero_where_nothing_was_merged(pico, tmp_path):
 
 def test_an_accepted_stage_1_leaves_english_to_the_bit_and_loads_by_itself(pico, tmp_path):
     stage = pico.stage("stage1", tmp_path, f"stage1.{SELF}")
-    accepted = run_stage(stage, pico.guard(stage))
+    accepted = run_stage(stage, pico.check(stage))
     verify_manifest(accepted.folder)
     before, after = (SentenceTransformer(str(folder), device="cpu") for folder in (pico.base, accepted.folder))
     torch.testing.assert_close(before.encode(ENGLISH), after.encode(ENGLISH), rtol=0, atol=0)
@@ -163,7 +163,7 @@ def test_an_accepted_stage_1_leaves_english_to_the_bit_and_loads_by_itself(pico,
 def test_adapters_that_cannot_be_folded_are_shipped_and_go_on_to_the_next_stage(pico, tmp_path):
     overrides = ("stage2.adapters.kind=gated", "stage2.max_steps=2")
     stage = pico.stage("stage2", tmp_path, *overrides)
-    second = run_stage(stage, pico.guard(stage))
+    second = run_stage(stage, pico.check(stage))
     assert (second.folder / "soju_adapters.py").is_file()
     stock = SentenceTransformer(str(second.folder), device="cpu", trust_remote_code=True)
     torch.testing.assert_close(stock.encode(ENGLISH), load_float32(second.folder).encode(ENGLISH), rtol=0, atol=0)
@@ -178,7 +178,7 @@ def test_lora_moves_its_updates_and_is_folded_into_a_plain_model(pico, tmp_path)
     assert names
     assert all("lora_" in name and ".layers.1." in name for name in names)
     stage = pico.stage("stage2", tmp_path, *overrides)
-    second = run_stage(stage, pico.guard(stage))
+    second = run_stage(stage, pico.check(stage))
     assert second.looks["adapters"].startswith("LoRA: ")
     stock = SentenceTransformer(str(second.folder), device="cpu")
     assert not any("lora" in name for name in stock.state_dict())
@@ -200,8 +200,8 @@ def stop_at_step(monkeypatch, step):
 
     original = stages.StageRun.trainer
 
-    def trainer(self, attempt, guard):
-        made = original(self, attempt, guard)
+    def trainer(self, attempt, check):
+        made = original(self, attempt, check)
         made.add_callback(Stop())
         return made
 
@@ -212,7 +212,7 @@ def stop_at_step(monkeypatch, step):
 def straight(pico, tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
     stage = pico.stage("stage2", folder, "stage2.anchor_weight=0.5")
-    run_stage(stage, pico.guard(stage))
+    run_stage(stage, pico.check(stage))
     return folder
 
 
@@ -220,11 +220,11 @@ def straight(pico, tmp_path_factory):
 def test_a_stage_that_was_stopped_goes_on_in_the_same_bits(pico, straight, tmp_path, monkeypatch, step):
     stop_at_step(monkeypatch, step)
     stage = pico.stage("stage2", tmp_path, "stage2.anchor_weight=0.5")
-    guard = pico.guard(stage)
+    check = pico.check(stage)
     with pytest.raises(StoppedError):
-        run_stage(stage, guard)
+        run_stage(stage, check)
     assert not stage.result.exists()
-    run_stage(stage, guard)
+    run_stage(stage, check)
     expected, found = (load_file(folder / "stage2" / "model.safetensors") for folder in (straight, tmp_path))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     histories = (read_json_lines(folder / "training/stage2/history.jsonl") for folder in (tmp_path, straight))
@@ -233,9 +233,9 @@ def test_a_stage_that_was_stopped_goes_on_in_the_same_bits(pico, straight, tmp_p
 
 
 def looks_of(monkeypatch, values):
-    """Let the guard see these Korean scores, in order; the last one for ever."""
+    """Let the check see these Korean scores, in order; the last one for ever."""
     seen = []
-    original = RetentionGuard.__call__
+    original = RetentionCheck.__call__
 
     def look(self, model, *args, **more):
         found = original(self, model, *args, **more)
@@ -244,14 +244,14 @@ def looks_of(monkeypatch, values):
             seen.append(found[KOREAN])
         return found
 
-    monkeypatch.setattr(RetentionGuard, "__call__", look)
+    monkeypatch.setattr(RetentionCheck, "__call__", look)
 
 
 def test_beyond_the_budget_the_stage_goes_back_and_learns_more_slowly(pico, tmp_path, monkeypatch):
     stage = pico.stage("stage2", tmp_path, "retention.korean_drop=0.05")
-    guard = pico.guard(stage)
+    check = pico.check(stage)
     looks_of(monkeypatch, [0.5, 0.6, 0.4, 0.7])  # the start, step 2, step 4 regresses, step 4 again
-    accepted = run_stage(stage, guard)
+    accepted = run_stage(stage, check)
     rows = read_json_lines(stage.folder / "rollbacks.jsonl")
     assert [row.get("learning_rate_scale") for row in rows if row["outcome"] == "started"] == [1.0, 0.5]
     assert rows[2]["resume_from"] == "checkpoint-2"
@@ -261,26 +261,26 @@ def test_beyond_the_budget_the_stage_goes_back_and_learns_more_slowly(pico, tmp_
 
 def test_a_stage_that_gives_up_hands_over_the_best_that_passed(pico, tmp_path, monkeypatch):
     stage = pico.stage("stage2", tmp_path, "retention.korean_drop=0.05", "retention.max_rollbacks=1")
-    guard = pico.guard(stage)
+    check = pico.check(stage)
     looks_of(monkeypatch, [0.5, 0.6, 0.4])
-    assert run_stage(stage, guard).looks["checkpoint"] == "checkpoint-2"
+    assert run_stage(stage, check).looks["checkpoint"] == "checkpoint-2"
     assert best_passed(stage.folder).name == "checkpoint-2"
 
 
 def test_a_stage_of_which_nothing_passed_is_refused(pico, tmp_path, monkeypatch):
     stage = pico.stage("stage2", tmp_path, "retention.korean_drop=0.05", "retention.max_rollbacks=1")
-    guard = pico.guard(stage)
+    check = pico.check(stage)
     looks_of(monkeypatch, [0.5, 0.1])
     with pytest.raises(RegressionError, match=r"korean_spearman on watched korean went from 0\.5 to 0\.1"):
-        run_stage(stage, guard)
+        run_stage(stage, check)
     assert not stage.result.exists()
 
 
 def test_english_is_compared_with_the_untouched_model(pico, tmp_path):
     stage = pico.stage("stage2", tmp_path, "retention.english_drop=0.01", "retention.min_cosine=0.9")
-    guard = pico.guard(stage)
-    gate = stages.RetentionGate(guard, stage.config.retention, {KOREAN: 0.1}, tmp_path / "verdicts.jsonl")
-    base = guard.of_base["english_spearman"]
+    check = pico.check(stage)
+    gate = stages.RetentionGate(check, stage.config.retention, {KOREAN: 0.1}, tmp_path / "verdicts.jsonl")
+    base = check.of_base["english_spearman"]
     kept = {KOREAN: 0.2, "english_spearman": base - 0.009, "english_cosine": 0.95}
     assert gate.verdict(kept).passed
     assert not gate.verdict(kept | {"english_spearman": base - 0.02}).passed
@@ -290,12 +290,12 @@ def test_english_is_compared_with_the_untouched_model(pico, tmp_path):
 
 def test_a_model_that_collapsed_fails_the_gate(pico, tmp_path):
     stage = pico.stage("stage2", tmp_path, "retention.english_drop=0.5", "retention.korean_drop=0.5")
-    guard = pico.guard(stage)
+    check = pico.check(stage)
     model = load_float32(pico.expanded)
     model.encode = lambda texts, **_: torch.ones(len(texts), 16).numpy()
-    found = guard(model)
+    found = check(model)
     assert found[KOREAN] == found["english_spearman"] == -1.0
-    gate = stages.RetentionGate(guard, stage.config.retention, {KOREAN: 0.1}, tmp_path / "verdicts.jsonl")
+    gate = stages.RetentionGate(check, stage.config.retention, {KOREAN: 0.1}, tmp_path / "verdicts.jsonl")
     assert not gate.verdict(found).passed
 
 
@@ -346,10 +346,10 @@ def test_a_run_killed_between_stages_ends_in_the_same_bits(tmp_path, monkeypatch
     run_embedding(tmp_path / "straight", tmp_path, *quick)
     original = stages.run_stage
 
-    def killed(stage, guard, **more):
+    def killed(stage, check, **more):
         if stage.name == "stage2":
             raise KeyboardInterrupt
-        return original(stage, guard, **more)
+        return original(stage, check, **more)
 
     monkeypatch.setattr(stages, "run_stage", killed)
     with pytest.raises(KeyboardInterrupt):

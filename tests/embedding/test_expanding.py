@@ -170,7 +170,7 @@ def save_donor_model(folder, donor, weights):
 def test_vectors_of_a_donor_that_cannot_be_used_are_refused_in_one_sentence(folders, tmp_path):
     base, donor, _ = folders
     broken = save_donor_model(tmp_path / "broken", donor, b"no safetensors")
-    with pytest.raises(UserError, match=r"the weights beside its tokenizer cannot be read .*; fetch them again"):
+    with pytest.raises(UserError, match=r"the weights in its folder cannot be read .*; fetch them again"):
         expand_model(str(base), str(broken), tmp_path / "a", initialiser="omp")
     small = save_donor_model(tmp_path / "small", donor, save({"embed_tokens.weight": torch.ones(3, 4)}))
     with pytest.raises(UserError, match="its model 3 rows; give a donor whose tokenizer and model belong together"):

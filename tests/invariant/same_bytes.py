@@ -169,7 +169,12 @@ def content(path: Path, *, old: bool) -> Any:
     if path.suffix == ".jsonl" and path.name in ("history.jsonl", "verdicts.jsonl", "rollbacks.jsonl", "probes.jsonl"):
         return [timeless(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     if path.suffix == ".json":
-        return timeless(json.loads(path.read_text(encoding="utf-8")))
+        values = timeless(json.loads(path.read_text(encoding="utf-8")))
+        if path.name == "training_args.json":
+            values.pop("warmup_steps", None)  # recipe `embedding` kept it apart; the schedule shows in the weights
+        if path.name == "figures.json":  # wording
+            values = [{key: item for key, item in figure.items() if key not in ("title", "caption")} for figure in values]
+        return values
     if path.suffix in (".yaml", ".yml"):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         return with_new(renamed(values)) if old else values

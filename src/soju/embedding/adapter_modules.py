@@ -37,7 +37,7 @@ class AdapterSettings:
 
     kind: Kind = "bottleneck"
     """``bottleneck``: after the feed-forward block, non-linear, one trained gate a layer. ``gated``: the same with a
-    gate for each token. ``parallel``: more neurons beside those of the block; folds. ``linear``: a low-rank map after
+    gate for each token. ``parallel``: more neurons in the block; folds. ``linear``: a low-rank map after
     the block; folds."""
     hidden: int = 256
     """Hidden width of an adapter."""
@@ -85,7 +85,7 @@ class Bottleneck(nn.Module):
 
 
 class _FromLinear(nn.Linear):
-    """A linear layer that takes over the weights of another, under the same names, and has an adapter beside them."""
+    """A linear layer that takes over the weights of another, under the same names, and has an adapter."""
 
     def __init__(self, plain: nn.Linear, adapter: nn.Module) -> None:
         # On the meta device nothing is allocated and no number is drawn for weights that are replaced at once.

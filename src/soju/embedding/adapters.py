@@ -224,7 +224,7 @@ def load_float32(folder: Path) -> SentenceTransformer:
 
 
 def has_adapters(model: SentenceTransformer) -> bool:
-    """Tell whether a model has adapters beside its own weights."""
+    """Tell whether a model has adapters that are not part of its architecture."""
     return isinstance(model[0], AdaptedTransformer)
 
 
@@ -237,14 +237,7 @@ def save_model(model: SentenceTransformer, folder: Path) -> None:
 
 
 def settle_adapters(model: SentenceTransformer) -> str | None:
-    """Describe the adapters or the LoRA of a trained model, and make a plain model of it where that is exact.
-
-    Args:
-        model: After training; changed in place.
-
-    Returns:
-        The description; ``None`` for a model without either.
-    """
+    """Describe the adapters or the LoRA of a trained model, and make a plain model of it where that is exact."""
     if has_adapters(model):
         described = describe_adapters(model)
         if model[0].adapter_settings.kind in FOLDABLE:
@@ -265,7 +258,7 @@ def add_lora(
     layers: Sequence[int] | None = None,
     seed: int = 0,
 ) -> list[nn.Parameter]:
-    """Put LoRA beside the linear layers of the feed-forward blocks, in place, and freeze everything else.
+    """Put LoRA on the linear layers of the feed-forward blocks, in place, and freeze everything else.
 
     Args:
         model: A transformers model of an architecture that `feed_forwards` knows. For a sentence-transformers model its
@@ -315,11 +308,7 @@ def describe_lora(model: Any) -> str | None:
 def merge_lora(model: Any) -> None:
     """Add the updates to the weights and take peft's layers out, in place; all parameters are trainable afterwards.
 
-    Args:
-        model: What `add_lora` was given.
-
-    Raises:
-        UserError: If there are no updates to merge.
+    Raises `UserError` if there are no updates to merge.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -488,7 +488,7 @@ class EmbeddingConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _guard_can_see(self) -> Self:
+    def _check_has_pairs(self) -> Self:
         watched = (self.retention.english and self.retention.korean) or (self.retention.held_out and self.data.passages)
         if (set(self.stages) - {0} or self.supervised) and not watched:
             raise ValueError(

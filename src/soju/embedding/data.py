@@ -30,7 +30,7 @@ from soju.teachers.dense import SentenceTransformerTeacher
 
 @dataclass(slots=True)
 class EmbeddingData:
-    """Everything a run learns from, and what the guard watches."""
+    """Everything a run learns from, and what the retention check watches."""
 
     korean: list[str]
     english: list[str]

@@ -79,18 +79,7 @@ def read_evaluation(
 ) -> EvaluationData:
     """Read every test set.
 
-    Args:
-        settings: Which sets.
-        root: Folder of relative files when the settings name none.
-        log: Gets counts and problems, for a caller that reports the problems of more files together; without one
-            problems are raised here.
-
-    Returns:
-        The sets; without those that could not be read when a log is given.
-
-    Raises:
-        DataError: If rows are broken and no log is given.
-        UserError: If a set has fewer than two rows.
+    Raises `DataError` if rows are broken and no log is given. Raises `UserError` if a set has fewer than two rows.
     """
     own = log or ReadLog()
     folder = settings.root or root
@@ -265,14 +254,7 @@ def compare_measured(
 ) -> tuple[list[Comparison], list[str]]:
     """Compare a model with a baseline on everything that both were measured on, pair by pair.
 
-    Args:
-        ours: Items of the model in question.
-        baseline: Items of what it is compared with.
-        samples: Draws of the paired bootstrap.
-        seed: Seed of the draws.
-
-    Returns:
-        The comparisons, and a sentence for each set that was not measured alike.
+    Returns the comparisons, and a sentence for each set that was not measured alike.
     """
     theirs = {(item.score.test_set, item.score.name): item for item in baseline}
     found, why = [], []
@@ -398,16 +380,7 @@ class _Evaluated(Settings):
 def evaluation_of(values: Mapping[str, Any], *, place: str) -> EvaluationSettings:
     """Check the evaluation of a configuration of recipe ``embedding``; what it says of training is passed over.
 
-    Args:
-        values: The configuration as read.
-        place: What errors call it.
-
-    Returns:
-        The settings, ``data.root`` filled in where they name no root.
-
-    Raises:
-        ConfigError: If a setting is wrong.
-        UserError: If nothing is to be measured.
+    Raises `ConfigError` if a setting is wrong. Raises `UserError` if nothing is to be measured.
     """
     found = validate({"evaluation": values.get("evaluation") or {}}, _Evaluated, place=place).evaluation
     if not (found.sts or found.bitext or found.choices or found.retrieval):
@@ -423,7 +396,7 @@ def subjects_of(models: Sequence[str]) -> list[Subject]:
     """Name models as briefly as tells them apart.
 
     A run folder stands for its best model. Names are the last parts of the paths, as many as differ: ``stage1`` of one
-    run, ``run-a/stage1`` beside ``run-b/stage1``.
+    run, ``run-a/stage1`` and ``run-b/stage1`` of two.
 
     Args:
         models: Folders, run folders, ``package:NAME`` or hub ids.
@@ -447,16 +420,7 @@ def subjects_of(models: Sequence[str]) -> list[Subject]:
 
 
 def compare_models(models: Sequence[str], values: Mapping[str, Any], *, place: str) -> Measured:
-    """Measure models on the test sets of a configuration; the first is what the others are compared with.
-
-    Args:
-        models: See `subjects_of`.
-        values: The configuration as read.
-        place: What errors call it.
-
-    Returns:
-        What `measure_models` gives.
-    """
+    """Measure models on the test sets of a configuration; the first is what the others are compared with."""
     disable_progress_bar()  # of the libraries: they would draw one for every file of weights
     return measure_models(subjects_of(models), evaluation_of(values, place=place))
 
@@ -473,14 +437,7 @@ def is_embedding_model(model: str) -> bool:
 def mteb_model(model: str) -> tuple[Any, str]:
     """Return an embedding model in mteb's own wrapper for sentence-transformers, and its name in tables.
 
-    Args:
-        model: See `subjects_of`.
-
-    Returns:
-        What ``mteb.evaluate`` takes, and the name.
-
-    Raises:
-        UserError: If it cannot be loaded.
+    Raises `UserError` if it cannot be loaded.
     """
     from mteb.models import SentenceTransformerEncoderWrapper
 

@@ -1,12 +1,8 @@
-"""What became of rows of an embedding table? Nearest neighbours, lengths, and how far rows have turned.
+"""After training: measure base and stages on the same sets; write cards, curves, pages about rows, and the report.
 
-Everything is plain data for a report. Shape letters: V = rows of the table, N = rows looked at, D = dimensions.
+Pages about rows show nearest neighbours of new tokens, lengths of rows, and how far rows and vectors have turned.
 
-Pages of the report about rows and vectors: nearest neighbours of new tokens, lengths, how far things have turned.
-
-Shape letters: V = rows of the embedding, D = dimensions.
-
-After training: measure base and stages side by side, write cards, tables, curves and the report.
+Shape letters: V = rows of the embedding, N = rows looked at, D = dimensions.
 """
 
 from __future__ import annotations
@@ -175,7 +171,7 @@ def _row_cosines(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float6
 
 
 def _blocks(count: int) -> Iterator[slice]:
-    """Yield slices of few enough rows that a copy of them in float64 is no matter beside the table."""
+    """Yield slices of few enough rows that a copy of them in float64 costs little memory compared with the table."""
     for start in range(0, count, ROWS):
         yield slice(start, start + ROWS)
 
@@ -193,13 +189,7 @@ def table_pages(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Describe what rows and vectors became.
 
-    Args:
-        accepted: The base and every model that was accepted.
-        data: Texts whose vectors are compared.
-        names: What tables call the models.
-
-    Returns:
-        Figures, and neighbours in the form of searches.
+    Returns figures, and neighbours in the form of searches.
     """
     base, last = accepted[0], accepted[-1]
     if base is last:
@@ -236,14 +226,7 @@ def table_pages(
 def row_table(folder: Path) -> NDArray[np.float32]:
     """Read the embedding of a model folder, ``(V, D)`` float32.
 
-    Args:
-        folder: Of a stage.
-
-    Returns:
-        The rows.
-
-    Raises:
-        UserError: If its files hold none.
+    Raises `UserError` if its files hold none.
     """
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -386,19 +369,7 @@ def report(
     *,
     failed: Exception | None = None,
 ) -> Path:
-    """Write model cards, curves, what words and vectors became, and the report.
-
-    Args:
-        accepted: The base and every model that was accepted.
-        measured: What `measure` returned.
-        config: Settings of the run.
-        data: What the run read.
-        run_dir: The run folder.
-        failed: Why the stage after the last accepted one was not; none when all were.
-
-    Returns:
-        The HTML report.
-    """
+    """Write model cards, curves, what words and vectors became, and the report."""
     for folder in (run_dir.best, run_dir.final):
         write_text(folder / "README.md", card(config, data, measured.scores, folder))
         write_manifest(folder)
@@ -414,13 +385,13 @@ def report(
 
 
 def training_figures(folder: Path) -> list[dict[str, Any]]:
-    """Describe losses, and what the guard saw, of every training of the run."""
+    """Describe losses, and what the retention check saw, of every training of the run."""
     figures: list[dict[str, Any]] = []
     for history in sorted((folder / "training").glob("*/history.jsonl")):
         name, rows = history.parent.name, read_json_lines(history)
         for kind, names, label in (("losses", LABELS, "loss"), ("watched", _WATCHED, "correlation or cosine")):
             if series := _series(rows, names):
-                title = "losses" if kind == "losses" else "what the guard saw"
+                title = "losses" if kind == "losses" else "what the retention check saw"
                 figures.append(
                     {
                         "id": f"{name}-{kind}",

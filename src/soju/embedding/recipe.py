@@ -21,7 +21,7 @@ from soju.embedding.data import EmbeddingData, read_embedding_data
 from soju.embedding.evaluate import EvaluationData, read_evaluation
 from soju.embedding.expansion.expand import expand_model
 from soju.embedding.finish import measure, report
-from soju.embedding.retention import KOREAN, RetentionGuard
+from soju.embedding.retention import KOREAN, RetentionCheck
 from soju.embedding.scratch_base import make_scratch_base
 from soju.embedding.stages import STAGES, SUPERVISED, Accepted, run_stages
 from soju.embedding.trainer import is_whole
@@ -66,28 +66,28 @@ def run(
     base, donor = base_and_donor(config, data, run_dir)
     accepted = [Accepted("base", base)]
 
-    # 3. What the guard will compare with: the untouched model.
+    # 3. What the retention check compares with: the untouched model.
     names = [f"stage{stage}" for stage in config.stages if stage] + [SUPERVISED] * (config.supervised is not None)
-    guard: RetentionGuard | None = None
+    check: RetentionCheck | None = None
     if names:
-        guard = RetentionGuard(data.watched_korean, data.watched_english, load_float32(base), config.retention)
+        check = RetentionCheck(data.watched_korean, data.watched_english, load_float32(base), config.retention)
 
     # 4. Stage 0: analyse, expand, initialise, certify.
     if 0 in config.stages:
         assert donor is not None
         with PartialState().main_process_first():
-            accepted.append(expand_stage(config, data, base, donor, run_dir.path, guard=guard))
+            accepted.append(expand_stage(config, data, base, donor, run_dir.path, check=check))
 
-    # 5. Stages 1 to 3 and the supervised phase: each from the accepted model of the one before, under the guard.
+    # 5. Stages 1 to 3 and the supervised phase, each from the accepted model of the one before, all checked.
     failed: RegressionError | BadNumbersError | None = None
-    if guard is not None:
-        failed = run_stages(names, config, data, accepted, guard, run_dir.path, resume=resume)
+    if check is not None:
+        failed = run_stages(names, config, data, accepted, check, run_dir.path, resume=resume)
 
     if PartialState().is_main_process:
         # 6. The last model that was accepted is the result.
         publish_best(accepted[-1].folder, run_dir)
 
-        # 7. Measure base and stages side by side; show what words and vectors became; report.
+        # 7. Measure base and stages on the same sets; show what words and vectors became; report.
         measured = measure(accepted, config, evaluation, run_dir)
         report(accepted, measured, config, data, run_dir, failed=failed)
     if failed:
@@ -98,16 +98,8 @@ def run(
 def read_run(config: EmbeddingConfig) -> tuple[EmbeddingData, EvaluationData]:
     """Read what a run learns from and what it is measured on.
 
-    Args:
-        config: Settings of the run.
-
-    Returns:
-        Both, checked against each other.
-
-    Raises:
-        DataError: If rows are broken.
-        MissingExtraError: If the settings ask for a package that is not installed.
-        UserError: If test texts stand in the training data.
+    Raises `DataError` if rows are broken. Raises `MissingExtraError` if the settings ask for a package that is not
+    installed. Raises `UserError` if test texts stand in the training data.
     """
     if 2 in config.stages and config.stage2.adapters.kind == "lora" and importlib.util.find_spec("peft") is None:
         raise MissingExtraError("stage2.adapters.kind lora", "lora")
@@ -118,16 +110,7 @@ def read_run(config: EmbeddingConfig) -> tuple[EmbeddingData, EvaluationData]:
 def base_and_donor(config: EmbeddingConfig, data: EmbeddingData, run_dir: RunDirectory) -> tuple[Path, str | None]:
     """Find the base and name the donor, or make both.
 
-    Args:
-        config: Settings of the run.
-        data: For a base from scratch.
-        run_dir: Gets it.
-
-    Returns:
-        The base's folder, and the donor's folder or hub id.
-
-    Raises:
-        UserError: If the base is no sentence-transformers folder.
+    Raises `UserError` if the base is no sentence-transformers folder.
     """
     if isinstance(config.base, ScratchBase):
         base, donor = make_scratch_base(config.base, data, run_dir.path, seed=config.seed)
@@ -146,23 +129,11 @@ def expand_stage(
     donor: str,
     run_folder: Path,
     *,
-    guard: RetentionGuard | None,
+    check: RetentionCheck | None,
 ) -> Accepted:
     """Expand the base, or read what an earlier start of the run has finished.
 
-    Args:
-        config: Settings of the run.
-        data: Its Korean texts decide the order of tokens, when asked to.
-        base: The base's folder.
-        donor: Folder or hub id of the donor.
-        run_folder: Gets ``stage0``.
-        guard: Chooses the initialiser, when several are to be tried.
-
-    Returns:
-        The expanded model.
-
-    Raises:
-        UserError: If a tokenizer is of a kind that cannot be expanded, or the certificate fails.
+    Raises `UserError` if a tokenizer is of a kind that cannot be expanded, or the certificate fails.
     """
     folder, settings = run_folder / "stage0", config.expansion
     if not is_whole(folder):
@@ -172,8 +143,8 @@ def expand_stage(
             corpus = run_folder / "training" / "expansion" / "korean.txt"
             write_text(corpus, "".join(" ".join(text.split()) + "\n" for text in data.korean))
         initialiser: str = settings.initialiser
-        if settings.init_probe and guard is not None:
-            initialiser = choose_initialiser(config, data, base, donor, guard, run_folder, corpus=corpus)
+        if settings.init_probe and check is not None:
+            initialiser = choose_initialiser(config, data, base, donor, check, run_folder, corpus=corpus)
         expand_model(
             str(base),
             donor,
@@ -202,27 +173,14 @@ def choose_initialiser(
     data: EmbeddingData,
     base: Path,
     donor: str,
-    guard: RetentionGuard,
+    check: RetentionCheck,
     run_folder: Path,
     *,
     corpus: Path | None,
 ) -> str:
     """Try the initialisers that the settings name, or read what an earlier start of the run found.
 
-    Args:
-        config: Settings of the run.
-        data: Texts to learn from.
-        base: The base's folder.
-        donor: Folder or hub id of the donor.
-        guard: Scores the watched Korean pairs.
-        run_folder: Gets ``training/probe/probe.json``, scores before and after the steps.
-        corpus: Korean texts that decide the order of merges; none takes the donor's.
-
-    Returns:
-        The initialiser with the highest score after the steps; of equal ones the first that is named.
-
-    Raises:
-        UserError: If an initialiser cannot be used, or several processes run.
+    Raises `UserError` if an initialiser cannot be used, or several processes run.
     """
     folder, settings = run_folder / "training" / PROBE, config.expansion
     record = folder / "probe.json"
@@ -238,7 +196,7 @@ def choose_initialiser(
                 initialiser=method, limit=settings.limit, speed=False, seed=config.seed,
             )  # fmt: skip
             write_manifest(start)
-            found[method] = _probe(method, config, data, start, base, guard, own)
+            found[method] = _probe(method, config, data, start, base, check, own)
             shutil.rmtree(own)
         write_json(record, found)
     scores = json.loads(record.read_text(encoding="utf-8"))
@@ -252,14 +210,14 @@ def _probe(
     data: EmbeddingData,
     start: Path,
     base: Path,
-    guard: RetentionGuard,
+    check: RetentionCheck,
     folder: Path,
 ) -> dict[str, dict[str, float]]:
     steps = config.expansion.probe_steps
     settings = config.stage1.model_copy(update={"max_steps": steps, "eval_steps": steps, "logging_steps": steps})
     trainer = STAGES["stage1"]("stage1", settings, config, data, start, base, folder).trainer(Attempt(), None)
     trainer.train()
-    return {"before": guard(load_float32(start).eval()), "after": guard(trainer.model.eval())}
+    return {"before": check(load_float32(start).eval()), "after": check(trainer.model.eval())}
 
 
 def publish_best(folder: Path, run_dir: RunDirectory) -> None:

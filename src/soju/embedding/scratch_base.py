@@ -1,9 +1,9 @@
-"""Train a byte-level BPE tokenizer in the layout of Qwen: pre-tokenizer, special tokens, end of text.
-
-Make a base without a hub: a tokenizer that knows English, a small encoder like Qwen3, a donor tokenizer.
+"""A base made without a hub: a tokenizer that knows English, a small encoder like Qwen3, a donor tokenizer.
 
 What comes out is the kind of folder that Qwen3-Embedding is: byte-level BPE, ``<|endoftext|>`` at the end of each text,
 padding on the left, the vector of the last token (or the mean of all), length 1.
+
+Shape letters: N = texts, V = tokens, T = width of the teacher's vectors, D = width of the student's.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def train_byte_bpe(texts: Iterable[str], vocabulary: int, folder: Path, *, max_l
         The tokenizer. ``<|endoftext|>`` ends each text and pads on the left.
 
     Raises:
-        UserError: If `vocabulary` has no room beside the 256 bytes.
+        UserError: If `vocabulary` has no room for more than the 256 bytes.
     """
     if vocabulary <= BYTES:
         raise UserError(f"vocabulary: {vocabulary} tokens; a byte-level tokenizer needs more than {BYTES}")
@@ -141,17 +141,7 @@ BASE, DONOR = "base", "donor"
 def make_scratch_base(settings: ScratchBase, data: EmbeddingData, folder: Path, *, seed: int) -> tuple[Path, Path]:
     """Make base and donor below the run folder, or find what an earlier start of the run has finished.
 
-    Args:
-        settings: Of the base.
-        data: Texts and pairs of the run.
-        folder: The run folder.
-        seed: Of the run.
-
-    Returns:
-        The base's folder and the donor's.
-
-    Raises:
-        UserError: If there are no English texts, or too few rows.
+    Raises `UserError` if there are no English texts, or too few rows.
     """
     if not data.english:
         raise UserError("base: kind scratch needs English texts; give data.english, data.pairs or data.passages")
@@ -236,18 +226,7 @@ def train_base(
 ) -> SentenceTransformer:
     """Teach an untrained encoder to embed; a training that was begun goes on.
 
-    Args:
-        start: The untrained encoder.
-        settings: How it learns.
-        data: Texts and pairs of the run.
-        folder: Gets checkpoints and history.
-        seed: Of the run.
-
-    Returns:
-        The trained encoder.
-
-    Raises:
-        UserError: If there are too few texts or pairs.
+    Raises `UserError` if there are too few texts or pairs.
     """
     model = load_float32(start)
     groups = [all_group(model)]
@@ -341,11 +320,6 @@ def rows_from_teacher(model: SentenceTransformer, settings: DistillationSettings
 
     Vectors are projected, centred and given the length of a normalised hidden state, so that the mean of a text's
     tokens means something before the first step. Tokens that are part of a character keep what they have.
-
-    Args:
-        model: An untrained encoder of width D.
-        settings: Teacher and cache.
-        project_DT: See `projection`.
     """
     assert settings.teacher is not None
     tokenizer, special = model.tokenizer, set(model.tokenizer.all_special_ids)

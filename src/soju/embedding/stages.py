@@ -42,7 +42,7 @@ from soju.embedding.config import (
 from soju.embedding.data import CACHE, Collator, EmbeddingData, LabelledPairs, Rows, TextRows, anchored_rows
 from soju.embedding.expansion.merges import EXPANSION_FILE, Expansion
 from soju.embedding.losses import StageLoss, passes_are_equal
-from soju.embedding.retention import CHOSEN_BY, RetentionGate, RetentionGuard
+from soju.embedding.retention import CHOSEN_BY, RetentionCheck, RetentionGate
 from soju.embedding.trainer import (
     Group,
     PartitionedEmbedding,
@@ -139,7 +139,7 @@ class StageRun(ABC):
         model.requires_grad_(False)
         return model, self.groups(model)
 
-    def trainer(self, attempt: Attempt, guard: RetentionGuard | None) -> StageTrainer:
+    def trainer(self, attempt: Attempt, check: RetentionCheck | None) -> StageTrainer:
         """Put model, rows, loss and arguments into a trainer."""
         settings, name = self.settings, self.name
         model, groups = self.started()
@@ -165,7 +165,7 @@ class StageRun(ABC):
             self.rows.lengths,
             seed=self.config.seed,
             data_order=attempt.data_order,
-            chosen_by=CHOSEN_BY if guard else None,
+            chosen_by=CHOSEN_BY if check else None,
         )
         return StageTrainer(
             groups=groups,
@@ -173,7 +173,7 @@ class StageRun(ABC):
             args=arguments,
             train_dataset=places_of(self.rows),
             loss=loss,
-            evaluator=guard,
+            evaluator=check,
             data_collator=collator,
             history=self.folder / "history.jsonl",
             learning_rate_scale=attempt.learning_rate_scale,
@@ -344,13 +344,7 @@ STAGES: dict[str, type[StageRun]] = {
 def refuse_equal_passes(model: Any, features: Mapping[str, Tensor], *, setting: str) -> None:
     """Refuse SimCSE on a model whose two passes of a batch are equal: only the repulsion of other texts would be left.
 
-    Args:
-        model: The student, dropout set.
-        features: One batch.
-        setting: What to change, in the message.
-
-    Raises:
-        UserError: If the passes are equal.
+    Raises `UserError` if the passes are equal.
     """
     training = model.training
     model.train()
@@ -368,7 +362,7 @@ def refuse_equal_passes(model: Any, features: Mapping[str, Tensor], *, setting: 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A model that passed, and what the guard saw of it."""
+    """A model that passed, and what the retention check saw of it."""
 
     name: str
     """``stage0`` … ``stage3``, ``supervised``."""
@@ -381,7 +375,7 @@ def run_stages(
     config: EmbeddingConfig,
     data: EmbeddingData,
     accepted: list[Accepted],
-    guard: RetentionGuard,
+    check: RetentionCheck,
     run_folder: Path,
     *,
     resume: Path | None = None,
@@ -393,7 +387,7 @@ def run_stages(
         config: Settings of the run.
         data: What they learn from.
         accepted: The base first; every model that is accepted is appended.
-        guard: Looks at every validation.
+        check: Looks at every validation.
         run_folder: The run folder.
         resume: A checkpoint of one of the stages to go on from.
 
@@ -409,28 +403,26 @@ def run_stages(
     for name in names:
         stage = STAGES[name](name, getattr(config, name), config, data, accepted[-1].folder, base, run_folder)
         try:
-            accepted.append(run_stage(stage, guard, resume=resume if name == wanted else None))
+            accepted.append(run_stage(stage, check, resume=resume if name == wanted else None))
         except (RegressionError, BadNumbersError) as error:
             return error
     return None
 
 
-def run_stage(stage: StageRun, guard: RetentionGuard, *, resume: Path | None = None) -> Accepted:
-    """Train a stage under the guard and publish what was accepted; a stage that is finished is only read.
+def run_stage(stage: StageRun, check: RetentionCheck, *, resume: Path | None = None) -> Accepted:
+    """Train a stage under the retention check and publish what was accepted; a stage that is finished is only read.
 
-    Raises:
-        RegressionError: If no checkpoint kept within the budget.
-        UserError: If settings and model do not go together.
-        BadNumbersError: If numbers were not finite too often.
-        StoppedError: After a signal, when the checkpoint is written.
+    Raises `RegressionError` if no checkpoint kept within the budget. Raises `UserError` if settings and model do not go
+    together. Raises `BadNumbersError` if numbers were not finite too often. Raises `StoppedError` after a signal, when
+    the checkpoint is written.
     """
     if not on_main_process(lambda: is_whole(stage.result)):
-        start = look_at_start(stage, guard)
+        start = look_at_start(stage, check)
         retention = stage.config.retention
-        gate = RetentionGate(guard, retention, start, stage.folder / "verdicts.jsonl")
+        gate = RetentionGate(check, retention, start, stage.folder / "verdicts.jsonl")
         try:
             best = train_judged(
-                lambda attempt: stage.trainer(attempt, guard),
+                lambda attempt: stage.trainer(attempt, check),
                 gate,
                 stage.folder,
                 rollbacks=RollbackSettings(max_rollbacks=retention.max_rollbacks, change_first="learning rate"),
@@ -446,13 +438,13 @@ def run_stage(stage: StageRun, guard: RetentionGuard, *, resume: Path | None = N
     return Accepted(stage.name, stage.result, looks)
 
 
-def look_at_start(stage: StageRun, guard: RetentionGuard) -> dict[str, float]:
-    """Return what the guard sees of the model that a stage starts from; measured once."""
+def look_at_start(stage: StageRun, check: RetentionCheck) -> dict[str, float]:
+    """Return what the retention check sees of the model that a stage starts from; measured once."""
     path = stage.folder / "start.json"
 
     def look() -> dict[str, float]:
         if not path.is_file():
-            write_json(path, guard(load_float32(stage.start).eval()))
+            write_json(path, check(load_float32(stage.start).eval()))
         found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
@@ -480,14 +472,13 @@ def best_passed(folder: Path) -> Path | None:
 def accept(stage: StageRun, checkpoint: Path, gate: RetentionGate) -> None:
     """Make a model of start and checkpoint, fold what can be folded, prove that it reloads alike, and publish it.
 
-    Raises:
-        RegressionError: If the folder that was written is not the model that was trained.
+    Raises `RegressionError` if the folder that was written is not the model that was trained.
     """
     verify_manifest(checkpoint)
     model, groups = stage.started()
     load_trainable(groups, checkpoint)
     model.eval()
-    sentences = gate.guard.sentences[:16]
+    sentences = gate.check.sentences[:16]
     expected_ND = model.encode(sentences, show_progress_bar=False)
     if isinstance(transformer_of(model).get_input_embeddings(), PartitionedEmbedding):  # type: ignore[operator]
         fold_embedding(transformer_of(model))
@@ -505,10 +496,10 @@ def accept(stage: StageRun, checkpoint: Path, gate: RetentionGate) -> None:
         raise RegressionError(
             f"{stage.name}: vectors of the saved folder differ from the trained model's by {difference:.2e}"
         )
-    values = gate.guard(reloaded)
+    values = gate.check(reloaded)
     looks = {
         "checkpoint": checkpoint.name,
-        "base": gate.guard.of_base,
+        "base": gate.check.of_base,
         "start": dict(gate.start),
         "accepted": values,
         "largest_difference_after_reload": difference,

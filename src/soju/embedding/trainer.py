@@ -72,15 +72,7 @@ def embedding_group(model: Any) -> Group:
 def block_group(model: Any, count: int) -> Group:
     """Let the last layers move, with what they carry.
 
-    Args:
-        model: A sentence-transformers model.
-        count: How many.
-
-    Returns:
-        Their parameters.
-
-    Raises:
-        UserError: If there are fewer.
+    Raises `UserError` if there are fewer.
     """
     try:
         layers = layers_of(transformer_of(model))
@@ -111,15 +103,7 @@ def _moving(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
 
 
 def gradual(groups_of_layers: dict[int, dict[str, nn.Parameter]], over: float) -> list[Group]:
-    """Let the parameters of layers join in from the top down.
-
-    Args:
-        groups_of_layers: Parameters by number of layer.
-        over: Share of the steps after which the lowest one has joined in; 0 starts all at once.
-
-    Returns:
-        A group for each layer, the top one first.
-    """
+    """Let the parameters of layers join in from the top down."""
     numbers = sorted(groups_of_layers, reverse=True)
     return [
         Group(f"layer {number}", _moving(groups_of_layers[number]), joins_at=over * place / len(numbers))
@@ -142,12 +126,7 @@ def save_trainable(groups: list[Group], folder: Path) -> None:
 def load_trainable(groups: list[Group], folder: Path) -> None:
     """Read what `save_trainable` wrote.
 
-    Args:
-        groups: Of a model prepared in the same way.
-        folder: A verified checkpoint.
-
-    Raises:
-        UserError: If other parameters were trained.
+    Raises `UserError` if other parameters were trained.
     """
     saved, ours = load_file(folder / TRAINABLE_FILE), tensors_of(groups)
     if differing := sorted(_differing(saved, ours)):
@@ -282,14 +261,7 @@ def partition_embedding(model: Any, first_id: int) -> PartitionedEmbedding:
 def fold_embedding(model: Any) -> nn.Embedding:
     """Put a plain embedding back in the place of a partitioned one: old rows bit for bit, new rows in the base's type.
 
-    Args:
-        model: What `partition_embedding` was given.
-
-    Returns:
-        The embedding, which is in the model now, trainable.
-
-    Raises:
-        ValueError: If the embedding is not partitioned.
+    Raises `ValueError` if the embedding is not partitioned.
     """
     partitioned = model.get_input_embeddings()
     if not isinstance(partitioned, PartitionedEmbedding):

@@ -86,7 +86,7 @@ class Check:
     name: str
     passed: bool
     texts: int
-    """On how many texts it was checked, or or tokens, tensors, settings, where the promise is about these."""
+    """On how many texts it was checked, or tokens, tensors, settings, where the promise is about these."""
     figures: dict[str, Any] = field(default_factory=dict)
     failure: str | None = None
     """The first case that broke it."""
@@ -94,7 +94,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """All checks of one expanded model, and what was measured beside them."""
+    """All checks of one expanded model, and what was measured."""
 
     checks: tuple[Check, ...]
     measurements: dict[str, Any]
@@ -143,7 +143,7 @@ def certify(
         folder: The saved model, or a tokenizer alone.
         texts: More texts by language: ``en``, ``code``, ``ja`` and ``zh`` must keep their ids, others be coarsenings.
         models: Base and expanded model as SentenceTransformer loaded them from their folders.
-        speed: Measure load time and throughput beside the base and added tokens.
+        speed: Measure load time and throughput, compared with the base and with added tokens.
 
     Returns:
         The certificate; `Certificate.raise_if_failed` judges it.
@@ -348,15 +348,7 @@ def embedding_rows(model: Any) -> tuple[int, int]:
 
 
 def changed_weights(models: tuple[Any, Any], expansion: Expansion) -> Iterator[str]:
-    """Say which weights differ in any bit, rows of new tokens aside, and which of these rows are no numbers.
-
-    Args:
-        models: Base and expanded model, as SentenceTransformer loaded them.
-        expansion: Which rows are new.
-
-    Yields:
-        A sentence for each tensor.
-    """
+    """Say which weights differ in any bit, rows of new tokens aside, and which of these rows are no numbers."""
     before, after = (model.state_dict() for model in models)
     for name in sorted(before.keys() ^ after.keys()):
         yield f"{name} is in one of the models only"

@@ -303,12 +303,9 @@ MASS, MOST = 0.9, 16
 def token_translations(pairs: Sequence[PairRow], base: ByteBpe, expanded: ByteBpe, expansion: Expansion) -> csr_array:
     """Align the new tokens of Korean sentences with the old tokens of their English sides.
 
-    Returns:
-        ``(N, V)`` float32: how likely both directions of IBM Model 1 hold an old token for the translation of a new
-        one. Rows sum to 1, or to 0 for a token without a translation.
-
-    Raises:
-        UserError: If no pair holds tokens on both sides.
+    Returns ``(N, V)`` float32: how likely both directions of IBM Model 1 hold an old token for the translation of a new
+    one. Rows sum to 1, or to 0 for a token without a translation. Raises `UserError` if no pair holds tokens on both
+    sides.
     """
     korean, english = (expanded.encode([pair.ko for pair in pairs]), base.encode([pair.en for pair in pairs]))
     rows = ((np.asarray(ko) + 1, np.asarray(en) + 1, 1.0) for ko, en in zip(korean, english, strict=True))
@@ -453,7 +450,7 @@ def _told_as_user_error(donor: ByteBpe) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
-            f"{donor.name}: the weights beside its tokenizer cannot be read ({error}); fetch them again, or take them "
+            f"{donor.name}: the weights in its folder cannot be read ({error}); fetch them again, or take them "
             f"away to use the tokenizer alone"
         ) from None
 
@@ -498,7 +495,7 @@ def cooccurrence_vectors(
     counts_VV = count_neighbours(texts, vocabulary_size, window=window, max_pairs=max_pairs)
     present = np.flatnonzero(np.diff(counts_VV.indptr))
     if len(present) < 3:
-        raise UserError("the corpus holds fewer than three different tokens side by side; give more text")
+        raise UserError("the corpus holds fewer than three different tokens next to each other; give more text")
     ppmi = positive_pmi(csr_array(counts_VV[present][:, present]))
     rank = min(width, len(present) - 1)
     start = np.random.default_rng(seed).standard_normal(len(present))

@@ -100,14 +100,7 @@ class Expansion:
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote.
 
-        Args:
-            path: The file, or the folder it is in.
-
-        Returns:
-            The expansion.
-
-        Raises:
-            UserError: If it is missing or no expansion.
+        Raises `UserError` if it is missing or no expansion.
         """
         file = _file(path)
         try:
@@ -134,17 +127,7 @@ def _file(path: Path) -> Path:
 def expand_by_merges(
     base: ByteBpe, candidates: Sequence[str], *, limit: int | None = None, max_intermediates: int | None = None
 ) -> Expansion:
-    """Append the merges that make each candidate one token, in the given order.
-
-    Args:
-        base: The tokenizer to expand.
-        candidates: Byte-level spellings, the most wanted first; see `find_candidates`.
-        limit: New tokens at most, intermediates counted.
-        max_intermediates: Tokens at most that are only parts of candidates.
-
-    Returns:
-        The expansion.
-    """
+    """Append the merges that make each candidate one token, in the given order."""
     builder = MergeBuilder(base, candidates, limit=limit, max_intermediates=max_intermediates)
     unreachable = reach_candidates(builder, candidates, _old_pieces(base, candidates))
     return _finish(builder, unreachable)
@@ -179,16 +162,7 @@ def expand_by_corpus(
 
 
 def expand_by_added_tokens(base: ByteBpe, candidates: Sequence[str], *, limit: int | None = None) -> Expansion:
-    """Make each candidate an added token, for comparison: that is no coarsening and cuts words apart.
-
-    Args:
-        base: The tokenizer to expand.
-        candidates: Byte-level spellings, the most wanted first.
-        limit: New tokens at most.
-
-    Returns:
-        The expansion.
-    """
+    """Make each candidate an added token, for comparison: that is no coarsening and cuts words apart."""
     tokens = tuple(candidates[:limit])
     decompositions = tuple(map(tuple, _old_pieces(base, tokens)))
     left_out = tuple((token, "limit") for token in candidates[len(tokens) :])
@@ -258,14 +232,7 @@ class MergeBuilder:
         return (number,) if number < self.first_id else self.decompositions[number - self.first_id]
 
     def settle(self, pieces: list[int]) -> list[int]:
-        """Merge neighbours in place, the most urgent merge first and the leftmost of equals, until none applies.
-
-        Args:
-            pieces: Ids of neighbours, perhaps merged in part already.
-
-        Returns:
-            The same list.
-        """
+        """Merge neighbours in place, the most urgent merge first and the leftmost of equals, until none applies."""
         ranks = self._ranks
         while len(pieces) > 1:
             best, place, made = len(ranks), -1, -1
@@ -295,15 +262,7 @@ class MergeBuilder:
         return None
 
     def append(self, left: int, right: int) -> int:
-        """Append the merge of two neighbours, which must not be refused.
-
-        Args:
-            left: Id of the first.
-            right: Id of the second.
-
-        Returns:
-            The id of the result, a new token unless another merge made it before.
-        """
+        """Append the merge of two neighbours, which must not be refused."""
         parts = self._spellings[left], self._spellings[right]
         made = parts[0] + parts[1]
         old = self.decomposition(left) + self.decomposition(right)
@@ -340,14 +299,6 @@ def reach_candidates(
 
     Of a candidate's neighbours those are merged first whose result is a candidate or a token already, then the most
     frequent ones among all candidates, then the leftmost. A candidate that cannot be reached leaves nothing behind.
-
-    Args:
-        builder: Gets merges and tokens.
-        candidates: Spellings, the most wanted first.
-        pieces: The old ids of each candidate, same order.
-
-    Returns:
-        Unreachable candidates with the reason.
     """
     counts: Counter[Pair] = Counter()
     for old in pieces:
@@ -392,21 +343,13 @@ def _why_no_part(builder: MergeBuilder, left: int, right: int) -> str | None:
 
 
 def _worst(reasons: list[str]) -> str:
-    """Return the reason that tells most: budgets before what no budget mends."""
+    """Return the reason that tells most: budgets before what no budget could change."""
     order = ("limit", "intermediates", "old-token", "not-hangul", "inside-character")
     return next(reason for reason in order if reason in reasons)
 
 
 def count_pre_tokens(base: ByteBpe, texts: Iterable[str]) -> Counter[str]:
-    """Count the pre-tokens of texts that hold Hangul.
-
-    Args:
-        base: Normalises and pre-tokenises.
-        texts: Any number.
-
-    Returns:
-        Count by text of the pre-token.
-    """
+    """Count the pre-tokens of texts that hold Hangul."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(base.pre_tokens(base.normalise(text)))
@@ -415,14 +358,7 @@ def count_pre_tokens(base: ByteBpe, texts: Iterable[str]) -> Counter[str]:
 
 
 def continue_bpe(builder: MergeBuilder, base: ByteBpe, counts: Mapping[str, int], *, min_count: int = 2) -> None:
-    """Merge the most frequent allowed pair until none is left that occurs `min_count` times.
-
-    Args:
-        builder: Gets merges and tokens.
-        base: Gives the old encoding of the pre-tokens.
-        counts: Result of `count_pre_tokens`.
-        min_count: Rarest pair that is merged; rarer pre-tokens are left out.
-    """
+    """Merge the most frequent allowed pair until none is left that occurs `min_count` times."""
     texts = sorted(text for text, count in counts.items() if count >= min_count)
     words = list(track(base.encode(texts), "corpus", total=len(texts)))
     pairs = _PairCounts(builder, words, [counts[text] for text in texts])
@@ -433,7 +369,7 @@ def continue_bpe(builder: MergeBuilder, base: ByteBpe, counts: Mapping[str, int]
 
 
 class _PairCounts:
-    """How often each allowed pair of neighbours stands in the words, kept current."""
+    """How often each allowed pair of neighbours is in the words, kept current."""
 
     def __init__(self, builder: MergeBuilder, words: list[list[int]], frequencies: list[int]) -> None:
         self._builder = builder
@@ -515,13 +451,7 @@ def write_tokenizer(base: ByteBpe, expansion: Expansion, folder: Path) -> None:
     The base's added tokens enter the model's vocabulary with their ids: on loading, the library ignores the stored ids
     of added tokens and numbers those on that the vocabulary lacks, which would put special tokens behind the new ones.
 
-    Args:
-        base: The tokenizer that was expanded, loaded from a folder or made in memory.
-        expansion: What it gets.
-        folder: Where to write; files of an older vocabulary are removed from it.
-
-    Raises:
-        UserError: If the expansion belongs to another base.
+    Raises `UserError` if the expansion belongs to another base.
     """
     if expansion.first_id != base.size:
         raise UserError(
