@@ -8,7 +8,7 @@ Shape letters: V = rows of the embedding, N = rows looked at, D = dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,6 @@ class NormStatistics:
     median: float
     maximum: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain dictionary."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Drift:
@@ -75,10 +71,6 @@ class Drift:
     lowest: float
     unchanged: int
     """Rows whose every number is the same as before."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain dictionary."""
-        return asdict(self)
 
 
 def nearest_neighbours(

@@ -3,7 +3,6 @@ import torch
 from scipy.sparse import csr_array, random_array
 
 from soju.core.errors import UserError
-from soju.embedding.expansion import initialise as embedding_init
 from soju.embedding.expansion.initialise import INITIALISERS, DonorVectors, initialise
 
 OLD = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0], [-1.0, 1.0]])
@@ -27,7 +26,7 @@ def test_chunks_change_nothing(monkeypatch):
     translations = random_array((7, 50), density=0.1, rng=0, format="csr", dtype="float32")
     arguments = {"donor": random_donor(), "translations": translations}
     expected = {method: initialise(old, spelled, method, **arguments) for method in INITIALISERS}
-    monkeypatch.setattr(embedding_init, "CHUNK", 1)
+    monkeypatch.setattr("soju.embedding.expansion.initialise.CHUNK", 1)
     for method in INITIALISERS:
         found = initialise(old, spelled, method, **arguments)
         torch.testing.assert_close(found, expected[method], atol=1e-5, rtol=1e-5)
