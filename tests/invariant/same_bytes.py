@@ -22,8 +22,25 @@ from typing import Any
 
 import yaml
 
-RENAMED: dict[str, str | None] = {}
-"""Old settings, as dotted paths below any section, and their new names; None for settings that are gone."""
+RENAMED: dict[str, str | None] = {
+    "batch_size": "per_device_train_batch_size",
+    "accumulation": "gradient_accumulation_steps",
+    "epochs": "num_train_epochs",
+    "warm_up": "warmup_steps",
+    "max_gradient_norm": "max_grad_norm",
+    "validate_every": "eval_steps",
+    "log_every": "logging_steps",
+    "keep_checkpoints": "save_total_limit",
+    "mini_batch": "mini_batch_size",
+    "start_weight": "l2_sp_weight",
+    "save_every": "save_steps",
+}
+"""Old settings below any section but `KEPT`, and their new names; None for settings that are gone."""
+
+KEPT = ("evaluation",)
+"""Sections in which every setting keeps its name."""
+NEW = ("report_to",)
+"""Settings that recipe `embedding` did not have; it showed its history in TensorBoard, which is their default."""
 
 LEFT_OUT = {"manifest.json", "environment.json", "trainer_state.json", "config.yaml", "story.json"}
 LEFT_OUT |= {"README.md", "report.html", "report.md"}
@@ -152,10 +169,15 @@ def content(path: Path, *, old: bool) -> Any:
     if path.suffix == ".jsonl" and path.name in ("history.jsonl", "verdicts.jsonl", "rollbacks.jsonl", "probes.jsonl"):
         return [timeless(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     if path.suffix == ".json":
-        return timeless(json.loads(path.read_text(encoding="utf-8")))
+        values = timeless(json.loads(path.read_text(encoding="utf-8")))
+        if path.name == "training_args.json":
+            values.pop("warmup_steps", None)  # recipe `embedding` kept it apart; the schedule shows in the weights
+        if path.name == "figures.json":  # wording
+            values = [{key: item for key, item in figure.items() if key not in ("title", "caption")} for figure in values]
+        return values
     if path.suffix in (".yaml", ".yml"):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return renamed(values) if old else values
+        return with_new(renamed(values)) if old else values
     return path.read_bytes()
 
 
@@ -175,7 +197,17 @@ def renamed(value: Any) -> Any:
         return [renamed(item) for item in value]
     if not isinstance(value, Mapping):
         return value
-    return {RENAMED.get(key, key): renamed(item) for key, item in value.items() if RENAMED.get(key, key) is not None}
+    named = {key: key if key in KEPT else RENAMED.get(key, key) for key in value}
+    return {named[key]: item if key in KEPT else renamed(item) for key, item in value.items() if named[key] is not None}
+
+
+def with_new(values: Any) -> Any:
+    """Give the stages of an old configuration of recipe `embedding` the settings they had no name for."""
+    if isinstance(values, Mapping) and values.get("recipe") == "embedding":
+        for name in ("stage1", "stage2", "stage3", "supervised"):
+            if values.get(name):
+                values[name] |= {key: ["tensorboard"] for key in NEW}
+    return values
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def expand(
         Literal["merges", "added-tokens"], typer.Option(help="added-tokens is for comparison, not for use.")
     ] = "merges",
     init: Annotated[
-        str, typer.Option(help="Where new rows start: mean, weighted_mean, omp, focus, aligned or noise.")
+        str, typer.Option(help="Where new rows start: mean, omp, aligned or noise.")
     ] = "mean",
     limit: Annotated[int | None, typer.Option(min=1, help="New tokens at most.")] = None,
     max_intermediates: Annotated[

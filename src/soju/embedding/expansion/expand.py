@@ -28,7 +28,7 @@ from soju.embedding.expansion.difference import (
     difference_statistics,
     find_candidates,
 )
-from soju.embedding.expansion.initial_rows import new_rows, refuse_initialiser
+from soju.embedding.expansion.initialise import check_initialiser, new_rows
 from soju.embedding.expansion.merges import (
     Expansion,
     Method,
@@ -36,8 +36,9 @@ from soju.embedding.expansion.merges import (
     expand_by_added_tokens,
     expand_by_corpus,
     expand_by_merges,
+    expanded_spec,
+    write_tokenizer,
 )
-from soju.embedding.expansion.tokenizer_files import expanded_spec, write_tokenizer
 
 DIFFERENCE_FILE, STATISTICS_FILE = "vocab_diff.json", "vocab_diff_stats.json"
 HELD_OUT = 2000
@@ -99,7 +100,7 @@ def expand_model(
     disable_progress_bar()  # of the libraries: they would draw one for every file of weights
     # 1. Analyse: read both tokenizers before any weight.
     old, giver = ByteBpe.load(base), ByteBpe.load(donor)
-    refuse_initialiser(initialiser, giver, with_corpus=bool(corpus), with_pairs=bool(pairs))
+    starts = check_initialiser(initialiser, giver, with_corpus=bool(corpus), with_pairs=bool(pairs))
     texts = _read_corpus(corpus, on_error)
     # 2. Difference: what the donor has and the base lacks.
     difference = find_candidates(old, giver)
@@ -117,7 +118,7 @@ def expand_model(
             f"whose tokenizer and model belong together"
         )
     rows_ND = new_rows(
-        embedding_VD, expansion, initialiser, base=old, expanded=expanded, donor=giver, corpus=texts.texts, pairs=pairs,
+        embedding_VD, expansion, starts, base=old, expanded=expanded, donor=giver, corpus=texts.texts, pairs=pairs,
         seed=seed,
     )  # fmt: skip
     _resize(model, expansion, rows_ND)

@@ -3,7 +3,6 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from soju.core.errors import UserError
-from soju.embedding import finish as neighbours
 from soju.embedding.finish import drift, nearest_neighbours, norm_statistics
 
 TABLE = np.array([[1.0, 0.0], [2.0, 0.2], [0.0, 3.0], [-1.0, 0.0]])
@@ -49,7 +48,7 @@ def test_drift_counts_every_row_once_between_the_lowest_cosine_and_one():
 def test_blocks_of_rows_change_nothing(monkeypatch):
     before, after = np.random.default_rng(0).normal(size=(2, 7, 3)).astype(np.float32)
     whole = drift(before, after), norm_statistics(after)
-    monkeypatch.setattr(neighbours, "ROWS", 2)
+    monkeypatch.setattr("soju.embedding.finish.ROWS", 2)
     assert (drift(before, after), norm_statistics(after)) == whole
 
 

@@ -3,8 +3,8 @@ import pytest
 
 from soju.core.errors import UserError
 from soju.data.rows import PairRow
-from soju.embedding.evaluate import evaluate_bitext, mine
 from soju.evaluation.significance import compare
+from soju.evaluation.similarity import evaluate_bitext, mine
 
 PAIRS = [PairRow("물", "water"), PairRow("불", "fire"), PairRow("흙", "earth")]
 KO = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]])

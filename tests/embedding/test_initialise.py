@@ -1,11 +1,8 @@
-import math
-
 import pytest
 import torch
 from scipy.sparse import csr_array, random_array
 
 from soju.core.errors import UserError
-from soju.embedding.expansion import initialise as embedding_init
 from soju.embedding.expansion.initialise import INITIALISERS, DonorVectors, initialise
 
 OLD = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0], [-1.0, 1.0]])
@@ -22,54 +19,29 @@ def test_mean_is_the_mean_of_the_old_rows():
     assert initialise(OLD, [(0, 1), (2,), (2, 3, 3)]).tolist() == [[0.5, 1.0], [3.0, 4.0], [pytest.approx(1 / 3), 2.0]]
 
 
-def test_weighted_mean_leans_on_the_last_piece_of_an_input_and_the_first_of_an_output():
-    share = 1 / (1 + math.exp(-2))
-    expected = share * OLD[1] + (1 - share) * OLD[0]
-    torch.testing.assert_close(initialise(OLD, [(0, 1)], "weighted_mean")[0], expected)
-    torch.testing.assert_close(initialise(OLD, [(1, 0)], "weighted_mean", side="output")[0], expected)
-
-
-def test_weighted_mean_of_a_long_spelling_stays_finite():
-    torch.testing.assert_close(initialise(OLD, [(0,) * 200 + (1,)], "weighted_mean")[0], OLD[1], atol=0.5, rtol=0)
-
-
-def test_common_pieces_weigh_less():
-    # Shares 0.999 and 0.001 of the text: weights 1/1000 and 1/2, times the weights of their places.
-    row = initialise(OLD, [(0, 1)], "weighted_mean", counts=torch.tensor([999, 1, 0, 0]))[0]
-    first, last = math.exp(-2) * 0.001 / 1.0, 0.5
-    torch.testing.assert_close(row, (first * OLD[0] + last * OLD[1]) / (first + last))
-
-
 def test_chunks_change_nothing(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     old = torch.randn(50, 5, generator=generator)
     spelled = [torch.randint(50, (size,), generator=generator).tolist() for size in (1, 3, 2, 7, 1, 4, 2)]
     translations = random_array((7, 50), density=0.1, rng=0, format="csr", dtype="float32")
-    arguments = {"donor": random_donor(), "translations": translations, "rescale": True}
+    arguments = {"donor": random_donor(), "translations": translations}
     expected = {method: initialise(old, spelled, method, **arguments) for method in INITIALISERS}
-    monkeypatch.setattr(embedding_init, "CHUNK", 1)
+    monkeypatch.setattr("soju.embedding.expansion.initialise.CHUNK", 1)
     for method in INITIALISERS:
         found = initialise(old, spelled, method, **arguments)
         torch.testing.assert_close(found, expected[method], atol=1e-5, rtol=1e-5)
 
 
 def test_rows_are_float32_whatever_the_old_ones_are():
-    assert {initialise(OLD.bfloat16(), [(0, 1)], method).dtype for method in ("mean", "weighted_mean", "noise")} == {
-        torch.float32
-    }
+    for method in ("mean", "noise"):
+        assert initialise(OLD.bfloat16(), [(0, 1)], method).dtype == torch.float32
 
 
 def test_old_rows_are_not_changed():
     old = OLD.clone()
-    for method in ("mean", "weighted_mean", "noise"):
-        initialise(old, [(0, 1)], method, rescale=True)
+    for method in ("mean", "noise"):
+        initialise(old, [(0, 1)], method)
     assert torch.equal(old, OLD)
-
-
-def test_rescaled_rows_are_as_long_as_their_pieces_on_average():
-    rows = initialise(OLD, [(0, 1), (2, 3)], rescale=True)
-    torch.testing.assert_close(rows.norm(dim=1), torch.tensor([1.5, (5 + math.sqrt(2)) / 2]))
-    torch.testing.assert_close(rows[0] / rows[0].norm(), torch.tensor([0.5, 1.0]) / math.sqrt(1.25))
 
 
 def test_noise_has_the_mean_and_deviation_of_the_old_rows_and_comes_from_the_seed():
@@ -91,27 +63,18 @@ def test_omp_finds_the_sum_that_the_donor_was_made_of():
     torch.testing.assert_close(row, 2.0 * old[6] - 0.5 * old[11], atol=1e-4, rtol=1e-4)
 
 
-def test_focus_gives_a_token_the_row_of_its_only_neighbour():
-    donor = DonorVectors(
-        torch.tensor([[1.0, 0.0]]), torch.tensor([True]), torch.tensor([[0.0, 1.0], [5.0, 0.0]]), torch.tensor([3, 2])
-    )
-    assert initialise(OLD, [(0, 1)], "focus", donor=donor).tolist() == [[3.0, 4.0]]  # cosines 0 and 1: weights 0 and 1
-
-
-@pytest.mark.parametrize("method", ["omp", "focus"])
-def test_what_the_donor_does_not_know_gets_its_mean(method):
+def test_what_the_donor_does_not_know_gets_its_mean():
     full = random_donor(new=2)
     donor = DonorVectors(full.new_NF, torch.tensor([True, False]), full.anchor_AF, full.anchor_ids_A)
     old = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
-    rows = initialise(old, [(0, 1), (2, 3)], method, donor=donor)
+    rows = initialise(old, [(0, 1), (2, 3)], "omp", donor=donor)
     torch.testing.assert_close(rows[1], old[2:4].mean(dim=0))
     assert not torch.allclose(rows[0], old[:2].mean(dim=0))
 
 
-@pytest.mark.parametrize("method", ["omp", "focus"])
-def test_a_donor_that_knows_none_of_the_tokens_changes_nothing(method):
+def test_a_donor_that_knows_none_of_the_tokens_changes_nothing():
     donor = DonorVectors.match(OLD, [b"a", b"b", b"c", b"d"], base_tokens=[b"a", b"b"], new_tokens=[b"zz"])
-    assert torch.equal(initialise(OLD, [[0, 1]], method, donor=donor), initialise(OLD, [[0, 1]]))
+    assert torch.equal(initialise(OLD, [[0, 1]], "omp", donor=donor), initialise(OLD, [[0, 1]]))
 
 
 def test_a_translated_token_gets_the_rows_of_its_translations_as_long_as_these_are_on_average():
@@ -143,7 +106,7 @@ def test_wrong_spellings_are_refused(decompositions, message):
 
 
 def test_wrong_methods_and_shapes_are_refused():
-    with pytest.raises(UserError, match="none of mean, weighted_mean"):
+    with pytest.raises(UserError, match="none of mean, omp"):
         initialise(OLD, [(0,)], "zero")
     with pytest.raises(UserError, match="omp needs vectors of a donor"):
         initialise(OLD, [(0,)], "omp")
@@ -151,7 +114,5 @@ def test_wrong_methods_and_shapes_are_refused():
         initialise(OLD, [(0,)], "aligned")
     with pytest.raises(ValueError, match=r"translations must be \(1, 4\)"):
         initialise(OLD, [(0,)], "aligned", translations=csr_array((2, 4)))
-    with pytest.raises(ValueError, match=r"counts must be \(4,\)"):
-        initialise(OLD, [(0,)], "weighted_mean", counts=torch.ones(3))
     with pytest.raises(ValueError, match="of 7 new tokens, not of 1"):
-        initialise(torch.randn(30, 2), [(0,)], "focus", donor=random_donor())
+        initialise(torch.randn(30, 2), [(0,)], "omp", donor=random_donor())
