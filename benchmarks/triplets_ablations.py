@@ -70,7 +70,7 @@ def config_of(arguments: argparse.Namespace, seed: int, overrides: list[str]) ->
     """Return the preset, cut down, with one variant's overrides."""
     changes = [
         f"data.root={arguments.data}", f"training.max_steps={arguments.steps}",
-        f"training.validate_every={arguments.steps}",
+        f"training.eval_steps={arguments.steps}",
     ]  # fmt: skip
     values = parse_yaml(preset_text(PRESET), place=PRESET)
     config = validate_mode(apply_overrides(values, [*changes, *BASE, *overrides]), place=PRESET)

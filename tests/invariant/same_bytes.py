@@ -1,11 +1,11 @@
 """Compare what two checkouts of soju compute, byte by byte: the proof that a refactoring moved no number.
 
-    python tests/invariant/same_bytes.py OLD_CHECKOUT NEW_CHECKOUT --work FOLDER
+    python tests/invariant/same_bytes.py OLD_CHECKOUT NEW_CHECKOUT --work FOLDER [--without embedding ...]
 
 Both checkouts run the same commands with one thread and this interpreter: every pico recipe, an index of the samples
 and a search in it. Weights, vectors, index arrays, tokenizers, scores, histories and verdicts must be equal; resolved
-configurations must be equal after `RENAMED`. Times, environments, manifests and pages are left out. Runs of a checkout
-that are in the folder already are not repeated, so that a series of changes is compared with one old run.
+configurations must be equal after `RENAMED` and `ADDED`. Times, environments, manifests and pages are left out. Runs of
+a checkout that are in the folder already are not repeated, so that a series of changes is compared with one old run.
 """
 
 from __future__ import annotations
@@ -22,8 +22,19 @@ from typing import Any
 
 import yaml
 
-RENAMED: dict[str, str | None] = {}
-"""Old settings, as dotted paths below any section, and their new names; None for settings that are gone."""
+RENAMED: dict[str, str | None] = {
+    "training.batch_size": "per_device_train_batch_size",
+    "training.accumulation": "gradient_accumulation_steps",
+    "training.epochs": "num_train_epochs",
+    "training.warm_up": "warmup_steps",
+    "training.max_gradient_norm": "max_grad_norm",
+    "training.validate_every": "eval_steps",
+    "training.log_every": "logging_steps",
+    "training.keep_checkpoints": "save_total_limit",
+}
+"""Old settings as ``SECTION.NAME`` and what SECTION calls them now; None for settings that are gone."""
+ADDED = {"training.report_to": ["tensorboard"]}
+"""Settings that did not exist, as ``SECTION.NAME``, with the value that does what was done without them."""
 
 LEFT_OUT = {"manifest.json", "environment.json", "trainer_state.json", "config.yaml", "story.json"}
 LEFT_OUT |= {"README.md", "report.html", "report.md"}
@@ -52,9 +63,13 @@ training: {TRAINING}
 evaluation:
   sets: [{name: samples.heldout, passages: ["samples:passages.heldout"]}]
 """
-OLD_TRAINING = """{batch_size: 8, max_steps: 12, learning_rate: 1.0e-3, mixed_precision: "off", validate_every: 4,
-  log_every: 2}"""
-NEW_TRAINING = OLD_TRAINING
+OLD_TRAINING = (
+    "{batch_size: 8, max_steps: 12, learning_rate: 1.0e-3, mixed_precision: 'off', validate_every: 4, log_every: 2}"
+)
+NEW_TRAINING = (
+    "{per_device_train_batch_size: 8, max_steps: 12, learning_rate: 1.0e-3, mixed_precision: 'off', eval_steps: 4, "
+    "logging_steps: 2}"
+)
 
 
 def main() -> int:
@@ -63,17 +78,19 @@ def main() -> int:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--without", nargs="*", default=[], help="parts that are neither run nor compared")
     arguments = parser.parse_args()
-    folders = [run_all(arguments.old.resolve(), arguments.work / "old", old=True)]
-    folders.append(run_all(arguments.new.resolve(), arguments.work / "new", old=False))
-    compared, differences = compare(*folders)
+    without = set(arguments.without)
+    folders = [run_all(arguments.old.resolve(), arguments.work / "old", without, old=True)]
+    folders.append(run_all(arguments.new.resolve(), arguments.work / "new", without, old=False))
+    compared, differences = compare(*folders, without)
     print("\n".join(differences))
     print(f"{compared} files compared, {len(differences)} differ")
     return 1 if differences or not compared else 0
 
 
-def run_all(checkout: Path, work: Path, *, old: bool) -> Path:
-    """Run every command of one checkout into a folder."""
+def run_all(checkout: Path, work: Path, without: set[str], *, old: bool) -> Path:
+    """Run the commands of one checkout into a folder."""
     work.mkdir(parents=True, exist_ok=True)
     if (work / "finished").is_file():
         return work
@@ -94,12 +111,15 @@ def run_all(checkout: Path, work: Path, *, old: bool) -> Path:
         "search.json": ["search", "index", "심장 혈관이 막혔을 때 가슴 통증", "--json"],
         "vectors": ["vectors", "static/final", "corpus.jsonl", "vectors", "--to", "opensearch"],
     }.items():
+        if name in without:
+            continue
         shutil.rmtree(work / name, ignore_errors=True)
         print(f"{checkout.name}: soju {' '.join(command)}", file=sys.stderr)
         printed = soju(checkout, command, work)
         if name.endswith(".json"):
             (work / name).write_text(printed, encoding="utf-8")
-    (work / "finished").touch()
+    if not without:
+        (work / "finished").touch()
     return work
 
 
@@ -128,11 +148,14 @@ def triplets(path: Path, checkout: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def compare(old: Path, new: Path) -> tuple[int, list[str]]:
+def compare(old: Path, new: Path, without: set[str]) -> tuple[int, list[str]]:
     """Return how many files were compared and a line for each that differs or is on one side only."""
-    ours, theirs = {str(path) for path in files(old)}, {str(path) for path in files(new)}
-    alone = {"old": ours - theirs, "new": theirs - ours}
-    differences = [f"only in {side}: {path}" for side, paths in alone.items() for path in sorted(paths)]
+    ours, theirs = ({str(path) for path in files(side) if path.parts[0] not in without} for side in (old, new))
+    differences = [
+        f"only in {side}: {path}"
+        for side, paths in (("old", ours - theirs), ("new", theirs - ours))
+        for path in sorted(paths)
+    ]
     common = sorted(ours & theirs)
     differences += [path for path in common if content(old / path, old=True) != content(new / path, old=False)]
     return len(common), differences
@@ -142,8 +165,10 @@ def files(folder: Path) -> Iterator[Path]:
     """Yield what is compared of a folder, relative to it."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        hidden = {"tensorboard", "plots"} & set(parts) or parts[-1] in LEFT_OUT or path.suffix in (".pt", ".pth")
-        if path.is_file() and not hidden and (len(parts) > 1 or parts[0] == "search.json"):
+        hidden = "tensorboard" in parts or "plots" in parts or parts[-1] in (*LEFT_OUT, "finished")
+        state = path.suffix in (".pt", ".pth", ".bin") or path.name == "trainer_state.json"
+        given = len(parts) == 1 and path.name != "search.json"
+        if path.is_file() and not (given or hidden or state):
             yield path.relative_to(folder)
 
 
@@ -169,13 +194,16 @@ def timeless(value: Any) -> Any:
     return value
 
 
-def renamed(value: Any) -> Any:
-    """Give the settings of an old configuration their new names."""
+def renamed(value: Any, section: str = "") -> Any:
+    """Give the settings of an old configuration their new names, and add the ones that are new."""
     if isinstance(value, list):
-        return [renamed(item) for item in value]
+        return [renamed(item, section) for item in value]
     if not isinstance(value, Mapping):
         return value
-    return {RENAMED.get(key, key): renamed(item) for key, item in value.items() if RENAMED.get(key, key) is not None}
+    names = {key: RENAMED.get(f"{section}.{key}", key) for key in value}
+    found = {names[key]: renamed(item, key) for key, item in value.items() if names[key] is not None}
+    added = {key.partition(".")[2]: item for key, item in ADDED.items() if key.partition(".")[0] == section}
+    return {**added, **found}
 
 
 if __name__ == "__main__":

@@ -25,7 +25,11 @@ UNEVEN = (slice(0, 3), slice(3, BATCH))
 
 def train(start, folder, *, ranks):
     """Train three steps of eight rows together; returns the weights."""
-    sizes = (f"training.batch_size={BATCH // ranks}", "training.max_steps=3", "training.log_every=1")
+    sizes = (
+        f"training.per_device_train_batch_size={BATCH // ranks}",
+        "training.max_steps=3",
+        "training.logging_steps=1",
+    )
     pico = Pretrained(folder, *sizes, "losses.flops=0.1", start=start, terms=ALL_ENGLISH)
     trainer = make_trainer(pico.student(), pico.rows, None, pico.vocabulary, None, pico.config, folder, Attempt())
     for module in trainer.model.modules():

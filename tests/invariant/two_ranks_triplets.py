@@ -32,8 +32,8 @@ def save_start(folder):
 def train(start, folder, *, ranks):
     """Train on eight rows a step together; returns what the controllers ended with."""
     overrides = (
-        f"training.batch_size={BATCH // ranks}", f"training.max_steps={STEPS}", f"training.validate_every={STEPS}",
-        "losses.flops=0.01",
+        f"training.per_device_train_batch_size={BATCH // ranks}", "losses.flops=0.01",
+        f"training.max_steps={STEPS}", f"training.eval_steps={STEPS}",
         f"sparsity.query_terms={WANTED['query']}", f"sparsity.document_terms={WANTED['document']}",
     )  # fmt: skip
     pico = PretrainedOnTriplets(folder, *overrides, start=start)

@@ -170,7 +170,7 @@ def test_a_regression_that_comes_back_ends_the_run_and_loses_nothing(tmp_path, s
 
 
 def test_going_back_to_a_checkpoint_that_was_named_is_obeyed(tmp_path, start):
-    pico = pretrained(tmp_path, start, "training.keep_checkpoints=9")
+    pico = pretrained(tmp_path, start, "training.save_total_limit=9")
     straight = pico.train()
     bytes_ = (straight.last / "model.safetensors").read_bytes()
     resumed = pico.train(resume=tmp_path / "checkpoints" / "checkpoint-6")
@@ -242,8 +242,12 @@ def test_one_text_eight_times_is_eight_texts_once(tmp_path, start):
     terms = [row for row in ROWS if any(term.text.isascii() for term in row.terms)][:8]
     found = []
     for name, batch, accumulation in (("one", 8, 1), ("eight", 1, 8)):
-        sizes = (f"training.batch_size={batch}", f"training.accumulation={accumulation}", "training.max_steps=3")
-        pico = pretrained(tmp_path / name, start, *sizes, "losses.flops=0", "training.log_every=1", terms=terms)
+        sizes = (
+            f"training.per_device_train_batch_size={batch}",
+            f"training.gradient_accumulation_steps={accumulation}",
+            "training.max_steps=3",
+        )
+        pico = pretrained(tmp_path / name, start, *sizes, "losses.flops=0", "training.logging_steps=1", terms=terms)
         trainer = trainer_of(pico)
         for module in trainer.model.modules():
             if isinstance(module, torch.nn.Dropout):

@@ -91,7 +91,12 @@ def test_the_loss_of_a_validation_moves_no_controller(start, tmp_path):
 def test_the_cached_path_gives_the_losses_and_gradients_of_the_large_batch(start, tmp_path):
     found = {}
     for cached in ("true", "false"):
-        overrides = ("training.batch_size=2", "training.accumulation=3", f"training.cached={cached}", "losses.margin=1")
+        overrides = (
+            "training.per_device_train_batch_size=2",
+            "training.gradient_accumulation_steps=3",
+            f"training.cached={cached}",
+            "losses.margin=1",
+        )
         loss, weighted, *_ = computed(start, tmp_path, *overrides)
         sum(weighted.values()).backward()
         gradients = [parameter.grad for parameter in loss.model.parameters() if parameter.grad is not None]

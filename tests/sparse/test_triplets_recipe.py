@@ -171,7 +171,7 @@ def test_a_published_preset_is_checked_and_trained_with_a_pico_student(folder, t
     start = save_start(tmp_path / "start")
     pico = (
         f"data.root={folder}", "data.dev_triplets=[dev.jsonl]", f"student.model={start}", "student.max_length=16",
-        "training.batch_size=4", "training.max_steps=3", "training.mixed_precision=off",
+        "training.per_device_train_batch_size=4", "training.max_steps=3", "training.mixed_precision=off",
     )  # fmt: skip
     soju("check", name, *pico)
     soju("train", name, *pico, "--workers", 1)

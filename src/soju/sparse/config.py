@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from soju.core.config import Settings
 from soju.evaluation.retrieval import cut_off
+from soju.training.settings import TrainingSettings
 
 
 class SelectSettings(Settings):
@@ -319,47 +320,26 @@ class TeacherSettings(Settings):
         return self
 
 
-class TrainingSettings(Settings):
-    """The optimiser, its schedule and what is kept. The defaults are the published ones."""
+class NeuralTrainingSettings(TrainingSettings):
+    """`TrainingSettings` of a neural student; the defaults are those of the published v19."""
 
-    batch_size: int = Field(default=64, ge=1)
+    per_device_train_batch_size: int = Field(default=64, ge=1)
     """Rows of a micro-batch on each process; with `both_directions` a row can have two texts."""
-    accumulation: int = Field(default=2, ge=1)
+    gradient_accumulation_steps: int = Field(default=2, ge=1)
     """Micro-batches that make an optimiser step; the in-batch losses, distillation and FLOPS, see one at a time."""
-    epochs: float = Field(default=15, gt=0)
-    """Passes over the rows."""
-    max_steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps; overrides `epochs`."""
+    num_train_epochs: float = Field(default=15, gt=0)
+    """Passes over the rows, unless `max_steps` is given."""
     learning_rate: float = Field(default=3e-6, gt=0)
-    """Peak of the linear schedule."""
-    layers_learning_rate: float | None = Field(default=None, gt=0)
-    """Peak for the transformer layers alone, which with ``lexical`` add nothing at first while the table is finished;
-    `learning_rate` when not given."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Of AdamW."""
-    warm_up: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
-    max_gradient_norm: float = Field(default=1.0, gt=0)
-    """Gradients are clipped to it."""
+    """The highest learning rate; it falls linearly to 0."""
     mixed_precision: Literal["fp16", "bf16", "off"] = "fp16"
     """``fp16``, the published one, needs a GPU. Write ``"off"``, float32, in quotes: a bare off is false in YAML."""
-    gradient_checkpointing: bool = False
-    """Compute the layers' activations twice to save memory."""
-    validate_every: int | None = Field(default=None, ge=1)
-    """Optimiser steps between validations, each of which writes a checkpoint; every epoch when not given."""
-    log_every: int = Field(default=25, ge=1)
-    """Optimiser steps between rows of the history."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    """Last checkpoints to keep; the best one is kept too."""
+    layers_learning_rate: float | None = Field(default=None, gt=0)
+    """The highest learning rate of the transformer layers alone, which with ``lexical`` add nothing at first while the
+    table is finished; `learning_rate` when not given."""
     max_drop: float = Field(default=0.1, gt=0)
     """Largest fall of the validation score below the best so far, as a fraction of it; the run rolls back beyond it."""
     max_rollbacks: int = Field(default=2, ge=0)
     """How often the run may go back after a regression or after numbers that are not finite, before it gives up."""
-
-    @field_validator("mixed_precision", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: object) -> object:
-        return "off" if value is False else value  # YAML reads a bare off as false
 
 
 class NeuralConfig(Settings):
@@ -376,7 +356,7 @@ class NeuralConfig(Settings):
     similarity: Literal["dot", "cosine"] = "dot"
     """How vectors are compared: ``cosine`` divides document vectors by their length in the index, so that long texts
     gain nothing from their length."""
-    training: TrainingSettings = TrainingSettings()
+    training: NeuralTrainingSettings = NeuralTrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     card: CardSettings = CardSettings()
 

@@ -20,7 +20,6 @@ from soju.sparse.term_activation import PROBES
 from soju.sparse.terms.config import TermsConfig
 from soju.sparse.terms.rows import TrainingRows, training_rows
 from soju.sparse.terms.training import planned_steps, train_student
-from soju.sparse.trainer import refuse_missing_device
 from soju.training.ranks import join_ranks
 from soju.training.rollback import Trained
 
@@ -101,7 +100,7 @@ def run(
         UserError: If data, student or teacher cannot be used; what was trained so far stays.
     """
     disable_progress_bar()  # of the libraries: they would draw one for every file of weights
-    refuse_missing_device(config.training)
+    config.training.refuse_missing_device()
     join_ranks()
 
     # 1. Read the data; refuse broken rows and evaluation texts that were trained on.

@@ -24,7 +24,7 @@ from soju.core.files import append_json_line
 from soju.core.score import Score, Setting
 from soju.data.rows import TermRow
 from soju.search.weighting import idf
-from soju.sparse.config import TrainingSettings
+from soju.sparse.config import NeuralTrainingSettings
 from soju.sparse.initial import Vocabulary
 from soju.sparse.losses import (
     flops,
@@ -40,7 +40,7 @@ from soju.sparse.static.encoder import readable_terms
 from soju.sparse.term_activation import FUNCTION_WORDS, PROBES, evaluate_terms, expected_terms, probe_report
 from soju.sparse.terms.config import LossSettings, TermsConfig
 from soju.sparse.terms.rows import TermsCollator, TrainingRows
-from soju.sparse.trainer import SpladeTrainer, stock_arguments
+from soju.sparse.trainer import SpladeTrainer, neural_arguments
 from soju.teachers.cache import Embeddings
 from soju.training.rollback import Attempt, BestSoFar, RollbackSettings, Trained, train_judged
 from soju.training.sampling import LengthBuckets
@@ -259,8 +259,8 @@ def term_costs(rows: TrainingRows, student: SpladeEncoder, losses: LossSettings)
 def training_arguments(
     config: TermsConfig, folder: Path, rows: TrainingRows, *, data_order: int = 0, validates: bool = True
 ) -> SparseEncoderTrainingArguments:
-    """Translate the settings; see `stock_arguments`."""
-    return stock_arguments(
+    """Translate the settings; see `neural_arguments`."""
+    return neural_arguments(
         config.training,
         folder,
         LengthBuckets(rows.lengths, seed=config.seed + data_order),
@@ -269,8 +269,10 @@ def training_arguments(
     )
 
 
-def planned_steps(rows: TrainingRows, training: TrainingSettings) -> dict[str, int]:
+def planned_steps(rows: TrainingRows, training: NeuralTrainingSettings) -> dict[str, int]:
     """Return the batches of an epoch on one rank, and the optimiser steps of the whole training."""
-    batches = -(-len(rows) // (training.batch_size * PartialState().num_processes))
-    steps = training.max_steps or math.ceil(-(-batches // training.accumulation) * training.epochs)
+    batches = -(-len(rows) // (training.per_device_train_batch_size * PartialState().num_processes))
+    steps = training.max_steps or math.ceil(
+        -(-batches // training.gradient_accumulation_steps) * training.num_train_epochs
+    )
     return {"batches": batches, "steps": steps}

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from soju.core.config import Settings
-from soju.sparse.config import DataSettings, NeuralConfig, TeacherSettings, TrainingSettings
+from soju.sparse.config import DataSettings, NeuralConfig, NeuralTrainingSettings, TeacherSettings
 
 PAIR_TYPES = ("single_term", "monolingual", "cross_lingual")
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -150,19 +150,19 @@ V23_STAGES = (
 )
 
 
-class TripletsTrainingSettings(TrainingSettings):
-    """`TrainingSettings` with the defaults of v23."""
+class TripletsTrainingSettings(NeuralTrainingSettings):
+    """`NeuralTrainingSettings` with the defaults of v23."""
 
-    accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Micro-batches that make an optimiser step. Losses that compare texts of a batch (InfoNCE, listwise distillation,
     FLOPS) see one micro-batch, or all of them when `cached`; the others are exact either way."""
     cached: bool = False
     """Let losses see all texts of an optimiser step at once with the memory of a micro-batch, for a second forward
     pass (GradCache); on one process."""
-    epochs: float = Field(default=20, gt=0)
-    """Passes over the rows."""
+    num_train_epochs: float = Field(default=20, gt=0)
+    """Passes over the rows, unless `max_steps` is given."""
     learning_rate: float = Field(default=2e-5, gt=0)
-    """Peak of the cosine schedule."""
+    """The highest learning rate; it falls along a cosine to 0."""
     patience: int | None = Field(default=3, ge=1)
     """Validations without a new best score after which training ends early; never when null."""
 

@@ -251,7 +251,7 @@ class TripletsLoss(nn.Module):
                 lambda part: self.model(part)["signed_maxima"],
                 inputs,
                 lambda maxima_NV: self._losses(maxima_NV, self._weights_of(maxima_NV), labels),
-                mini_batch=3 * self.config.training.batch_size,
+                mini_batch=3 * self.config.training.per_device_train_batch_size,
             )
         output = self.model(texts)
         return self._losses(output["signed_maxima"], output["sentence_embedding"], labels)

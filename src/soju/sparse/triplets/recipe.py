@@ -20,7 +20,6 @@ from soju.sparse.evaluate import Subject
 from soju.sparse.finish import Start, curves, measure, report, save_models
 from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.term_activation import PROBES
-from soju.sparse.trainer import refuse_missing_device
 from soju.sparse.triplets.config import TripletsConfig
 from soju.sparse.triplets.rows import TripletRows, teacher_scores, triplet_rows
 from soju.sparse.triplets.training import planned_steps, train_student
@@ -146,7 +145,7 @@ def run(
         UserError: If data, student or teacher cannot be used; what was trained so far stays.
     """
     disable_progress_bar()  # of the libraries: they would draw one for every file of weights
-    refuse_missing_device(config.training)
+    config.training.refuse_missing_device()
     join_ranks()
 
     # 1. Read the data; refuse broken rows and evaluation texts that were trained on.

@@ -34,7 +34,7 @@ from soju.sparse.initial import Vocabulary
 from soju.sparse.losses import idf_term_cost
 from soju.sparse.neural_encoders import unit_rows
 from soju.sparse.splade import SpladeEncoder
-from soju.sparse.trainer import SpladeTrainer, stock_arguments
+from soju.sparse.trainer import SpladeTrainer, neural_arguments
 from soju.sparse.triplets.config import TripletLossSettings, TripletsConfig, TripletsTrainingSettings
 from soju.sparse.triplets.losses import TripletsLoss, stages_of
 from soju.sparse.triplets.rows import TeacherScores, TripletRows, TripletsCollator
@@ -116,7 +116,7 @@ class TripletsValidation(BaseEvaluator):
         Only the first rank validates, so nothing here may wait for the others: neither the wrapper that the trainer
         puts around the model, nor a mean over ranks.
         """
-        size = self._config.training.batch_size
+        size = self._config.training.per_device_train_batch_size
         training, wrapped = loss.training, loss.model
         loss.eval()
         loss.model = model
@@ -287,7 +287,7 @@ def make_trainer(
     if config.training.cached and PartialState().num_processes > 1:
         raise UserError("training.cached: compares the texts of one process; train on one, or set it to false")
     loss = TripletsLoss(student, config, term_cost_V=term_costs(rows, student, config.losses))
-    grace = math.ceil(config.training.warm_up * planned_steps(rows, config.training)["steps"])
+    grace = config.training.warmup_of(planned_steps(rows, config.training)["steps"])
     alarm = SparsityAlarm(student.get_embedding_dimension(), grace=grace)
     trainer = TripletsTrainer(
         model=student,
@@ -301,12 +301,13 @@ def make_trainer(
         extra_state={**{f"sparsity_{side}": part for side, part in loss.controllers.items()}, "alarm": alarm},
     )
     loss.position = lambda: (trainer.state.global_step, trainer.state.max_steps)
-    stages, warm_up = stages_of(config), config.training.warm_up
+    stages, warmup_of = stages_of(config), config.training.warmup_of
     trainer.schedule = lambda planned, step: staged_cosine(
-        step, planned, warm_up_steps=math.ceil(warm_up * planned), stages=stages
+        step, planned, warm_up_steps=warmup_of(planned), stages=stages
     )
     trainer.add_callback(Steering(loss, alarm, folder / "alarms.jsonl"))
-    trainer.add_callback(Scalars(folder / "tensorboard"))
+    if "tensorboard" in config.training.report_to:
+        trainer.add_callback(Scalars(folder / "tensorboard"))
     if validation is not None:
         validation.loss = loss
         if config.training.patience is not None:
@@ -317,7 +318,7 @@ def make_trainer(
 def training_arguments(
     config: TripletsConfig, folder: Path, rows: TripletRows, *, data_order: int = 0, validates: bool = True
 ) -> SparseEncoderTrainingArguments:
-    """Translate the settings; see `stock_arguments`."""
+    """Translate the settings; see `neural_arguments`."""
     training = config.training
     size, accumulation = batches_of(training)
     curriculum = Curriculum(
@@ -328,7 +329,7 @@ def training_arguments(
         total_steps=planned_steps(rows, training)["steps"],
         batches_a_step=accumulation,
     )
-    return stock_arguments(
+    return neural_arguments(
         training,
         folder,
         curriculum,
@@ -336,15 +337,15 @@ def training_arguments(
         chosen_by=CHOSEN_BY if validates else None,
         per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulation,
-        report_to=[],  # `Scalars` writes them under the published names
+        report_to=[place for place in training.report_to if place != "tensorboard"],  # `Scalars` writes that
     )
 
 
 def batches_of(training: TripletsTrainingSettings) -> tuple[int, int]:
     """Return rows of a batch and batches of a step; `cached` makes one batch of those of a step."""
     if training.cached:
-        return training.batch_size * training.accumulation, 1
-    return training.batch_size, training.accumulation
+        return training.per_device_train_batch_size * training.gradient_accumulation_steps, 1
+    return training.per_device_train_batch_size, training.gradient_accumulation_steps
 
 
 def planned_steps(rows: TripletRows, training: TripletsTrainingSettings) -> dict[str, int]:
@@ -354,9 +355,9 @@ def planned_steps(rows: TripletRows, training: TripletsTrainingSettings) -> dict
     if batches == 0:
         raise UserError(
             f"data.triplets: {len(rows):,} rows do not fill one batch of {size * PartialState().num_processes:,}; give "
-            "more rows, or lower training.batch_size"
+            "more rows, or lower training.per_device_train_batch_size"
         )
-    steps = training.max_steps or math.ceil(-(-batches // accumulation) * training.epochs)
+    steps = training.max_steps or math.ceil(-(-batches // accumulation) * training.num_train_epochs)
     return {"batches": batches, "steps": steps}
 
 
