@@ -176,6 +176,9 @@ def content(path: Path, *, old: bool) -> Any:
     """Return what must be equal of a file: its bytes, or its values without times."""
     if path.suffix == ".jsonl" and path.name in ("history.jsonl", "verdicts.jsonl", "rollbacks.jsonl", "probes.jsonl"):
         return [timeless(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    if path.name == "figures.json":  # the series of a figure stand in the order of the losses
+        figures = timeless(json.loads(path.read_text(encoding="utf-8")))
+        return [{**figure, "series": sorted(figure["series"], key=lambda one: one["name"])} for figure in figures]
     if path.suffix == ".json":
         return timeless(json.loads(path.read_text(encoding="utf-8")))
     if path.suffix in (".yaml", ".yml"):
@@ -185,7 +188,7 @@ def content(path: Path, *, old: bool) -> Any:
 
 
 def timeless(value: Any) -> Any:
-    """Leave out scores of time, what names a machine or a moment, and fingerprints, which cover model cards."""
+    """Leave out scores of time and what names a machine or a moment; a fingerprint covers pages."""
     if isinstance(value, list):
         return [timeless(item) for item in value if not (isinstance(item, Mapping) and item.get("unit") in TIMED)]
     if isinstance(value, Mapping):

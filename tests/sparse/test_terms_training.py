@@ -13,8 +13,9 @@ from soju.data.rows import Term, TermRow
 from soju.sparse import term_activation as probes
 from soju.sparse.losses import flops
 from soju.sparse.term_activation import Probe, probe_report
+from soju.sparse.terms.losses import TermsLoss
 from soju.sparse.terms.rows import NO_TEACHER_TEXT, TermsCollator
-from soju.sparse.terms.training import CHOSEN_BY, TermsLoss, Validation, make_trainer, term_costs
+from soju.sparse.terms.training import CHOSEN_BY, Validation, make_trainer, term_costs
 from soju.teachers.cache import Embeddings
 from soju.training.checkpoints import list_checkpoints
 from soju.training.rollback import Attempt
@@ -43,7 +44,7 @@ def computed(pico, *, vectors=None, progress=1.0, rows=(0, 3, 5, 8)):
     """Return the loss terms of one batch, the raw ones, and the batch."""
     student = pico.student().eval()
     cost_V = term_costs(pico.rows, student, pico.config.losses)
-    loss = TermsLoss(student, pico.config.losses, term_cost_V=cost_V, progress=lambda: progress)
+    loss = TermsLoss(student, pico.config, term_cost_V=cost_V, position=lambda: (round(100 * progress), 100))
     batch = TermsCollator(pico.rows, vectors, pad_id=1)([{"row": row} for row in rows])
     features = {"input_ids": batch["text_input_ids"], "attention_mask": batch["text_attention_mask"]}
     weighted = loss([dict(features)], batch["label"])

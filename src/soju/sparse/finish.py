@@ -40,8 +40,8 @@ from soju.sparse.data import EvaluationTexts, RunData, TrainingData
 from soju.sparse.evaluate import STUDENT, SUBJECT, Embed, Measured, Subject, metrics_of, score, write_query_scores
 from soju.sparse.indexing import expand, index_documents, model_folder, search_index, search_settings_of
 from soju.sparse.initial import Vocabulary, lexicon_vocabulary, plain_vocabulary, pretrained_student, scratch_student
-from soju.sparse.model import TermEncoder
-from soju.sparse.neural_encoders import NeuralEncoder
+from soju.sparse.losses import NamedLosses
+from soju.sparse.model import NeuralEncoder, TermEncoder
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.training import train_static
@@ -248,6 +248,12 @@ def curves(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[
         if points:
             found.append({"name": name, "x": list(points), "y": list(points.values())})
     return found
+
+
+def loss_panels(losses: type[NamedLosses]) -> dict[str, str]:
+    """Return the keys of the history that show how a mode's losses fell, with their labels."""
+    named = {row.name: row.label for row in losses.rows} | dict(losses.watched)
+    return {"loss": "total loss", **{f"loss_{name}": label for name, label in named.items()}}
 
 
 UNTRAINED = "untrained student"

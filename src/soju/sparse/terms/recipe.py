@@ -15,25 +15,15 @@ from transformers.utils.logging import disable_progress_bar
 from soju.core.files import read_json_lines, write_json
 from soju.core.run import RunDirectory
 from soju.sparse.data import RunData, read_run_data
-from soju.sparse.finish import Start, curves, measure, report, save_models, teacher_embeddings
+from soju.sparse.finish import Start, curves, loss_panels, measure, report, save_models, teacher_embeddings
 from soju.sparse.term_activation import PROBES
 from soju.sparse.terms.config import TermsConfig
+from soju.sparse.terms.losses import TermsLoss
 from soju.sparse.terms.rows import TrainingRows, training_rows
 from soju.sparse.terms.training import planned_steps, train_student
 from soju.training.ranks import join_ranks
 from soju.training.rollback import Trained
 
-_PANELS = {
-    "loss": "total loss",
-    "loss_self": "self",
-    "loss_korean": "Korean targets",
-    "loss_english": "English targets",
-    "loss_margin": "margin",
-    "loss_distillation": "distillation",
-    "loss_translation": "translation",
-    "loss_flops": "FLOPS",
-    "loss_active_terms": "active terms a text",
-}
 _VALIDATED = {
     "eval_activation.en@50": "activation, English",
     "eval_preservation.ko@50": "preservation, Korean",
@@ -52,7 +42,7 @@ def training_figures(run_folder: Path) -> list[dict[str, Any]]:
             "caption": "Raw, unweighted losses, each the mean since the row before; the total is weighted.",
             "kind": "grid",
             "x_label": "step",
-            "series": curves(history, _PANELS),
+            "series": curves(history, loss_panels(TermsLoss)),
         },
         {
             "id": "validation",

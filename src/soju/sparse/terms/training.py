@@ -1,14 +1,9 @@
-"""The named losses of mode ``terms`` in the shape a sentence-transformers trainer takes.
-
-Shape letters: B = texts in the batch, V = terms in the vocabulary.
-
-Train a student on term rows with the stock trainer: checkpoints, history, validation, gate and rollback.
-"""
+"""Train a student on term rows with the stock trainer: checkpoints, history, validation, gate and rollback."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,6 @@ from accelerate import PartialState
 from scipy.sparse import csr_array
 from sentence_transformers import SparseEncoderTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
-from torch import Tensor, nn
 
 from soju.core.errors import UserError
 from soju.core.files import append_json_line
@@ -26,92 +20,18 @@ from soju.data.rows import TermRow
 from soju.search.weighting import idf
 from soju.sparse.config import NeuralTrainingSettings
 from soju.sparse.initial import Vocabulary
-from soju.sparse.losses import (
-    flops,
-    idf_term_cost,
-    in_batch_distillation,
-    in_batch_translation,
-    signed_terms,
-    v19_terms,
-)
-from soju.sparse.neural_encoders import spelled_pieces
+from soju.sparse.losses import idf_term_cost
+from soju.sparse.model import spelled_pieces
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import readable_terms
 from soju.sparse.term_activation import FUNCTION_WORDS, PROBES, evaluate_terms, expected_terms, probe_report
 from soju.sparse.terms.config import LossSettings, TermsConfig
+from soju.sparse.terms.losses import TermsLoss
 from soju.sparse.terms.rows import TermsCollator, TrainingRows
 from soju.sparse.trainer import SpladeTrainer, neural_arguments
 from soju.teachers.cache import Embeddings
 from soju.training.rollback import Attempt, BestSoFar, RollbackSettings, Trained, train_judged
 from soju.training.sampling import LengthBuckets
-
-
-class TermsLoss(nn.Module):
-    """Weighted sum of the term losses, the in-batch distillation and the sparsity penalty.
-
-    Args:
-        model: The student.
-        settings: Weights and forms.
-        term_cost_V: For the penalty; all terms alike when ``None``.
-        progress: Returns the share of the training that is done, in [0, 1]; a pure function of the step.
-    """
-
-    term_cost_V: Tensor | None
-    raw_terms: dict[str, Tensor]
-    """Unweighted losses of the last batch, detached."""
-
-    def __init__(
-        self,
-        model: SpladeEncoder,
-        settings: LossSettings,
-        *,
-        term_cost_V: Tensor | None = None,
-        progress: Callable[[], float] = lambda: 1.0,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
-        self.progress = progress
-        self.register_buffer("term_cost_V", term_cost_V, persistent=False)
-        self.raw_terms = {}
-
-    def forward(self, features: Sequence[dict[str, Tensor]], labels: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the weighted losses by name; their sum is what is minimised."""
-        settings = self.settings
-        (texts,) = features
-        output = self.model(texts)
-        weights_BV, maxima_BV = output["sentence_embedding"], output["signed_maxima"]
-        targets = labels["targets"].to(weights_BV.device)
-        values_BV, form = (weights_BV, v19_terms) if settings.terms == "v19" else (maxima_BV, signed_terms)
-        terms = form(
-            values_BV, targets, margin=settings.target_margin, english_margin_factor=settings.english_margin_factor
-        )
-        raw = terms.named()
-        weights = {
-            "self": settings.self_terms,
-            "korean": settings.korean_terms,
-            "english": settings.english_terms,
-            "margin": settings.margin,
-        }
-        if settings.distillation > 0 and len(labels["taught"]):
-            raw["distillation"] = in_batch_distillation(
-                weights_BV[labels["taught"]],
-                labels["teacher"],
-                temperature=settings.temperature,
-                with_self=settings.with_self,
-            )
-            weights["distillation"] = settings.distillation
-        if settings.translation > 0:
-            raw["translation"] = in_batch_translation(
-                weights_BV, labels["partner"].to(weights_BV.device), temperature=settings.temperature
-            )
-            weights["translation"] = settings.translation
-        raw["flops"] = flops(weights_BV, term_cost_V=self.term_cost_V, across_ranks=True)
-        weights["flops"] = settings.flops if self.progress() >= settings.flops_from else 0.0
-        self.raw_terms = {name: value.detach() for name, value in raw.items()}
-        self.raw_terms["active_terms"] = (weights_BV.detach() > 0).sum(dim=1, dtype=torch.float32).mean()
-        return {name: weights[name] * value for name, value in raw.items() if weights[name] > 0}
-
 
 CHOSEN_BY = "ko + 2 en"
 """The best checkpoint has the highest preservation.ko@50 + 2 × activation.en@50 on the development words."""
@@ -232,7 +152,12 @@ def make_trainer(
     attempt: Attempt,
 ) -> SpladeTrainer:
     """Put student, rows, loss and arguments into a trainer."""
-    loss = TermsLoss(student, config.losses, term_cost_V=term_costs(rows, student, config.losses))
+    loss = TermsLoss(
+        student,
+        config,
+        position=lambda: (trainer.state.global_step, trainer.state.max_steps),
+        term_cost_V=term_costs(rows, student, config.losses),
+    )
     pad_id = vocabulary.tokenizer.pad_token_id
     trainer = SpladeTrainer(
         model=student,
@@ -244,7 +169,6 @@ def make_trainer(
         history=folder / "history.jsonl",
         learning_rate_scale=attempt.learning_rate_scale,
     )
-    loss.progress = lambda: trainer.state.global_step / max(1, trainer.state.max_steps)
     return trainer
 
 

@@ -7,10 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from soju.core.config import Settings
+from soju.data.rows import DIFFICULTIES, PAIR_TYPES
 from soju.sparse.config import DataSettings, NeuralConfig, NeuralTrainingSettings, TeacherSettings
-
-PAIR_TYPES = ("single_term", "monolingual", "cross_lingual")
-DIFFICULTIES = ("easy", "medium", "hard")
 
 
 class TripletsDataSettings(DataSettings):

@@ -17,35 +17,16 @@ from soju.core.run import RunDirectory
 from soju.data.splits import spread
 from soju.sparse.data import RunData, read_run_data
 from soju.sparse.evaluate import Subject
-from soju.sparse.finish import Start, curves, measure, report, save_models
-from soju.sparse.neural_encoders import NeuralEncoder
+from soju.sparse.finish import Start, curves, loss_panels, measure, report, save_models
+from soju.sparse.model import NeuralEncoder
 from soju.sparse.term_activation import PROBES
 from soju.sparse.triplets.config import TripletsConfig
+from soju.sparse.triplets.losses import TripletsLoss
 from soju.sparse.triplets.rows import TripletRows, teacher_scores, triplet_rows
 from soju.sparse.triplets.training import planned_steps, train_student
 from soju.training.ranks import join_ranks
 from soju.training.rollback import Trained
 
-_LOSSES = {
-    "loss": "total loss",
-    "loss_infonce": "InfoNCE",
-    "loss_self": "own terms",
-    "loss_positive": "terms of the positive",
-    "loss_margin": "triplet margin",
-    "loss_distillation": "distillation",
-    "loss_flops": "FLOPS",
-    "loss_minimum": "minimum activation",
-    "loss_effective_negatives": "effective negatives",
-}
-_SHARES = {
-    "loss_share_infonce": "InfoNCE",
-    "loss_share_self": "own terms",
-    "loss_share_positive": "terms of the positive",
-    "loss_share_margin": "triplet margin",
-    "loss_share_distillation": "distillation",
-    "loss_share_flops": "FLOPS",
-    "loss_share_minimum": "minimum activation",
-}
 _SPARSITY = {
     "loss_active_query": "active terms of queries",
     "loss_active_document": "active terms of documents",
@@ -66,7 +47,7 @@ def training_figures(run_folder: Path, config: TripletsConfig) -> list[dict[str,
             "caption": f"Raw, unweighted losses; the total is weighted. Stages of the curriculum: {ends}.",
             "kind": "grid",
             "x_label": "step",
-            "series": curves(history, _LOSSES),
+            "series": curves(history, loss_panels(TripletsLoss)),
         },
         {
             "id": "loss_shares",
@@ -75,7 +56,7 @@ def training_figures(run_folder: Path, config: TripletsConfig) -> list[dict[str,
             "kind": "line",
             "x_label": "step",
             "y_label": "share",
-            "series": curves(history, _SHARES),
+            "series": curves(history, {f"loss_share_{row.name}": row.label for row in TripletsLoss.rows}),
         },
         {
             "id": "sparsity",

@@ -286,7 +286,12 @@ def make_trainer(
     """Put student, rows, loss, controllers and arguments into a trainer."""
     if config.training.cached and PartialState().num_processes > 1:
         raise UserError("training.cached: compares the texts of one process; train on one, or set it to false")
-    loss = TripletsLoss(student, config, term_cost_V=term_costs(rows, student, config.losses))
+    loss = TripletsLoss(
+        student,
+        config,
+        position=lambda: (trainer.state.global_step, trainer.state.max_steps),
+        term_cost_V=term_costs(rows, student, config.losses),
+    )
     grace = config.training.warmup_of(planned_steps(rows, config.training)["steps"])
     alarm = SparsityAlarm(student.get_embedding_dimension(), grace=grace)
     trainer = TripletsTrainer(
@@ -300,7 +305,6 @@ def make_trainer(
         learning_rate_scale=attempt.learning_rate_scale,
         extra_state={**{f"sparsity_{side}": part for side, part in loss.controllers.items()}, "alarm": alarm},
     )
-    loss.position = lambda: (trainer.state.global_step, trainer.state.max_steps)
     stages, warmup_of = stages_of(config), config.training.warmup_of
     trainer.schedule = lambda planned, step: staged_cosine(
         step, planned, warm_up_steps=warmup_of(planned), stages=stages
