@@ -33,7 +33,7 @@ RENAMED: dict[str, str | None] = {
     "training.keep_checkpoints": "save_total_limit",
 }
 """Old settings as ``SECTION.NAME`` and what SECTION calls them now; None for settings that are gone."""
-ADDED = {"training.report_to": ["tensorboard"]}
+ADDED = {"training.report_to": ["tensorboard"], "training.patience": None}
 """Settings that did not exist, as ``SECTION.NAME``, with the value that does what was done without them."""
 
 LEFT_OUT = {"manifest.json", "environment.json", "trainer_state.json", "config.yaml", "story.json"}

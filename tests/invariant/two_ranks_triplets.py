@@ -10,9 +10,7 @@ from torch import distributed
 from soju.core.files import write_json
 from soju.sparse.config import ScratchStudent
 from soju.sparse.initial import scratch_student
-from soju.sparse.triplets.training import make_trainer
 from soju.training.ranks import join_ranks
-from soju.training.rollback import Attempt
 from sparse.pico_triplets import PretrainedOnTriplets
 from sparse.small_bilingual import train_small
 
@@ -37,7 +35,7 @@ def train(start, folder, *, ranks):
         f"sparsity.query_terms={WANTED['query']}", f"sparsity.document_terms={WANTED['document']}",
     )  # fmt: skip
     pico = PretrainedOnTriplets(folder, *overrides, start=start)
-    trainer = make_trainer(pico.student(), pico.rows, None, None, pico.config, folder, Attempt(), pad_id=0)
+    trainer = pico.trainer()
     trainer.train()
     return {side: part.state_dict() for side, part in trainer.loss.controllers.items()}
 

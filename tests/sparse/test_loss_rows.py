@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from soju.sparse import finish
+from soju.sparse.finish import loss_figures
 from soju.sparse.losses import LossComponent, NamedLosses, shares
 from soju.sparse.terms.losses import LOSSES as TERMS_LOSSES
 from soju.sparse.triplets.losses import LOSSES as TRIPLETS_LOSSES
 
 
 class Settings:
-    losses = {"half": 0.5, "off": 0.0}
+    losses = None
 
 
 def row(name, weight, value, **more):
@@ -46,14 +46,21 @@ def test_shares_are_of_sizes_and_add_up_to_one():
     assert {name: value.item() for name, value in found.items()} == {"share_up": 0.75, "share_down": 0.25}
 
 
-def test_a_new_row_is_in_the_sum_the_log_and_the_plots(tmp_path):
+def test_a_new_row_is_in_the_sum_the_log_and_the_plots():
     class More(NamedLosses):
         rows = (row("old", 1.0, torch.tensor(1.0)), row("new", 2.0, torch.tensor(3.0)))
 
     loss = More(torch.nn.Identity(), Settings, position=lambda: (0, 1))
     assert loss.weighed(None, None) == {"old": 1.0, "new": 6.0}
     assert loss.raw_terms == {"old": 1.0, "new": 3.0}
-    assert finish.loss_panels(More) == {"loss": "total loss", "loss_old": "OLD", "loss_new": "NEW"}
+    history = [{"step": 1, "loss": 7.0, "loss_old": 1.0, "loss_new": 3.0, "loss_share_new": 0.8}]
+    curves, shares = loss_figures(history, More, caption="")
+    assert [(one["name"], one["y"]) for one in curves["series"]] == [
+        ("total loss", [7.0]),
+        ("OLD", [1.0]),
+        ("NEW", [3.0]),
+    ]
+    assert [(one["name"], one["y"]) for one in shares["series"]] == [("NEW", [0.8])]
 
 
 @pytest.mark.parametrize("rows", [TERMS_LOSSES, TRIPLETS_LOSSES])

@@ -10,8 +10,7 @@ from soju.core.config import apply_overrides, parse_yaml
 from soju.core.errors import ConfigError, UserError
 from soju.presets import preset_names, preset_text
 from soju.sparse.config import PretrainedStudent, ScratchStudent, StaticConfig
-from soju.sparse.data import read_run_data
-from soju.sparse.recipe import run_mode, validate_mode
+from soju.sparse.recipe import read_run_data, run_mode, validate_mode
 from soju.sparse.terms.config import TermsConfig
 from soju.sparse.triplets.config import TripletsConfig
 

@@ -7,7 +7,6 @@ import torch
 from soju.sparse.triplets.config import TripletsTeacherSettings
 from soju.sparse.triplets.losses import TripletsLoss, info_nce, similarities
 from soju.sparse.triplets.rows import PairScores, TeacherScores, TripletsCollator, teacher_scores
-from soju.sparse.triplets.training import TripletsValidation
 from sparse.pico_terms import save_start
 from sparse.pico_triplets import PretrainedOnTriplets
 from teachers.pico_teacher import save_pico_teacher
@@ -136,8 +135,8 @@ def test_rows_the_teacher_did_not_read_are_validated_without_it(start, tmp_path)
     overrides = ("losses.distillation=1", "teacher={model: unused}")
     pico = PretrainedOnTriplets(tmp_path, *overrides, start=start)
     student = pico.student()
-    validation = TripletsValidation(pico.dev, pico.config, pad_id=0)
-    validation.loss = TripletsLoss(student, pico.config, position=lambda: (0, 12))
-    assert validation(student)["loss"] > 0
+    loss = TripletsLoss(student, pico.config, position=lambda: (0, 12))
+    assert pico.lesson.validation.with_loss(loss)(student)["loss"] > 0
+    assert "loss" not in pico.lesson.validation(student)
     with pytest.raises(KeyError, match="teacher"):  # in training it is never left out
         computed(start, tmp_path, *overrides)

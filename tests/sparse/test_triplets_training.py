@@ -12,9 +12,10 @@ from soju.core.errors import RegressionError, StoppedError
 from soju.core.files import read_json_lines
 from soju.data.splits import spread
 from soju.sparse.curriculum import stage_ends
+from soju.sparse.neural import term_costs
 from soju.sparse.triplets import training as triplets_training
-from soju.sparse.triplets.training import TripletsValidation, make_trainer, planned_steps, term_costs
-from soju.training.rollback import Attempt
+from soju.sparse.triplets.losses import stages_of
+from soju.sparse.triplets.training import TripletsValidation
 from sparse.pico_terms import save_start
 from sparse.pico_triplets import PretrainedOnTriplets
 
@@ -70,8 +71,6 @@ def stop_after(monkeypatch, step):
 
 
 def test_the_stages_of_this_run_end_where_the_test_says(straight):
-    from soju.sparse.triplets.losses import stages_of
-
     assert stage_ends(stages_of(straight.config), STEPS) == ENDS
 
 
@@ -168,7 +167,7 @@ def test_accumulation_is_one_large_batch_for_losses_by_row_and_with_cached_for_a
             "training.max_grad_norm=1000", *overrides,
         )  # fmt: skip
         pico = PretrainedOnTriplets(tmp_path / name, *common, start=start)
-        trainer = make_trainer(pico.student(), pico.rows, None, None, pico.config, tmp_path / name, Attempt(), pad_id=0)
+        trainer = pico.trainer()
         trainer.args.optim = "sgd"
         for module in trainer.model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -196,7 +195,7 @@ def test_accumulation_is_one_large_batch_for_losses_by_row_and_with_cached_for_a
 
 def test_planned_steps_count_whole_batches(start, tmp_path):
     pico = PretrainedOnTriplets(tmp_path, "training.max_steps=null", "training.num_train_epochs=3", start=start)
-    assert planned_steps(pico.rows, pico.config.training) == {"batches": 7, "steps": 21}  # 30 rows of 4
+    assert pico.lesson.planned() == {"batches": 7, "steps": 21}  # 29 rows of 4
 
 
 def test_term_costs_punish_common_terms_unless_asked_otherwise(start, tmp_path):
@@ -204,11 +203,10 @@ def test_term_costs_punish_common_terms_unless_asked_otherwise(start, tmp_path):
     student = pico.student()
     counts = pico.rows.texts_with_term(student.get_embedding_dimension())
     common, rare = int(counts.argmax()), int((counts == 1).argmax())
-    inverse = term_costs(pico.rows, student, pico.config.losses)
-    direct = term_costs(pico.rows, student, pico.config.losses.model_copy(update={"flops_cost": "direct"}))
+    inverse, direct = (term_costs(pico.rows, student, form) for form in ("inverse", "direct"))
     assert inverse[common] > inverse[rare]
     assert direct[common] < direct[rare]
-    assert term_costs(pico.rows, student, pico.config.losses.model_copy(update={"flops_cost": None})) is None
+    assert term_costs(pico.rows, student, None) is None
 
 
 def test_rows_to_validate_on_are_spread_evenly():

@@ -1,7 +1,4 @@
-"""Everything that can be set about the recipe.
-
-Settings that the modes with a neural student share: the student, its teacher, the training.
-"""
+"""Settings of the recipe: data, evaluation and mode ``static``; then what the modes with a neural student share."""
 
 from __future__ import annotations
 
@@ -99,7 +96,7 @@ class EvaluationSettings(Settings):
     terms: tuple[str, ...] = ()
     """Head words kept out of the training data, for unseen-term activation."""
     more_metrics: tuple[str, ...] = ()
-    """Measured beside recall@10, nDCG@10, MRR@10, recall@1 and recall@100: ``ndcg@K``, ``mrr@K``, ``recall@K``. The
+    """Measured with recall@10, nDCG@10, MRR@10, recall@1 and recall@100: ``ndcg@K``, ``mrr@K``, ``recall@K``. The
     deepest decides how many documents every system gives."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Resamples of the paired bootstrap."""
@@ -224,6 +221,11 @@ class StaticConfig(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     card: CardSettings = CardSettings()
 
+    @property
+    def aligns_words(self) -> bool:
+        """Whether a static encoder is trained, which needs sentence pairs."""
+        return True
+
 
 class StaticSettings(Settings):
     """The static encoder trained first; a student from scratch gets its tokenizer, with ``lexical`` its table too."""
@@ -336,10 +338,30 @@ class NeuralTrainingSettings(TrainingSettings):
     layers_learning_rate: float | None = Field(default=None, gt=0)
     """The highest learning rate of the transformer layers alone, which with ``lexical`` add nothing at first while the
     table is finished; `learning_rate` when not given."""
+    patience: int | None = Field(default=None, ge=1)
+    """Validations without a new best score after which training ends early; never when null."""
     max_drop: float = Field(default=0.1, gt=0)
     """Largest fall of the validation score below the best so far, as a fraction of it; the run rolls back beyond it."""
     max_rollbacks: int = Field(default=2, ge=0)
     """How often the run may go back after a regression or after numbers that are not finite, before it gives up."""
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """Rows of a batch on each process, and batches of an optimiser step."""
+        return self.per_device_train_batch_size, self.gradient_accumulation_steps
+
+
+class NeuralLossSettings(Settings):
+    """What every mode with a neural student sets about its losses."""
+
+    distillation: float = Field(default=0.0, ge=0)
+    """Weight of learning from the teacher; 0 needs none."""
+    flops: float = Field(default=0.0, ge=0)
+    """Weight of the sparsity penalty."""
+    flops_cost: Literal["inverse", "direct"] | None = None
+    """Weigh the penalty by 1/idf, which punishes common terms, or by idf; all terms alike when not given."""
+    flops_from: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training after which the penalty starts: learn, then compress."""
 
 
 class NeuralConfig(Settings):
@@ -356,16 +378,21 @@ class NeuralConfig(Settings):
     similarity: Literal["dot", "cosine"] = "dot"
     """How vectors are compared: ``cosine`` divides document vectors by their length in the index, so that long texts
     gain nothing from their length."""
+    losses: NeuralLossSettings = NeuralLossSettings()
     training: NeuralTrainingSettings = NeuralTrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     card: CardSettings = CardSettings()
 
     @model_validator(mode="after")
     def _table_has_data(self) -> Self:
-        trains_table = isinstance(self.student, ScratchStudent) and self.student.static_model is None
-        if trains_table and not (self.data.pairs or self.data.passages):
+        if self.aligns_words and not (self.data.pairs or self.data.passages):
             raise ValueError(
                 "a student from scratch needs data.pairs or data.passages for its tokenizer and table, or a "
                 "student.static_model that has both"
             )
         return self
+
+    @property
+    def aligns_words(self) -> bool:
+        """Whether a static encoder is trained, which needs sentence pairs."""
+        return isinstance(self.student, ScratchStudent) and self.student.static_model is None

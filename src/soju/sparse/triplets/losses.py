@@ -321,12 +321,12 @@ class TripletsLoss(NamedLosses):
         sparsity, first = config.sparsity, config.losses.flops or FIRST
         self.controllers = {
             side: SparsityController(
-                wanted,
-                weight=first if wanted else config.losses.flops,
+                target,
+                weight=first if target else config.losses.flops,
                 rate=sparsity.rate,
                 bounds=(FLOOR * first, max(first, sparsity.highest)),
             )
-            for side, wanted in (("query", sparsity.query_terms), ("document", sparsity.document_terms))
+            for side, target in (("query", sparsity.query_terms), ("document", sparsity.document_terms))
         }
 
     @property
