@@ -63,13 +63,10 @@ training: {TRAINING}
 evaluation:
   sets: [{name: samples.heldout, passages: ["samples:passages.heldout"]}]
 """
-OLD_TRAINING = (
-    "{batch_size: 8, max_steps: 12, learning_rate: 1.0e-3, mixed_precision: 'off', validate_every: 4, log_every: 2}"
-)
-NEW_TRAINING = (
-    "{per_device_train_batch_size: 8, max_steps: 12, learning_rate: 1.0e-3, mixed_precision: 'off', eval_steps: 4, "
-    "logging_steps: 2}"
-)
+OLD_TRAINING = """{batch_size: 8, max_steps: 12, learning_rate: 1.0e-3, mixed_precision: "off", validate_every: 4,
+  log_every: 2}"""
+NEW_TRAINING = """{per_device_train_batch_size: 8, max_steps: 12, learning_rate: 1.0e-3, mixed_precision: "off",
+  eval_steps: 4, logging_steps: 2}"""
 
 
 def main() -> int:
@@ -151,11 +148,8 @@ def triplets(path: Path, checkout: Path) -> None:
 def compare(old: Path, new: Path, without: set[str]) -> tuple[int, list[str]]:
     """Return how many files were compared and a line for each that differs or is on one side only."""
     ours, theirs = ({str(path) for path in files(side) if path.parts[0] not in without} for side in (old, new))
-    differences = [
-        f"only in {side}: {path}"
-        for side, paths in (("old", ours - theirs), ("new", theirs - ours))
-        for path in sorted(paths)
-    ]
+    alone = {"old": ours - theirs, "new": theirs - ours}
+    differences = [f"only in {side}: {path}" for side, paths in alone.items() for path in sorted(paths)]
     common = sorted(ours & theirs)
     differences += [path for path in common if content(old / path, old=True) != content(new / path, old=False)]
     return len(common), differences
@@ -165,10 +159,8 @@ def files(folder: Path) -> Iterator[Path]:
     """Yield what is compared of a folder, relative to it."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        hidden = "tensorboard" in parts or "plots" in parts or parts[-1] in (*LEFT_OUT, "finished")
-        state = path.suffix in (".pt", ".pth", ".bin") or path.name == "trainer_state.json"
-        given = len(parts) == 1 and path.name != "search.json"
-        if path.is_file() and not (given or hidden or state):
+        hidden = {"tensorboard", "plots"} & set(parts) or parts[-1] in LEFT_OUT or path.suffix in (".pt", ".pth")
+        if path.is_file() and not hidden and (len(parts) > 1 or parts[0] == "search.json"):
             yield path.relative_to(folder)
 
 
@@ -188,7 +180,7 @@ def content(path: Path, *, old: bool) -> Any:
 
 
 def timeless(value: Any) -> Any:
-    """Leave out scores of time and what names a machine or a moment; a fingerprint covers pages."""
+    """Leave out scores of time, what names a machine or a moment, and fingerprints, which cover model cards."""
     if isinstance(value, list):
         return [timeless(item) for item in value if not (isinstance(item, Mapping) and item.get("unit") in TIMED)]
     if isinstance(value, Mapping):

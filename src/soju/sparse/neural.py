@@ -34,7 +34,7 @@ from soju.sparse.evaluate import STUDENT, SUBJECT, Measured, Subject, score
 from soju.sparse.finish import BEFORE, UNTRAINED, Figure, report_student, write_measured
 from soju.sparse.initial import Start, Vocabulary, dense_searcher
 from soju.sparse.losses import NamedLosses, idf_term_cost
-from soju.sparse.model import NeuralEncoder
+from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.splade import SpladeEncoder
 from soju.training.ranks import join_ranks
 from soju.training.reliable import ReliableTrainer

@@ -16,8 +16,8 @@ from soju.core.score import Score, Setting
 from soju.data.rows import TermRow
 from soju.sparse.data import TrainingData
 from soju.sparse.initial import Vocabulary, teacher_embeddings
-from soju.sparse.model import spelled_pieces
 from soju.sparse.neural import Lesson
+from soju.sparse.neural_encoders import spelled_pieces
 from soju.sparse.static.encoder import readable_terms
 from soju.sparse.term_activation import FUNCTION_WORDS, PROBES, evaluate_terms, expected_terms, probe_report
 from soju.sparse.terms.config import TermsConfig

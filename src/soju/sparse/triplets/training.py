@@ -28,8 +28,8 @@ from soju.sparse.curriculum import Curriculum, staged_cosine
 from soju.sparse.data import TrainingData
 from soju.sparse.evaluate import Subject
 from soju.sparse.initial import Vocabulary
-from soju.sparse.model import NeuralEncoder, unit_rows
 from soju.sparse.neural import Between, Lesson
+from soju.sparse.neural_encoders import NeuralEncoder, unit_rows
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.term_activation import PROBES
 from soju.sparse.triplets.config import TripletsConfig
