@@ -15,8 +15,9 @@ from soju.evaluation.retrieval import evaluate
 from soju.evaluation.significance import Measurement, compare
 from soju.presets import preset_text
 from soju.sparse.config import StaticConfig
-from soju.sparse.data import RunData, read_run_data
+from soju.sparse.data import RunData
 from soju.sparse.evaluate import SUBJECT, Subject, search_all
+from soju.sparse.recipe import read_run_data
 from soju.sparse.static.lexicon import analyse
 from soju.sparse.static.training import texts_to_analyse, train_static
 

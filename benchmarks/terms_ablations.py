@@ -19,15 +19,14 @@ from soju.core.config import apply_overrides, parse_yaml
 from soju.core.progress import set_quiet
 from soju.core.run import RunDirectory
 from soju.presets import preset_text
-from soju.sparse.data import RunData, read_run_data
+from soju.sparse.data import RunData
 from soju.sparse.evaluate import Subject, score_unseen_terms
-from soju.sparse.finish import Start
-from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.recipe import validate_mode
-from soju.sparse.term_activation import PROBES
+from soju.sparse.initial import Start
+from soju.sparse.model import NeuralEncoder
+from soju.sparse.neural import train
+from soju.sparse.recipe import read_run_data, validate_mode
 from soju.sparse.terms.config import TermsConfig
-from soju.sparse.terms.rows import training_rows
-from soju.sparse.terms.training import train_student
+from soju.sparse.terms.training import TermsLesson
 
 PRESET = "splade-v19-small"
 TERMS_ALONE = [
@@ -48,7 +47,7 @@ def config_of(arguments: argparse.Namespace, seed: int, overrides: list[str]) ->
     """Return the preset, cut down to the term list, with one variant's overrides."""
     changes = [
         f"data.root={arguments.data}", f"training.max_steps={arguments.steps}",
-        f"training.validate_every={arguments.steps}",
+        f"training.eval_steps={arguments.steps}",
     ]  # fmt: skip
     values = parse_yaml(preset_text(PRESET), place=PRESET)
     config = validate_mode(apply_overrides(values, [*changes, *TERMS_ALONE, *overrides]), place=PRESET)
@@ -57,12 +56,10 @@ def config_of(arguments: argparse.Namespace, seed: int, overrides: list[str]) ->
 
 
 def measure(start: Start, data: RunData, config: TermsConfig) -> dict[str, float]:
-    """Train one student and return what its unseen words light up."""
-    banned = [probe.source for probe in PROBES]
-    rows = training_rows(data.training.terms, [], start.vocabulary, config, banned=banned)
+    """Train one student and return what its unseen words activate."""
     folder = Path(tempfile.mkdtemp())
     try:
-        trained = train_student(start.student, rows, None, start.vocabulary, data.training.dev_terms, config, folder)
+        trained = train(TermsLesson(config, data.training, start.vocabulary, folder), start.student)
         return unseen(NeuralEncoder.load(trained.last), start, data)
     finally:
         shutil.rmtree(folder)

@@ -1,11 +1,11 @@
 """Compare what two checkouts of soju compute, byte by byte: the proof that a refactoring moved no number.
 
-    python tests/invariant/same_bytes.py OLD_CHECKOUT NEW_CHECKOUT --work FOLDER
+    python tests/invariant/same_bytes.py OLD_CHECKOUT NEW_CHECKOUT --work FOLDER [--without embedding ...]
 
 Both checkouts run the same commands with one thread and this interpreter: every pico recipe, an index of the samples
 and a search in it. Weights, vectors, index arrays, tokenizers, scores, histories and verdicts must be equal; resolved
-configurations must be equal after `RENAMED`. Times, environments, manifests and pages are left out. Runs of a checkout
-that are in the folder already are not repeated, so that a series of changes is compared with one old run.
+configurations must be equal after `RENAMED` and `ADDED`. Times, environments, manifests and pages are left out. Runs of
+a checkout that are in the folder already are not repeated, so that a series of changes is compared with one old run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import Any
 
 import yaml
 
-RENAMED: dict[str, str | None] = {
+TRAINING = ("training", "stage1", "stage2", "stage3", "supervised", "distillation")
+"""Sections that hold training settings."""
+RENAMED = {
     "batch_size": "per_device_train_batch_size",
     "accumulation": "gradient_accumulation_steps",
     "epochs": "num_train_epochs",
@@ -35,12 +37,9 @@ RENAMED: dict[str, str | None] = {
     "start_weight": "l2_sp_weight",
     "save_every": "save_steps",
 }
-"""Old settings below any section but `KEPT`, and their new names; None for settings that are gone."""
-
-KEPT = ("evaluation",)
-"""Sections in which every setting keeps its name."""
-NEW = ("report_to",)
-"""Settings that recipe `embedding` did not have; it showed its history in TensorBoard, which is their default."""
+"""Old settings in the sections of `TRAINING` and what they are called now."""
+ADDED = {"report_to": ["tensorboard"], "patience": None}
+"""Settings that did not exist everywhere, with the value that does what was done without them."""
 
 LEFT_OUT = {"manifest.json", "environment.json", "trainer_state.json", "config.yaml", "story.json"}
 LEFT_OUT |= {"README.md", "report.html", "report.md"}
@@ -71,7 +70,8 @@ evaluation:
 """
 OLD_TRAINING = """{batch_size: 8, max_steps: 12, learning_rate: 1.0e-3, mixed_precision: "off", validate_every: 4,
   log_every: 2}"""
-NEW_TRAINING = OLD_TRAINING
+NEW_TRAINING = """{per_device_train_batch_size: 8, max_steps: 12, learning_rate: 1.0e-3, mixed_precision: "off",
+  eval_steps: 4, logging_steps: 2}"""
 
 
 def main() -> int:
@@ -80,17 +80,19 @@ def main() -> int:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--without", nargs="*", default=[], help="parts that are neither run nor compared")
     arguments = parser.parse_args()
-    folders = [run_all(arguments.old.resolve(), arguments.work / "old", old=True)]
-    folders.append(run_all(arguments.new.resolve(), arguments.work / "new", old=False))
-    compared, differences = compare(*folders)
+    without = set(arguments.without)
+    folders = [run_all(arguments.old.resolve(), arguments.work / "old", without, old=True)]
+    folders.append(run_all(arguments.new.resolve(), arguments.work / "new", without, old=False))
+    compared, differences = compare(*folders, without)
     print("\n".join(differences))
     print(f"{compared} files compared, {len(differences)} differ")
     return 1 if differences or not compared else 0
 
 
-def run_all(checkout: Path, work: Path, *, old: bool) -> Path:
-    """Run every command of one checkout into a folder."""
+def run_all(checkout: Path, work: Path, without: set[str], *, old: bool) -> Path:
+    """Run the commands of one checkout into a folder."""
     work.mkdir(parents=True, exist_ok=True)
     if (work / "finished").is_file():
         return work
@@ -111,12 +113,15 @@ def run_all(checkout: Path, work: Path, *, old: bool) -> Path:
         "search.json": ["search", "index", "심장 혈관이 막혔을 때 가슴 통증", "--json"],
         "vectors": ["vectors", "static/final", "corpus.jsonl", "vectors", "--to", "opensearch"],
     }.items():
+        if name in without:
+            continue
         shutil.rmtree(work / name, ignore_errors=True)
         print(f"{checkout.name}: soju {' '.join(command)}", file=sys.stderr)
         printed = soju(checkout, command, work)
         if name.endswith(".json"):
             (work / name).write_text(printed, encoding="utf-8")
-    (work / "finished").touch()
+    if not without:
+        (work / "finished").touch()
     return work
 
 
@@ -145,9 +150,9 @@ def triplets(path: Path, checkout: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def compare(old: Path, new: Path) -> tuple[int, list[str]]:
+def compare(old: Path, new: Path, without: set[str]) -> tuple[int, list[str]]:
     """Return how many files were compared and a line for each that differs or is on one side only."""
-    ours, theirs = {str(path) for path in files(old)}, {str(path) for path in files(new)}
+    ours, theirs = ({str(path) for path in files(side) if path.parts[0] not in without} for side in (old, new))
     alone = {"old": ours - theirs, "new": theirs - ours}
     differences = [f"only in {side}: {path}" for side, paths in alone.items() for path in sorted(paths)]
     common = sorted(ours & theirs)
@@ -168,16 +173,17 @@ def content(path: Path, *, old: bool) -> Any:
     """Return what must be equal of a file: its bytes, or its values without times."""
     if path.suffix == ".jsonl" and path.name in ("history.jsonl", "verdicts.jsonl", "rollbacks.jsonl", "probes.jsonl"):
         return [timeless(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    if path.name == "figures.json":  # the series of a figure stand in the order of the losses
+        figures = timeless(json.loads(path.read_text(encoding="utf-8")))
+        return [{**figure, "series": sorted(figure["series"], key=lambda one: one["name"])} for figure in figures]
     if path.suffix == ".json":
         values = timeless(json.loads(path.read_text(encoding="utf-8")))
         if path.name == "training_args.json":
             values.pop("warmup_steps", None)  # recipe `embedding` kept it apart; the schedule shows in the weights
-        if path.name == "figures.json":  # wording
-            values = [{key: item for key, item in figure.items() if key not in ("title", "caption")} for figure in values]
         return values
     if path.suffix in (".yaml", ".yml"):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return with_new(renamed(values)) if old else values
+        return without_added(renamed(values) if old else values)
     return path.read_bytes()
 
 
@@ -191,23 +197,23 @@ def timeless(value: Any) -> Any:
     return value
 
 
-def renamed(value: Any) -> Any:
+def renamed(value: Any, section: str = "") -> Any:
     """Give the settings of an old configuration their new names."""
     if isinstance(value, list):
-        return [renamed(item) for item in value]
+        return [renamed(item, section) for item in value]
     if not isinstance(value, Mapping):
         return value
-    named = {key: key if key in KEPT else RENAMED.get(key, key) for key in value}
-    return {named[key]: item if key in KEPT else renamed(item) for key, item in value.items() if named[key] is not None}
+    names = RENAMED if section in TRAINING else {}
+    return {names.get(key, key): renamed(item, key) for key, item in value.items()}
 
 
-def with_new(values: Any) -> Any:
-    """Give the stages of an old configuration of recipe `embedding` the settings they had no name for."""
-    if isinstance(values, Mapping) and values.get("recipe") == "embedding":
-        for name in ("stage1", "stage2", "stage3", "supervised"):
-            if values.get(name):
-                values[name] |= {key: ["tensorboard"] for key in NEW}
-    return values
+def without_added(value: Any) -> Any:
+    """Leave out settings of `ADDED` that have the value of before."""
+    if isinstance(value, list):
+        return [without_added(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {key: without_added(item) for key, item in value.items() if not (key in ADDED and item == ADDED[key])}
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from soju.core.files import verify_manifest
 from soju.core.run import RunDirectory
 from soju.presets import preset_text
 from soju.sparse.config import StaticConfig
-from soju.sparse.data import read_run_data
 from soju.sparse.export.tables import read_term_table
 from soju.sparse.indexing import add_to_index, build_index, expand, open_index, search_index
+from soju.sparse.recipe import read_run_data
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.recipe import run
 

@@ -131,8 +131,7 @@ def test_a_triplet_that_holds_a_text_of_a_test_set_is_refused_or_left_out(folder
 
 def test_held_out_head_words_are_no_single_term_triplets(folder):
     from soju.core.config import apply_overrides, read_yaml
-    from soju.sparse.data import read_run_data
-    from soju.sparse.recipe import validate_mode
+    from soju.sparse.recipe import read_run_data, validate_mode
 
     values = apply_overrides(read_yaml(folder / "pico.yaml"), ["data.held_out_terms=0.4"])
     training = read_run_data(validate_mode(values, place="pico")).training
@@ -171,7 +170,7 @@ def test_a_published_preset_is_checked_and_trained_with_a_pico_student(folder, t
     start = save_start(tmp_path / "start")
     pico = (
         f"data.root={folder}", "data.dev_triplets=[dev.jsonl]", f"student.model={start}", "student.max_length=16",
-        "training.batch_size=4", "training.max_steps=3", "training.mixed_precision=off",
+        "training.per_device_train_batch_size=4", "training.max_steps=3", "training.mixed_precision=off",
     )  # fmt: skip
     soju("check", name, *pico)
     soju("train", name, *pico, "--workers", 1)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from soju.data.log import ReadLog
     from soju.evaluation import significance
     from soju.report.contents import Comparison
-    from soju.sparse.data import SpladeConfig
+    from soju.sparse.recipe import SpladeConfig
 
 
 app = typer.Typer(

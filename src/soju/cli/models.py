@@ -96,9 +96,7 @@ def expand(
     method: Annotated[
         Literal["merges", "added-tokens"], typer.Option(help="added-tokens is for comparison, not for use.")
     ] = "merges",
-    init: Annotated[
-        str, typer.Option(help="Where new rows start: mean, omp, aligned or noise.")
-    ] = "mean",
+    init: Annotated[str, typer.Option(help="Where new rows start: mean, omp, aligned or noise.")] = "mean",
     limit: Annotated[int | None, typer.Option(min=1, help="New tokens at most.")] = None,
     max_intermediates: Annotated[
         int | None, typer.Option(min=0, help="New tokens at most that are only parts of others.")

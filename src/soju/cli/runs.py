@@ -175,7 +175,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
         check_embedding(values, place=config)
         return
     from soju.data.statistics import format_statistics
-    from soju.sparse.data import read_run_data
+    from soju.sparse.recipe import read_run_data
 
     settings, _ = read_config(config, overrides)
     try:
@@ -207,8 +207,7 @@ def train(
         train_embedding(values, given, place=config, out=out, resume=resume, resume_from=resume_from)
         return
     from soju.core.run import open_run_folder
-    from soju.sparse.data import read_run_data
-    from soju.sparse.recipe import run_mode
+    from soju.sparse.recipe import read_run_data, run_mode
 
     settings, text = read_config(config, overrides)
     data = read_run_data(settings)
@@ -237,9 +236,9 @@ def evaluate(
     if recipe_of(values) == "embedding":
         measure_embedding_models([model], values, place=config, out=out)
         return
-    from soju.sparse.data import read_run_data
     from soju.sparse.evaluate import Subject, score
     from soju.sparse.indexing import model_folder, open_model, search_settings_of
+    from soju.sparse.recipe import read_run_data
 
     settings, _ = read_config(config, overrides)
     encoder, _ = open_model(model)

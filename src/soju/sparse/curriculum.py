@@ -1,6 +1,6 @@
-"""A curriculum: stages with their own settings and mix of rows, each a pure function of the step.
+"""A curriculum: stages with their own learning rate and mix of rows, and the batches that follow it.
 
-Batches whose rows follow the mix of the curriculum's stage they fall into.
+Everything is a pure function of seed, epoch and step, so a resume needs nothing from it.
 
 Shape letters: R = rows, G = groups of rows (types, or difficulties).
 """
@@ -39,13 +39,7 @@ def stage_at(stages: Sequence[Stage], step: int, total_steps: int) -> int:
     >>> [stage_at(stages, step, 4) for step in range(5)]
     [0, 0, 1, 1, 1]
 
-    Args:
-        stages: At least one.
-        step: Optimiser steps done before it, >= 0; the steps after the last belong to the last stage.
-        total_steps: Optimiser steps of the training, >= 1.
-
-    Returns:
-        Index of the stage. Stage i ends before step ``ceil(total_steps * (share 0 + ... + share i))``.
+    Stage i ends before step ``ceil(total_steps * (share 0 + ... + share i))``; later steps belong to the last stage.
     """
     ends = stage_ends(stages, total_steps)
     return next((index for index, end in enumerate(ends) if step < end), len(stages) - 1)

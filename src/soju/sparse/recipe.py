@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from soju.presets import preset_text
 from soju.report.contents import RunContents, Search, read_run
 from soju.search.index import SparseIndex
 from soju.sparse.config import StaticConfig
-from soju.sparse.data import RunData, SpladeConfig, read_run_data
+from soju.sparse.data import RunData
 from soju.sparse.indexing import open_index, search_index
 from soju.sparse.model import TermEncoder
 from soju.sparse.terms.config import TermsConfig
 from soju.sparse.triplets.config import TripletsConfig
+
+SpladeConfig = StaticConfig | TermsConfig | TripletsConfig
 
 MODES: dict[str, type[StaticConfig] | type[TermsConfig] | type[TripletsConfig]] = {
     "static": StaticConfig,
@@ -48,6 +51,12 @@ def validate_mode(values: Mapping[str, Any], *, place: str) -> SpladeConfig:
         raise ConfigError(f"{place}: mode: {values.get('mode')!r} is unknown; choose one of {', '.join(MODES)}")
     settings: SpladeConfig = validate(values, kind, place=place)
     return settings
+
+
+def read_run_data(settings: SpladeConfig) -> RunData:
+    """Read what a run learns from and is measured on, as its mode does."""
+    data: RunData = import_module(f"soju.sparse.{settings.mode}.recipe").read(settings)
+    return data
 
 
 def run_mode(

@@ -58,18 +58,18 @@ def train_static(
     workers: int = 2,
     analysed: Sequence[list[Stretch]] | None = None,
 ) -> StaticEncoder:
-    """Train the encoder.
+    """Train the encoder; the same rows in the same order give the same encoder.
 
     Args:
         pairs: Sentence pairs, at least one.
         terms: The term list; it may be empty.
         config: Settings; the data section is not looked at.
         log: Filled with times, likelihoods and counts.
-        workers: Threads.
+        workers: Threads of the analyser.
         analysed: What the analyser sees in `texts_to_analyse`, when that is known already.
 
     Returns:
-        The encoder. The same rows in the same order give the same encoder.
+        The encoder.
     """
     log = log if log is not None else TrainingLog()
 
