@@ -173,9 +173,10 @@ def content(path: Path, *, old: bool) -> Any:
     """Return what must be equal of a file: its bytes, or its values without times."""
     if path.suffix == ".jsonl" and path.name in ("history.jsonl", "verdicts.jsonl", "rollbacks.jsonl", "probes.jsonl"):
         return [timeless(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    if path.name == "figures.json":  # the series of a figure stand in the order of the losses
+    if path.name == "figures.json":  # the series of a figure are in the order of the losses; a title is wording
         figures = timeless(json.loads(path.read_text(encoding="utf-8")))
-        return [{**figure, "series": sorted(figure["series"], key=lambda one: one["name"])} for figure in figures]
+        ordered = [sorted(figure["series"], key=lambda one: one["name"]) for figure in figures]
+        return [{**figure, "title": "", "series": series} for figure, series in zip(figures, ordered, strict=True)]
     if path.suffix == ".json":
         values = timeless(json.loads(path.read_text(encoding="utf-8")))
         if path.name == "training_args.json":
