@@ -195,7 +195,7 @@ def measure_synthetic(documents: int, *, query_count: int, repetitions: int, see
 
 def measure_sentences(data: Path, *, query_count: int, repetitions: int, folder: Path) -> dict[str, Any]:
     """Index the English sentences of the training pairs with the packaged model, and ask in Korean."""
-    from soju.sparse.indexing import index_documents, model_folder, open_model  # torch, not for probes
+    from soju.sparse.indexing import Index  # kiwipiepy and pydantic models, not for probes
 
     with gzip.open(data / "parallel.train.tsv.gz", "rt", encoding="utf-8") as lines:
         english = dict.fromkeys(line.rstrip("\n").split("\t")[1] for line in lines)
@@ -205,10 +205,11 @@ def measure_sentences(data: Path, *, query_count: int, repetitions: int, folder:
         korean += [json.loads(line)["ko"] for line in lines][: query_count - len(korean)]
     documents = (Document(str(number), text) for number, text in enumerate(english))
     start = time.perf_counter()
-    index = index_documents(folder, documents, model_folder(MODEL), engine="exact")
+    searched = Index.build(documents, MODEL, folder, engine="exact")
+    index = searched.vectors
     seconds = time.perf_counter() - start
     queries = []
-    for row in open_model(MODEL)[0].encode_queries(korean):
+    for row in searched.model.encode_queries(korean):
         terms = row.indices.astype(np.int32)
         queries.append((terms, row.data * index.idf_V[terms]))
     return {"name": "sentences", **measure(index, queries, build_seconds=seconds, repetitions=repetitions)}

@@ -15,10 +15,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from soju.core.config import apply_overrides, parse_yaml
+from soju.core.config import apply_overrides, parse_yaml, preset_text
 from soju.core.progress import set_quiet
 from soju.core.run import RunDirectory
-from soju.presets import preset_text
 from soju.sparse.data import RunData, read_run_data
 from soju.sparse.evaluate import Subject, score_unseen_terms
 from soju.sparse.finish import Start

@@ -19,12 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from soju.core.config import apply_overrides, parse_yaml
+from soju.core.config import apply_overrides, parse_yaml, preset_text
 from soju.core.progress import set_quiet
 from soju.core.run import RunDirectory
 from soju.data.splits import spread
 from soju.evaluation.retrieval import evaluate
-from soju.presets import preset_text
 from soju.sparse.data import RunData, read_run_data
 from soju.sparse.evaluate import Subject, search_all
 from soju.sparse.finish import Start

@@ -4,8 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from soju.core.score import Interval, Score
-from soju.report.contents import Comparison
+from soju.core.score import Comparison, Interval, Score
 from soju.report.tables import model_rows, models_table
 
 MODELS = ("BASE", "S0", "S1")
@@ -26,6 +25,7 @@ def difference(subject, value, p_value, *, test_set="korsts.dev", metric="spearm
         interval=interval,
         p_value=p_value,
         samples=2000,
+        seed=0,
     )
 
 

@@ -1,10 +1,7 @@
-import json
-
 import pytest
 from report_runs import comparison, score
 
-from soju.core.score import Score
-from soju.report.contents import Comparison
+from soju.core.score import Comparison, Score
 from soju.report.tables import build_tables, describe_tests, direction_label, find
 
 
@@ -21,7 +18,7 @@ def marks(table):
 
 
 def compared(**changes):
-    return Comparison.model_validate_json(json.dumps(comparison(**changes)))
+    return Comparison.from_json(comparison(**changes))
 
 
 def test_each_test_set_is_one_table_with_a_group_for_each_direction():

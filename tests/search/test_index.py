@@ -30,7 +30,7 @@ def random_documents(count, *, seed=0, first=0):
 
 
 def summary(results):
-    return [[(hit.document_id, round(hit.score, 5), hit.text) for hit in hits] for hits in results]
+    return [[(hit.document_id, round(hit.score, 5), hit.passage) for hit in hits] for hits in results]
 
 
 QUERIES = encode(["소주 soju", "rice 쌀 쌀 물", "열", "nothing here"])
@@ -41,7 +41,7 @@ def test_a_hit_tells_what_matched_and_why(tmp_path):
     index = SparseIndex.build(tmp_path / "index", documents, encode, TERMS, BM25)
     (hits,) = index.search(encode(["소주 물 soju"]), 10)
     assert [hit.document_id for hit in hits] == ["가", "b"]
-    assert (hits[0].text, hits[0].start, hits[0].end) == ("소주 소주 물", 0, 7)
+    assert (hits[0].passage, hits[0].start, hits[0].end) == ("소주 소주 물", 0, 7)
     assert [(match.term, match.language) for match in hits[0].matched] == [("소주", "ko"), ("물", "ko")]
     first = hits[0].matched[0]
     # Lengths 3, 2, 1: average 2. tf 2: 2 * 2.2 / (2 + 1.2 * (0.25 + 0.75 * 1.5)); one of three documents holds it.
@@ -163,8 +163,8 @@ def test_a_long_document_is_found_once_by_its_best_chunk(tmp_path):
     assert index.chunks > 10
     hits = index.search(encode(["소주 rice 열 heat"]), 2)[0]
     assert [hit.document_id for hit in hits] == ["long", "short"]
-    assert "소주 소주 소주" in hits[0].text
-    assert text[hits[0].start : hits[0].end] == hits[0].text
+    assert "소주 소주 소주" in hits[0].passage
+    assert text[hits[0].start : hits[0].end] == hits[0].passage
 
 
 def test_documents_without_terms_are_kept_counted_and_named(tmp_path):
@@ -279,7 +279,7 @@ def test_any_text_comes_back_as_it_was(tmp_path):
     documents = [Document(f"문서\udfff{i}", text) for i, text in enumerate(texts)]
     index = SparseIndex.build(tmp_path / "index", documents, encode, TERMS)
     hits = index.search(encode(["물"]))[0]
-    assert [(hit.document_id, hit.text) for hit in sorted(hits, key=lambda hit: hit.document_id)] == [
+    assert [(hit.document_id, hit.passage) for hit in sorted(hits, key=lambda hit: hit.document_id)] == [
         (document.id, document.text) for document in documents
     ]
 

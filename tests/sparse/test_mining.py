@@ -17,10 +17,10 @@ from soju.data.log import ReadLog
 from soju.data.readers import read_rows
 from soju.data.rows import Document
 from soju.sparse import mine as mining
-from soju.sparse.indexing import index_documents, model_folder
+from soju.sparse.indexing import Index
 from soju.sparse.mine import ALL_DROPPED, NOTHING_FOUND, POSITIVE_UNKNOWN, mine
 from soju.sparse.miners import SparseModel, is_sparse
-from soju.sparse.model import load_encoder
+from soju.sparse.model import load_encoder, model_folder
 from soju.sparse.negatives import Choice, Question
 from soju.teachers.dense import SentenceTransformerTeacher
 from teachers.pico_teacher import save_pico_teacher
@@ -269,7 +269,7 @@ def test_the_sparse_miner_ranks_and_scores_as_the_index_does(tmp_path, passages)
     rankings, scores = ranker.search([question(query) for query in queries], 10)
     assert max(len(document.split()) for document in documents) <= 120  # an index would cut longer ones
     numbered = [Document(str(number), document) for number, document in enumerate(documents)]
-    index = index_documents(tmp_path / "index", numbered, folder)
+    index = Index.build(numbered, folder, tmp_path / "index").vectors
     hits = index.search(load_encoder(folder).encode_queries(queries), 10)
     assert [list(map(str, ranking)) for ranking in rankings] == [[hit.document_id for hit in found] for found in hits]
     for ours, found in zip(scores, hits, strict=True):

@@ -26,7 +26,7 @@ from soju.sparse.export.onnx import (
     open_graph,
     run_graph,
 )
-from soju.sparse.indexing import open_model
+from soju.sparse.model import open_model
 from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.splade import SpladeEncoder
 from sparse.pico_masked_lms import NEEDED, OTHERS, build

@@ -6,9 +6,8 @@ import pytest
 import torch
 from pico_terms import SCRATCH, config_of, run_pico
 
-from soju.core.config import apply_overrides, parse_yaml
+from soju.core.config import apply_overrides, parse_yaml, preset_names, preset_text
 from soju.core.errors import ConfigError, UserError
-from soju.presets import preset_names, preset_text
 from soju.sparse.config import PretrainedStudent, ScratchStudent, StaticConfig
 from soju.sparse.data import read_run_data
 from soju.sparse.recipe import run_mode, validate_mode

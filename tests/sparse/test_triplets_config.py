@@ -2,9 +2,8 @@
 
 import pytest
 
-from soju.core.config import parse_yaml
+from soju.core.config import parse_yaml, preset_text
 from soju.core.errors import ConfigError
-from soju.presets import preset_text
 from soju.sparse.recipe import validate_mode
 from sparse.pico_triplets import triplets_config
 

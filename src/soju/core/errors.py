@@ -7,7 +7,7 @@ from importlib import import_module
 
 
 class UserError(ValueError):
-    """A mistake the user can mend. The command line prints its text and exits with `exit_code`."""
+    """A mistake the user can fix. The command line prints its text and exits with `exit_code`."""
 
     exit_code = 2
 
@@ -30,6 +30,8 @@ class BadNumbersError(UserError):
 
 class RegressionError(UserError):
     """A quality gate did not pass. `train_with_rollback` catches it."""
+
+    exit_code = 3
 
 
 class StoppedError(UserError):

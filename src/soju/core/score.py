@@ -1,7 +1,4 @@
-"""A number that travels with its meaning: name, value, unit, direction, interval, signature.
-
-What is measured on what: the part of a score that is known before measuring.
-"""
+"""Numbers that travel with their meaning: name, value, unit, direction, interval, signature."""
 
 from __future__ import annotations
 
@@ -9,7 +6,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import Field
 
 from soju import __version__
 
@@ -65,6 +64,32 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """How far one system is from another on the same queries."""
+
+    subject: str
+    baseline: str
+    test_set: str
+    metric: str
+    difference: float
+    """Mean of subject minus baseline, in the unit of the metric."""
+    interval: Interval
+    p_value: Annotated[float, Field(ge=0, le=1)]
+    """Two-sided, for no difference in the mean; at least ``1 / (samples + 1)``."""
+    samples: int
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(**{**value, "interval": Interval(**value["interval"])})
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """A system and the data it is measured on."""
 
@@ -93,16 +118,8 @@ class Setting:
     ) -> Score:
         """Return a score whose signature is `name`, the data and everything in `decisive`.
 
-        Args:
-            name: The metric with its cut-off, for example ``recall@10``.
-            value: The measured value.
-            unit: Unit of value and interval.
-            higher_is_better: Direction of the metric.
-            interval: Confidence interval of the value.
-            **decisive: What else decides the value, apart from the system.
-
-        Returns:
-            The score, with the interval when one is given.
+        `name` has the cut-off in it (``recall@10``), `unit` is that of value and interval, and `decisive` is what else
+        decides the value apart from the system.
         """
         return Score(
             name=name,

@@ -26,14 +26,14 @@ from transformers.utils.logging import disable_progress_bar
 from soju.core.config import Settings, validate
 from soju.core.errors import UserError
 from soju.core.progress import track
-from soju.core.score import Score, Setting
+from soju.core.score import Comparison, Score, Setting
 from soju.data.rows import PairRow
 from soju.embedding.config import EvaluationSettings
 from soju.embedding.data import EvaluationData, read_evaluation
 from soju.embedding.embedder import Embedder, Subject, load_model
 from soju.evaluation.mteb_tasks import quiet
 from soju.evaluation.retrieval import RetrievalSet, evaluate
-from soju.evaluation.significance import Comparison, Measurement, compare, mean_interval
+from soju.evaluation.significance import Measurement, compare, mean_interval
 from soju.evaluation.similarity import (
     SimilarityMeasurement,
     compare_similarity,

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from soju.report.contents import Expansion, Hit, RunContents, Search
+from soju.core.hits import Hit
+from soju.report.contents import Expansion, RunContents, Search
 from soju.report.number_format import format_weight
 from soju.report.page import DrawnFigure, Page, TimedStep, compose
 from soju.report.tables import SYMBOLS, Block, Cell, ScoreTable

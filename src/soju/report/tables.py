@@ -20,8 +20,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from soju.core.score import Interval, Score
-from soju.report.contents import Comparison
+from soju.core.score import Comparison, Interval, Score
 from soju.report.number_format import (
     format_difference,
     format_interval,
@@ -53,8 +52,8 @@ class PairedTest:
 
 
 def find(comparison: Comparison, *, higher_is_better: bool) -> Finding:
-    """Say whether the subject is better or worse than its baseline at the level of the interval (0.95 without one)."""
-    level = 0.95 if comparison.interval is None else comparison.interval.level
+    """Say whether the subject is better or worse than its baseline at the level of the interval."""
+    level = comparison.interval.level
     if comparison.p_value >= round(1 - level, 12) or comparison.difference == 0:
         return "undecided"
     return "better" if (comparison.difference > 0) == higher_is_better else "worse"
@@ -74,7 +73,7 @@ def describe_tests(comparisons: Sequence[Comparison], scores: Sequence[Score]) -
                 test_set=comparison.test_set,
                 metric=comparison.metric,
                 difference=format_difference(comparison.difference, unit),
-                interval="" if comparison.interval is None else format_interval(comparison.interval, unit),
+                interval=format_interval(comparison.interval, unit),
                 p_value=format_p(comparison.p_value),
                 samples=f"{comparison.samples:,}",
                 finding=finding,

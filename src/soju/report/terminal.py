@@ -12,8 +12,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from soju.core.score import Score
-from soju.report.contents import Comparison, Expansion, Search
+from soju.core.score import Comparison, Score
+from soju.report.contents import Expansion, Search
 from soju.report.number_format import format_value, format_weight, is_cost, unit_heading
 from soju.report.tables import Cell, ScoreTable, build_tables
 
@@ -34,7 +34,7 @@ def differences_table(comparisons: Sequence[Comparison], *, title: str) -> Table
     for column in ("test set", "metric", "difference", "95 % interval", "p"):
         table.add_column(column, justify="left" if column in ("test set", "metric") else "right")
     for item in comparisons:
-        interval = "" if item.interval is None else f"[{item.interval.low:+.4f}, {item.interval.high:+.4f}]"
+        interval = f"[{item.interval.low:+.4f}, {item.interval.high:+.4f}]"
         table.add_row(item.test_set, item.metric, f"{item.difference:+.4f}", interval, f"{item.p_value:.4f}")
     return table
 

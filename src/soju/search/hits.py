@@ -15,40 +15,11 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.core.language import Language, language_of
-
-
-@dataclass(frozen=True, slots=True)
-class MatchedTerm:
-    """One term that the query and the chunk share."""
-
-    term: str
-    language: Language
-    query_weight: float
-    """Weight in the query, idf included."""
-    document_weight: float
-    """Impact in the chunk."""
-    contribution: float
-    """``query_weight * document_weight``: its part of the score."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One document that was found, through its best chunk."""
-
-    document_id: str
-    score: float
-    """Sum of the contributions, unitless; comparable within one query only."""
-    text: str
-    """The chunk that matched."""
-    start: int
-    """Where the chunk starts in the document, in characters."""
-    end: int
-    """Where it ends."""
-    matched: tuple[MatchedTerm, ...]
-    """Largest contribution first; empty when no explanation was asked for."""
+from soju.core.hits import Hit, MatchedTerm, TermWeight
+from soju.core.language import language_of
 
 
 def explain(
@@ -80,6 +51,14 @@ def explain(
         for t in np.argsort(-contributions_T, kind="stable")
         if contributions_T[t] > 0
     )
+
+
+def heaviest(vectors: csr_array, row: int, names: Sequence[str], k: int) -> list[TermWeight]:
+    """Return the k heaviest terms of a row of ``(B, V)`` vectors; equal weights by term number."""
+    start, stop = vectors.indptr[row : row + 2]
+    weighted = zip(vectors.data[start:stop].tolist(), vectors.indices[start:stop].tolist(), strict=True)
+    best = sorted(weighted, key=lambda pair: (-pair[0], pair[1]))[:k]
+    return [TermWeight(names[term], language_of(names[term]), weight) for weight, term in best]
 
 
 MOST = 10_000
@@ -141,16 +120,17 @@ def to_hits(
     """
     return [
         Hit(
+            rank=rank,
             document_id=passage.document_id,
             score=passage.score,
-            text=passage.text,
-            start=passage.start,
-            end=passage.end,
+            passage=passage.text,
             matched=explain(
                 names, terms_T, weights_T, np.array([passage.weights.get(int(t), 0.0) for t in terms_T], np.float32)
             ),
+            start=passage.start,
+            end=passage.end,
         )
-        for passage in found
+        for rank, passage in enumerate(found, start=1)
     ]
 
 

@@ -16,6 +16,7 @@ from scipy.sparse import csr_array
 from soju.core.config import validate
 from soju.core.errors import UserError
 from soju.core.files import write_json
+from soju.core.hits import Hit
 from soju.data.rows import Document
 from soju.search.folder import (
     INDEX,
@@ -32,7 +33,7 @@ from soju.search.folder import (
     read_json,
     recover,
 )
-from soju.search.hits import Hit, explain
+from soju.search.hits import explain
 from soju.search.postings import check_vectors
 from soju.search.segment import Encode, Segment, merge_segments, open_segments, plan_merge, write_segment
 from soju.search.weighting import idf
@@ -226,7 +227,10 @@ class SparseIndex:
         rows = query_vectors.shape[0]
         queries = self._checked(query_vectors, k, engine)
         return [
-            [self._hit(item, query, explain_hits) for item in self._find(query, k, engine)]
+            [
+                self._hit(rank, item, query, explain_hits)
+                for rank, item in enumerate(self._find(query, k, engine), start=1)
+            ]
             for query in self._weighted(queries, rows)
         ]
 
@@ -300,11 +304,11 @@ class SparseIndex:
                 found.append((-score, number, int(chunk), impacts_T))
         return sorted(found, key=lambda item: item[:3])[:k]
 
-    def _hit(self, item: _Found, query: _Query, explained: bool) -> Hit:
+    def _hit(self, rank: int, item: _Found, query: _Query, explained: bool) -> Hit:
         negative, number, chunk, impacts_T = item
         document_id, window = self.segments[number].store.chunk(chunk)
         matched = explain(self.terms, *query, impacts_T) if explained else ()
-        return Hit(document_id, -negative, window.text, window.start, window.end, matched)
+        return Hit(rank, document_id, -negative, window.text, matched, window.start, window.end)
 
     def _live_idf(self) -> NDArray[np.float32] | None:
         weighting = self.description.settings.weighting

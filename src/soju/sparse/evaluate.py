@@ -22,18 +22,18 @@ from soju.core.errors import UserError
 from soju.core.files import write_json
 from soju.core.language import language_of
 from soju.core.progress import track
-from soju.core.score import Score, Setting
+from soju.core.score import Comparison, Score, Setting
 from soju.data.rows import Document, TermRow
 from soju.evaluation.efficiency import active_terms, bytes_on_disk, flops, latency, posting_skew, throughput
 from soju.evaluation.retrieval import RetrievalResult, RetrievalSet, cut_off, evaluate
-from soju.evaluation.significance import Comparison, Measurement, compare
+from soju.evaluation.significance import Measurement, compare
 from soju.search.hits import reciprocal_rank_fusion
 from soju.search.index import SparseIndex
 from soju.search.lexical import Bm25Searcher, Dictionary, DictionarySearcher, KoreanEnglishAnalyzer
 from soju.sparse.config import EvaluationSettings, NeuralConfig, SearchSettings, StaticConfig
 from soju.sparse.data import EvaluationTexts, RunData
-from soju.sparse.indexing import index_settings, open_model
-from soju.sparse.model import TermEncoder
+from soju.sparse.indexing import index_settings
+from soju.sparse.model import TermEncoder, open_model
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.term_activation import FUNCTION_WORDS, PROBES, evaluate_terms, expected_terms, probe_report, terms_of
 

@@ -18,7 +18,7 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -35,16 +35,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config, Server
 
 from soju.core.errors import UserError
+from soju.core.hits import Hit, MatchedTerm, TermWeight
 from soju.core.language import Language
-from soju.report.contents import Expansion, ExpansionTerm, Hit, MatchedTerm, Row, Search
+from soju.report.contents import Expansion, Row, Search
 from soju.search.index import SparseIndex
-from soju.sparse.indexing import expand, open_model, search_index
-from soju.sparse.model import TermEncoder
+from soju.sparse.indexing import expand, search_index
+from soju.sparse.model import TermEncoder, open_model
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.term_activation import TermsOf, terms_of
 
 
-class ShownTerm(ExpansionTerm):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownTerm(TermWeight):
     """One active term."""
 
     in_text: bool
@@ -79,6 +81,7 @@ class Expansions(Row):
     models: tuple[ModelExpansion, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShownMatch(MatchedTerm):
     """A term that query and document share."""
 
@@ -97,6 +100,7 @@ class PassagePart(Row):
     """Of the score, 0–1."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShownHit(Hit):
     """One found document."""
 
@@ -524,7 +528,7 @@ def _shown_hit(hit: Hit, own: set[str], terms_in: Mapping[str, set[str]], others
         document_id=hit.document_id,
         score=hit.score,
         passage=hit.passage,
-        matched=tuple(ShownMatch(**term.model_dump(), in_query=term.term in own) for term in hit.matched),
+        matched=tuple(ShownMatch(**asdict(term), in_query=term.term in own) for term in hit.matched),
         parts=tuple(passage_parts(hit.passage, hit.matched, terms_in)),
         only_here=others is not None and hit.document_id not in others,
     )

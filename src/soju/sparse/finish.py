@@ -38,9 +38,9 @@ from soju.sparse.config import (
 )
 from soju.sparse.data import EvaluationTexts, RunData, TrainingData
 from soju.sparse.evaluate import STUDENT, SUBJECT, Embed, Measured, Subject, metrics_of, score, write_query_scores
-from soju.sparse.indexing import expand, index_documents, model_folder, search_index, search_settings_of
+from soju.sparse.indexing import Index, expand, search_index
 from soju.sparse.initial import Vocabulary, lexicon_vocabulary, plain_vocabulary, pretrained_student, scratch_student
-from soju.sparse.model import TermEncoder
+from soju.sparse.model import TermEncoder, model_folder, search_settings_of
 from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import StaticEncoder
@@ -62,7 +62,7 @@ def example_searches(
         return []
     first = next(iter(test_sets[0].directions.values()))
     documents = (Document(f"{test_sets[0].name}-{key}", text) for key, text in first.documents.items())
-    index = index_documents(run_dir.path / "index", documents, model, overwrite=True)
+    index = Index.build(documents, model, run_dir.path / "index", overwrite=True).vectors
     return [search.model_dump(mode="json") for search in search_index(index, encoder, settings.examples, k=3)]
 
 

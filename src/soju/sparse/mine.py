@@ -27,8 +27,8 @@ from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
 from soju.data.rows import TermRow
 from soju.data.sources import FileSource, resolve
-from soju.sparse.indexing import PACKAGED_MODEL
 from soju.sparse.miners import BM25, Bm25Model, DenseModel, Judge, Miner, SparseModel, bm25_model, open_model
+from soju.sparse.model import PACKAGED_MODEL
 from soju.sparse.negatives import (
     Answers,
     Candidate,

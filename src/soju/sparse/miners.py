@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 
 from soju.core.errors import UserError
-from soju.core.model_folder import find_model_folder
+from soju.core.model_folder import STOCK_MODULES, find_model_folder
 from soju.core.progress import track
 from soju.data.rows import TermRow
 from soju.search.exact import ExactEngine
@@ -24,8 +24,7 @@ from soju.search.lexical import K1, Analyzer, B, Bm25Searcher, Dictionary, Korea
 from soju.search.postings import Postings
 from soju.search.weighting import bm25_impact, idf
 from soju.sparse.config import SearchSettings
-from soju.sparse.indexing import fingerprint_of, model_folder, search_settings_of
-from soju.sparse.model import STOCK_MODULES, TermEncoder, load_encoder
+from soju.sparse.model import TermEncoder, fingerprint_of, load_encoder, model_folder, search_settings_of
 from soju.sparse.negatives import Question
 from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.static.encoder import MODEL_TYPE

@@ -11,8 +11,8 @@ from soju.core.errors import UserError
 from soju.data.rows import Document
 from soju.search.index import SparseIndex
 from soju.sparse.config import SearchSettings
-from soju.sparse.indexing import index_settings, model_folder, open_model, search_settings_of
-from soju.sparse.model import TermEncoder
+from soju.sparse.indexing import index_settings
+from soju.sparse.model import TermEncoder, model_folder, open_model, search_settings_of
 
 
 class MtebSearcher:

@@ -15,7 +15,8 @@ from soju.sparse.data import RunData, read_run_data
 from soju.sparse.evaluate import SUBJECT, Measured, Subject, metrics_of, score, write_query_scores
 from soju.sparse.export.formats import export
 from soju.sparse.finish import data_sources, example_searches
-from soju.sparse.indexing import PACKAGED_MODEL, expand
+from soju.sparse.indexing import expand
+from soju.sparse.model import PACKAGED_MODEL
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.training import TrainingLog, train_static
 
@@ -35,13 +36,21 @@ STEPS = {
 }
 
 
-def run(config: StaticConfig, run_dir: RunDirectory, *, data: RunData | None = None, workers: int = 2) -> Path:
+def run(
+    config: StaticConfig,
+    run_dir: RunDirectory,
+    *,
+    data: RunData | None = None,
+    resume: Path | None = None,
+    workers: int = 2,
+) -> Path:
     """Train, score, export and report.
 
     Args:
         config: What to do.
         run_dir: Where everything goes.
         data: What `read_run_data` read, when that was done before the folder was made.
+        resume: Always ``None``: this mode has no checkpoints.
         workers: Threads of the morphological analyser.
 
     Returns:
