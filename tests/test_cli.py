@@ -12,6 +12,7 @@ import pytest
 
 from fixtures.broken_rows import write_broken_terms
 from fixtures.terminal import soju
+from soju import __version__
 
 SAMPLES = "splade-static-samples"
 
@@ -60,6 +61,11 @@ def test_every_verb_explains_itself(tmp_path, verb):
     result = soju(verb, "--help", cwd=tmp_path)
     assert result.returncode == 0
     assert "Usage" in result.stdout
+
+
+def test_the_version_is_an_option_and_a_verb(tmp_path):
+    for shown in (soju("--version", cwd=tmp_path), soju("version", cwd=tmp_path)):
+        assert (shown.returncode, shown.stdout) == (0, f"{__version__}\n")
 
 
 def test_presets_are_listed_and_printed(tmp_path):

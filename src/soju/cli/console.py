@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, Protocol
 import typer
 from rich.console import Console
 
-from soju import __version__
+from soju.core import __version__
 from soju.core.errors import UserError
 from soju.core.progress import set_quiet
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from soju import __version__
 from soju.cli.console import (
     Config,
     ModelName,
@@ -21,6 +20,7 @@ from soju.cli.console import (
     say,
     tell_skipped,
 )
+from soju.core import __version__
 from soju.core.errors import BadNumbersError, DataError, RegressionError, UserError
 
 if TYPE_CHECKING:

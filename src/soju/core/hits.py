@@ -12,7 +12,13 @@ from soju.core.language import Language
 
 @dataclass(frozen=True, slots=True)
 class TermWeight:
-    """One active term of a text."""
+    """One active term of a text.
+
+    >>> import soju
+    >>> (heaviest,) = soju.load("ko-en-static").expand("물", k=1)
+    >>> heaviest == soju.TermWeight("물", "ko", heaviest.weight)
+    True
+    """
 
     term: str
     language: Language
@@ -22,7 +28,13 @@ class TermWeight:
 
 @dataclass(frozen=True, slots=True)
 class MatchedTerm:
-    """One term that the query and the passage share."""
+    """One term that the query and the passage share.
+
+    >>> import soju
+    >>> match = soju.MatchedTerm("heart", "en", query_weight=2.0, document_weight=0.5, contribution=1.0)
+    >>> match.query_weight * match.document_weight == match.contribution
+    True
+    """
 
     term: str
     language: Language
@@ -36,7 +48,12 @@ class MatchedTerm:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One document that was found, through its best passage."""
+    """One document that was found, through its best passage.
+
+    >>> import soju
+    >>> soju.Hit(rank=1, document_id="tea", score=1.5, passage="Green tea.").matched
+    ()
+    """
 
     rank: int
     """From 1."""

@@ -177,7 +177,8 @@ def train(
     """
     place = "the configuration" if isinstance(config, Mapping) else str(config)
     if isinstance(config, Mapping):
-        values, text = apply_overrides(config, overrides), yaml.safe_dump(dict(config), allow_unicode=True)
+        values = apply_overrides(config, overrides)
+        text = yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
     else:
         values, text = read_config(config, overrides)
     recipe = recipe_named(values.get("recipe"), place=place)

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from soju import __version__
+from soju.core import __version__
 from soju.core.config import Settings, parse_yaml, to_yaml
 from soju.core.errors import UserError
 from soju.core.files import write_json, write_text
@@ -50,8 +50,8 @@ class Run:
     """A run folder: what was asked for, and what came of it.
 
     Example:
-        >>> from soju.core.run import Run
-        >>> Run(folder / "no-run").scores
+        >>> import soju
+        >>> soju.Run(folder / "no-run").scores
         Traceback (most recent call last):
         soju.core.errors.UserError: ...: no scores.json; is this the folder of a finished run?
     """

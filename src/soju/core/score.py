@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from soju import __version__
+from soju.core import __version__
 
 
 def signature(**settings: object) -> str:
@@ -36,7 +36,13 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One measured value."""
+    """One measured value.
+
+    >>> import soju
+    >>> score = soju.Score("recall@10", "bm25", "dev/ko-en", 0.25, "fraction", True, "k:10|metric:recall")
+    >>> soju.Score.from_json(score.to_json()) == score
+    True
+    """
 
     name: str
     """The metric, for example ``recall@10``."""
@@ -65,7 +71,16 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How far one system is from another on the same queries."""
+    """How far one system is from another on the same queries.
+
+    >>> import soju
+    >>> interval = {"low": 0.1, "high": 0.3, "level": 0.95}
+    >>> soju.Comparison.from_json({
+    ...     "subject": "student", "baseline": "bm25", "test_set": "dev/ko-en", "metric": "recall@10",
+    ...     "difference": 0.2, "interval": interval, "p_value": 0.01, "samples": 2000, "seed": 0,
+    ... }).interval.low
+    0.1
+    """
 
     subject: str
     baseline: str

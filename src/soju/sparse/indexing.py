@@ -57,6 +57,10 @@ Documents = Mapping[str, str] | Iterable[str | Document]
 class Index:
     """A searchable folder of documents with a copy of the model inside; make one with `build` or `open`.
 
+    Args:
+        vectors: The documents as weighted terms.
+        model: What encodes texts.
+
     Example:
         >>> import soju
         >>> texts = {"heart": "The heart pumps blood.", "tea": "녹차는 따뜻한 물에 우린다."}
@@ -130,7 +134,14 @@ class Index:
 
     @classmethod
     def open(cls, folder: str | Path, model: str | Path | Run | None = None) -> Index:
-        """Open an index with the model inside it, or with the same model in another place.
+        """Open an index.
+
+        Args:
+            folder: The index.
+            model: Another place of the model it was made with; the copy inside the index when ``None``.
+
+        Returns:
+            The index, its arrays memory-mapped.
 
         Raises:
             UserError: If there is no index, or it was made with another model.
@@ -175,7 +186,10 @@ class Index:
         return self.vectors.search(self.model.encode_queries([text]), k, engine=engine)[0]
 
     def add(self, documents: Documents) -> int:
-        """Append documents; results equal those of an index built at once. Texts without ids are numbered on.
+        """Append documents; results equal those of an index built at once.
+
+        Args:
+            documents: See `Documents`; the numbers of texts without ids go on from those in the index.
 
         Returns:
             How many were added.
@@ -186,7 +200,7 @@ class Index:
         Example:
             >>> import soju
             >>> index = soju.Index.build(["A heart."], "ko-en-static", folder / "grown")
-            >>> index.add(["Green tea.", "쌀밥"]), index.documents
+            >>> index.add(["Green tea.", soju.Document("rice", "쌀밥")]), index.documents
             (2, 3)
         """
         return self.vectors.add(_rows(documents, start=self.documents), self.model.encode_documents)

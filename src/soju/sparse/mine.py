@@ -13,7 +13,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from soju.core.language import Language, language_of
 from soju.core.progress import track
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import TermRow
+from soju.data.rows import Row, TermRow, TripletRow
 from soju.data.sources import FileSource, resolve
 from soju.sparse.miners import BM25, Bm25Model, DenseModel, Judge, Miner, SparseModel, bm25_model, open_model
 from soju.sparse.model import PACKAGED_MODEL
@@ -255,32 +255,29 @@ def mine(
     if out.suffix != ".jsonl":
         raise UserError(f"{out}: triplets are written one JSON object a line; name the last argument OUT.jsonl")
     refuse_taken(out, resume=resume)
-    if filter_model is not None and not choice.filters:
-        raise UserError(f"--filter-model {filter_model}: nothing is filtered; set a bound or leave it out")
     # 1. Read what is asked and what answers it; the same question twice is one.
     log = ReadLog()
     asked, term_rows = read_questions(rows, terms, log, on_error)
-    questions, answers, guard = distinct(asked), Answers(asked), TermGuard(term_rows)
-    # 2. Gather the documents by language: a negative is in the language of its positive.
-    pools = gather(questions, _corpus_texts(corpus, log, on_error))
-    # 3. Open the models and compare their settings with those of an interrupted run.
-    mining_model = bm25_model(term_rows) if miner == BM25 else open_model(miner, cache=cache, prompt=prompt)
-    judging_model = _judge(filter_model, mining_model, cache, prompt) if choice.filters else None
+    # 2. Gather the documents by language, for a negative is in the language of its positive; open the models.
+    opened = _Opened.open(
+        asked, term_rows, _corpus_texts(corpus, log, on_error), miner, filter_model, choice, cache=cache, prompt=prompt
+    )
+    questions = opened.questions
+    # 3. Compare the settings with those of an interrupted run.
     settings = {
-        "miner": dict(mining_model.identity),
-        "filter": None if judging_model is None else dict(judging_model.identity),
+        "miner": dict(opened.mining.identity),
+        "filter": None if opened.judging is None else dict(opened.judging.identity),
         "depth": depth,
         "choice": choice.model_dump(mode="json"),
         "chunk": CHUNK,
-        "content": _fingerprint(questions, pools, term_rows),
+        "content": _fingerprint(questions, opened.pools, term_rows),
     }
     parts = Parts(out, settings, resume=resume)
     # 4. Search, score and choose, a part at a time.
     starts = range(0, len(questions), CHUNK)
     waiting = [number for number in range(len(starts)) if number not in parts]
     if waiting:
-        miners, judges = _over(pools, questions, mining_model, judging_model)
-        workshop = _Workshop(pools, miners, judges, answers, guard, choice, depth, miner)
+        workshop = opened.workshop(choice, depth, miner)
         for number in track(waiting, "mine"):
             parts.write(number, mine_part(questions[starts[number] : starts[number] + CHUNK], workshop))
     # 5. Join the parts; the file appears whole or not at all.
@@ -288,6 +285,60 @@ def mine(
     write_json(out.with_name(f"{out.name.removesuffix('.jsonl')}.summary.json"), {**report.to_json(), "run": settings})
     parts.remove()
     return report, log
+
+
+def mine_negatives(
+    rows: Sequence[Row],
+    *,
+    miner: str = PACKAGED_MODEL,
+    filter_model: str | None = None,
+    corpus: Sequence[str] = (),
+    terms: Sequence[TermRow] = (),
+    choice: Choice | None = None,
+    depth: int = 100,
+    prompt: str | None = None,
+    cache: Path = CACHE,
+) -> list[TripletRow]:
+    """Find hard negatives: what a searcher ranks high and nobody calls an answer.
+
+    Args:
+        rows: Pairs, passages, terms or triplets. Each asks: a pair in both directions.
+        miner: ``bm25``, or a sparse or dense model: a name, a folder or a hub id.
+        filter_model: The model whose scores tell false negatives; ``None`` is the miner, or `PACKAGED_MODEL` for BM25.
+        corpus: Texts to mine besides the positives of the rows.
+        terms: Words that translate each other, none of which becomes a negative of the other; BM25's dictionary.
+        choice: Which candidates become negatives; one a question when ``None``.
+        depth: Candidates of a question, >= 1.
+        prompt: Put before every text of a dense model.
+        cache: Folder that keeps vectors of a dense model.
+
+    Returns:
+        Triplets in the order of the questions; none for a question whose every candidate was dropped. Scores are
+        those of the filter model.
+
+    Raises:
+        UserError: If no row asks anything, or a model cannot be opened.
+
+    Example:
+        >>> import soju
+        >>> pairs = [soju.PairRow("물을 마신다", "drinks water"), soju.PairRow("물이 끓는다", "the water boils")]
+        >>> triplets = soju.sparse.mine_negatives(pairs, choice=soju.sparse.Choice(per_query=2))
+        >>> isinstance(triplets[0], soju.TripletRow), triplets[0].query, triplets[0].negative
+        (True, '물을 마신다', 'the water boils')
+    """
+    choice = choice or Choice()
+    asked = [question for row in rows for question in questions_of(row)]
+    if not asked:
+        raise UserError("no row asks anything; give pairs, passages, terms or triplets")
+    term_rows = [*(row for row in rows if isinstance(row, TermRow)), *terms]
+    opened = _Opened.open(asked, term_rows, iter(corpus), miner, filter_model, choice, cache=cache, prompt=prompt)
+    workshop, questions = opened.workshop(choice, depth, miner), opened.questions
+    names = [field.name for field in fields(TripletRow)]
+    return [
+        TripletRow(**{name: row[name] for name in names})
+        for start in track(range(0, len(questions), CHUNK), "mine")
+        for row in mine_part(questions[start : start + CHUNK], workshop)["rows"]
+    ]
 
 
 def read_questions(
@@ -353,6 +404,45 @@ def gather(questions: Sequence[Question], corpus: Iterator[str]) -> dict[Languag
 
 
 Model = Bm25Model | SparseModel | DenseModel
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """Questions, documents and models, before anything is searched."""
+
+    questions: list[Question]
+    answers: Answers
+    guard: TermGuard
+    pools: dict[Language, Pool]
+    mining: Model
+    judging: SparseModel | DenseModel | None
+
+    @classmethod
+    def open(
+        cls,
+        asked: Sequence[Question],
+        terms: Sequence[TermRow],
+        corpus: Iterator[str],
+        miner: str,
+        filter_model: str | None,
+        choice: Choice,
+        *,
+        cache: Path,
+        prompt: str | None,
+    ) -> _Opened:
+        """Gather the documents and open the models; the same question twice is one."""
+        if filter_model is not None and not choice.filters:
+            raise UserError(f"--filter-model {filter_model}: nothing is filtered; set a bound or leave it out")
+        questions = distinct(asked)
+        pools = gather(questions, corpus)
+        mining = bm25_model(terms) if miner == BM25 else open_model(miner, cache=cache, prompt=prompt)
+        judging = _judge(filter_model, mining, cache, prompt) if choice.filters else None
+        return cls(questions, Answers(asked), TermGuard(terms), pools, mining, judging)
+
+    def workshop(self, choice: Choice, depth: int, miner: str) -> _Workshop:
+        """Index the documents with the models."""
+        miners, judges = _over(self.pools, self.questions, self.mining, self.judging)
+        return _Workshop(self.pools, miners, judges, self.answers, self.guard, choice, depth, miner)
 
 
 def _judge(name: str | None, mining_model: Model, cache: Path, prompt: str | None) -> SparseModel | DenseModel:

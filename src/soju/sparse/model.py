@@ -62,7 +62,13 @@ class TermEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """A sparse model and the folder it was loaded from; `load` makes one."""
+    """A sparse model and the folder it was loaded from; `load` makes one.
+
+    Example:
+        >>> import soju
+        >>> isinstance(soju.load("ko-en-static"), soju.Model)
+        True
+    """
 
     encoder: TermEncoder
     folder: Path
@@ -82,6 +88,9 @@ class Model:
     def encode_queries(self, texts: Sequence[str]) -> csr_array:
         """Weigh the terms of queries.
 
+        Args:
+            texts: B texts, Korean or English.
+
         Returns:
             ``(B, V)`` float32, weights unitless and >= 0: a static model's own terms and their translations, the idf
             left to the index; a neural model's learned weights.
@@ -96,6 +105,9 @@ class Model:
     def encode_documents(self, texts: Sequence[str]) -> csr_array:
         """Weigh the terms of documents, as an index stores them.
 
+        Args:
+            texts: B texts, Korean or English.
+
         Returns:
             ``(B, V)`` float32, unitless and >= 0: term counts for a static model, which an index weighs by BM25;
             learned weights for a neural one.
@@ -108,7 +120,14 @@ class Model:
         return self.encoder.encode_documents(texts)
 
     def expand(self, text: str, k: int = 20) -> list[TermWeight]:
-        """Return the k heaviest terms a text activates as a query, heaviest first.
+        """Show which terms a text activates as a query.
+
+        Args:
+            text: Korean or English.
+            k: Most terms, >= 1.
+
+        Returns:
+            The heaviest terms, heaviest first; none for a text without a known term.
 
         Raises:
             UserError: If k is below 1.

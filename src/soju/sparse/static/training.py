@@ -18,11 +18,12 @@ from soju.alignment.bitext import Bitext, make_bitext
 from soju.alignment.hmm import train_hmm
 from soju.alignment.ibm1 import TranslationTable, train_ibm1
 from soju.alignment.tables import average, dictionary_table, expansion_weights, mix, prune_by_mass
+from soju.core.errors import UserError
 from soju.core.language import language_of
 from soju.core.progress import track
 from soju.data.rows import PairRow, TermRow
 from soju.search.lexical import ENGLISH_STOP_WORDS
-from soju.sparse.config import AlignmentSettings, ExpansionSettings, StaticConfig, TokenizerSettings
+from soju.sparse.config import AlignmentSettings, ExpansionSettings, StaticConfig, StaticSettings, TokenizerSettings
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.lexicon import (
     LexiconCounts,
@@ -51,26 +52,44 @@ class TrainingLog:
 
 def train_static(
     pairs: Sequence[PairRow],
-    terms: Sequence[TermRow],
-    config: StaticConfig,
+    terms: Sequence[TermRow] = (),
+    config: StaticConfig | StaticSettings | None = None,
     *,
     log: TrainingLog | None = None,
     workers: int = 2,
     analysed: Sequence[list[Stretch]] | None = None,
 ) -> StaticEncoder:
-    """Train the encoder.
+    """Distil sentence pairs and a term list into a static encoder, on the CPU; nothing is read or written.
 
     Args:
         pairs: Sentence pairs, at least one.
-        terms: The term list; it may be empty.
-        config: Settings; the data section is not looked at.
-        log: Filled with times, likelihoods and counts.
-        workers: Threads.
+        terms: Korean head words with English translations; it may be empty.
+        config: Tokenizer, alignment and expansion; the defaults when ``None``.
+        log: Filled with times in seconds, likelihoods in nats and counts.
+        workers: Threads of the Korean analyser.
         analysed: What the analyser sees in `texts_to_analyse`, when that is known already.
 
     Returns:
         The encoder. The same rows in the same order give the same encoder.
+
+    Raises:
+        UserError: If there is no sentence pair.
+
+    Example:
+        >>> import soju
+        >>> pairs = [soju.PairRow("물을 마신다", "drinks water"), soju.PairRow("물이 끓는다", "water boils")]
+        >>> terms = [soju.TermRow("물", (soju.Term("water", similarity=1.0),))]
+        >>> config = soju.sparse.StaticSettings(tokenizer={"min_count": 1, "sub_words": 500})
+        >>> encoder = soju.sparse.train_static(pairs, terms, config)
+        >>> isinstance(encoder, soju.sparse.StaticEncoder), encoder.encode_queries(["물"]).shape[0]
+        (True, 1)
+        >>> index = soju.Index.build(["cold water", "a house"], encoder, folder / "water")
+        >>> [hit.passage for hit in index.search("물")]
+        ['cold water']
     """
+    if not pairs:
+        raise UserError("no sentence pair to train on; give at least one")
+    config = config or StaticSettings()
     log = log if log is not None else TrainingLog()
 
     # 1. Let the analyser read Korean text once; its knowledge goes into the tokenizer.
