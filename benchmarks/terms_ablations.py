@@ -22,7 +22,7 @@ from soju.sparse.data import RunData, read_run_data
 from soju.sparse.evaluate import Subject, score_unseen_terms
 from soju.sparse.finish import Start
 from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.recipe import validate_mode
+from soju.sparse.recipe import RECIPE
 from soju.sparse.term_activation import PROBES
 from soju.sparse.terms.config import TermsConfig
 from soju.sparse.terms.rows import training_rows
@@ -50,7 +50,7 @@ def config_of(arguments: argparse.Namespace, seed: int, overrides: list[str]) ->
         f"training.validate_every={arguments.steps}",
     ]  # fmt: skip
     values = parse_yaml(preset_text(PRESET), place=PRESET)
-    config = validate_mode(apply_overrides(values, [*changes, *TERMS_ALONE, *overrides]), place=PRESET)
+    config = RECIPE.configure(apply_overrides(values, [*changes, *TERMS_ALONE, *overrides]), place=PRESET)
     assert isinstance(config, TermsConfig)
     return config.model_copy(update={"seed": seed})
 

@@ -29,7 +29,7 @@ from soju.sparse.evaluate import Subject, search_all
 from soju.sparse.finish import Start
 from soju.sparse.mine import mine
 from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.recipe import validate_mode
+from soju.sparse.recipe import RECIPE
 from soju.sparse.term_activation import PROBES
 from soju.sparse.triplets.config import TripletsConfig
 from soju.sparse.triplets.rows import teacher_scores, triplet_rows
@@ -72,7 +72,7 @@ def config_of(arguments: argparse.Namespace, seed: int, overrides: list[str]) ->
         f"training.validate_every={arguments.steps}",
     ]  # fmt: skip
     values = parse_yaml(preset_text(PRESET), place=PRESET)
-    config = validate_mode(apply_overrides(values, [*changes, *BASE, *overrides]), place=PRESET)
+    config = RECIPE.configure(apply_overrides(values, [*changes, *BASE, *overrides]), place=PRESET)
     assert isinstance(config, TripletsConfig)
     return config.model_copy(update={"seed": seed})
 

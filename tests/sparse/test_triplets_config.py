@@ -4,14 +4,14 @@ import pytest
 
 from soju.core.config import parse_yaml, preset_text
 from soju.core.errors import ConfigError
-from soju.sparse.recipe import validate_mode
+from soju.sparse.recipe import RECIPE
 from sparse.pico_triplets import triplets_config
 
 
 def preset(name, *overrides):
     from soju.core.config import apply_overrides
 
-    return validate_mode(apply_overrides(parse_yaml(preset_text(name), place=name), overrides), place=name)
+    return RECIPE.configure(apply_overrides(parse_yaml(preset_text(name), place=name), overrides), place=name)
 
 
 def test_v23_has_the_published_settings():

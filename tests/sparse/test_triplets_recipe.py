@@ -132,10 +132,10 @@ def test_a_triplet_that_holds_a_text_of_a_test_set_is_refused_or_left_out(folder
 def test_held_out_head_words_are_no_single_term_triplets(folder):
     from soju.core.config import read_config
     from soju.sparse.data import read_run_data
-    from soju.sparse.recipe import validate_mode
+    from soju.sparse.recipe import RECIPE
 
     values = read_config(folder / "pico.yaml", ["data.held_out_terms=0.4"])[0]
-    training = read_run_data(validate_mode(values, place="pico")).training
+    training = read_run_data(RECIPE.configure(values, place="pico")).training
     unseen = {row.ko for row in training.unseen_terms}
     assert unseen
     single = {row.query for row in training.triplets if row.pair_type == "single_term"}
