@@ -36,16 +36,10 @@ class ModelFolder:
 def find_model_folder(name: str, *, revision: str | None = None, code: bool = False) -> ModelFolder:
     """Find a model's folder, fetching it from the hub when the name is neither a folder nor a package.
 
-    Args:
-        name: A folder, ``package:NAME`` for the model inside an installed Python package, or a hub id ``OWNER/NAME``.
-        revision: Branch, tag, commit or ``refs/pr/N`` of a hub id.
-        code: Fetch Python files too, for models whose code the user trusts. Pickles are never fetched.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: If there is no such folder, package or repository, or its weights are no safetensors.
+    `name` is a folder, ``package:NAME`` for the model inside an installed Python package, or a hub id ``OWNER/NAME``
+    with its `revision`: a branch, tag, commit or ``refs/pr/N``. `code` fetches Python files too, for models whose code
+    the user trusts; pickles are never fetched. Raises `UserError` if there is no such folder, package or repository, or
+    its weights are no safetensors.
     """
     path = Path(name).expanduser()
     if name.startswith(PACKAGE):

@@ -120,16 +120,9 @@ ValueT = TypeVar("ValueT")
 
 
 def read_run(folder: Path) -> RunContents:
-    """Read the files of a run folder that a report needs.
+    """Read the files of a run folder that a report needs; only ``scores.json`` must be in it.
 
-    Args:
-        folder: The run folder; only ``scores.json`` must be in it.
-
-    Returns:
-        What its files say.
-
-    Raises:
-        UserError: If ``scores.json`` is missing, or a file is malformed; it names the file and each wrong place.
+    Raises `UserError` if it is missing, or a file is malformed; the message names the file and each wrong place.
     """
     if not (folder / "scores.json").is_file():
         raise UserError(f"{folder}: no scores.json; is this the folder of a finished run?")
