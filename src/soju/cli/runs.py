@@ -212,11 +212,13 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, mo
 
 @app.command(rich_help_panel="Runs")
 def demo(
-    recipe: Annotated[str, typer.Argument(help="The recipe to show: splade or embedding.")] = "splade",
+    recipe: Annotated[str | None, typer.Argument(help="The recipe to show; the first of all when not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; a new one below runs/ when not given.")] = None,
 ) -> None:
     """Run a recipe on our own samples, offline, and show what it made."""
-    from soju.core.recipe import recipe_named
+    from soju.core.recipe import RECIPES, recipe_named
+
+    name = recipe or next(iter(RECIPES))
 
     def show(found: RenderableType) -> None:
         if isinstance(found, str):
@@ -224,8 +226,8 @@ def demo(
         else:
             console.print(found)
 
-    folder = out or free_folder(Path("runs") / f"demo-{recipe}")
-    answer = recipe_named(recipe, place="soju demo").demo(folder, show)
+    folder = out or free_folder(Path("runs") / f"demo-{name}")
+    answer = recipe_named(name, place="soju demo").demo(folder, show)
     if answer is not None and sys.stdin.isatty():
         console.print("Ask in Korean or English; an empty line ends.")
         with suppress(EOFError):
