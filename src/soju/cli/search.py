@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from soju.sparse.indexing import RemoteEngine
 
 
-AnyEngine = Literal["auto", "exact", "block-max", "seismic", "opensearch", "qdrant"]
+AnyEngine = Literal["auto", "exact", "block-max", "opensearch", "qdrant"]
 Url = Annotated[str | None, typer.Option(help="opensearch and qdrant: the server, or a local folder of Qdrant.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="opensearch and qdrant: key=value; repeat for more.")]
 
@@ -71,7 +71,7 @@ def search(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="A folder made with soju index, or a name.")],
     query: Annotated[str, typer.Argument(help="Korean or English.")],
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Documents to show.")] = 10,
-    engine: Annotated[AnyEngine, typer.Option(help="Only seismic may miss documents.")] = "auto",
+    engine: Annotated[AnyEngine, typer.Option(help="Whose index it is, and which engine of ours searches.")] = "auto",
     model: Annotated[str | None, typer.Option(help="Where the model is, if not inside the index.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     url: Url = None,

@@ -34,7 +34,6 @@ _PACKAGES = (
     "bm25s",
     "kiwipiepy",
     "kiwipiepy_model",
-    "pyseismic-lsr",
     "scikit-learn",
 )
 _FOLDERS = re.compile(r"""(?:(?<=[\s=,\["'])|^)(?:~|[A-Za-z]:)?[/\\](?:[^/\\,\]"']*[/\\])*""")

@@ -20,11 +20,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from soju.core.config import Settings
+from soju.core.config import Settings, validate
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import MANIFEST, sha256, verify_manifest, write_json, write_manifest
 from soju.search.chunking import ChunkSettings
-from soju.search.seismic_engine import SeismicSettings
 from soju.search.weighting import WeightingSettings
 
 INDEX = "index.json"
@@ -197,7 +196,7 @@ def _entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-Engine = Literal["auto", "exact", "block-max", "seismic"]
+Engine = Literal["auto", "exact", "block-max"]
 
 
 class IndexSettings(Settings):
@@ -212,8 +211,6 @@ class IndexSettings(Settings):
     nothing, the others always what they say."""
     block_max_from_chunks: int = Field(default=20_000, ge=1)
     """Chunks from which ``auto`` builds the block-max engine; below, posting lists are as fast."""
-    seismic: SeismicSettings = SeismicSettings()
-    """Parameters of Seismic."""
     batch_size: int = Field(default=256, ge=1)
     """Chunks encoded at once."""
     compact_share: float = Field(default=0.25, gt=0)
@@ -239,7 +236,7 @@ class SegmentEntry(Settings):
     """Ids of the first of them."""
     average_length: float | None
     """Average length of its chunks that have terms, in term counts (``bm25`` only)."""
-    fast: Literal["block-max", "seismic"] | None
+    fast: Literal["block-max"] | None
     """The engine that was built beside the posting lists."""
 
 
@@ -258,3 +255,31 @@ class IndexDescription(Settings):
     """As given to `SparseIndex.build`."""
     segments: tuple[SegmentEntry, ...]
     """In document order; the first is the largest and the one that may have a fast engine."""
+
+
+FORMAT = 2
+"""Of the folder's layout; an index of another one is refused."""
+
+
+def read_description(folder: Path) -> IndexDescription:
+    """Read ``index.json``.
+
+    An index that was built with the engine Seismic, which soju no longer has, opens as one with ``engine: auto``: its
+    posting lists are searched, and its file of Seismic is left where it is until the segment is merged.
+
+    Raises:
+        IntegrityError: If the file cannot be read.
+        ConfigError: If its content is not what `IndexDescription` says.
+        UserError: If it was written by another version of soju.
+    """
+    path = folder / INDEX
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise UserError(f"{path}: not of format {FORMAT}; build the index again with this version of soju")
+    settings, segments = values.get("settings"), values.get("segments")
+    if isinstance(settings, dict) and settings.pop("seismic", None) is not None and settings.get("engine") == "seismic":
+        settings["engine"] = "auto"
+    for entry in segments if isinstance(segments, list) else ():
+        if isinstance(entry, dict) and entry.get("fast") == "seismic":
+            entry["fast"] = None
+    return validate(values, IndexDescription, place=str(path))

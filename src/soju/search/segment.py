@@ -27,7 +27,6 @@ from soju.search.chunking import Chunk, chunk_text
 from soju.search.exact import ExactEngine
 from soju.search.folder import SEGMENTS, Engine, IndexDescription, IndexSettings, SegmentEntry
 from soju.search.postings import Postings, PostingsWriter, check_vectors, merge_postings
-from soju.search.seismic_engine import SeismicEngine
 from soju.search.weighting import WeightingSettings, bm25_impact
 
 _BLOB = "documents.utf8"
@@ -203,25 +202,21 @@ class Segment:
     store: DocumentStore
     postings: Postings
     exact: ExactEngine
-    fast: BlockMaxEngine | SeismicEngine | None
+    fast: BlockMaxEngine | None
 
     @classmethod
-    def open(cls, folder: Path, entry: SegmentEntry, settings: IndexSettings, *, terms: int) -> Segment:
-        """Map a segment's files; a Seismic index is loaded."""
+    def open(cls, folder: Path, entry: SegmentEntry) -> Segment:
+        """Map a segment's files."""
         store = DocumentStore.open(folder)
         postings = Postings.open(folder / "postings", chunks=entry.chunks)
-        fast: BlockMaxEngine | SeismicEngine | None = None
-        if entry.fast == "block-max":
-            fast = BlockMaxEngine.open(folder, postings, store.documents)
-        elif entry.fast == "seismic":
-            fast = SeismicEngine.open(folder, store.documents, settings.seismic, terms=terms)
+        fast = None if entry.fast is None else BlockMaxEngine.open(folder, postings, store.documents)
         return cls(entry, folder, store, postings, ExactEngine(postings, store.documents), fast)
 
-    def searcher(self, k: int, engine: Engine) -> ExactEngine | BlockMaxEngine | SeismicEngine:
+    def searcher(self, k: int, engine: Engine) -> ExactEngine | BlockMaxEngine:
         """Return the engine to look for k documents with."""
         if self.fast is None or engine == "exact":
             return self.exact
-        if engine == "auto" and self.fast.name == "block-max" and k > _MOST_FOR_BLOCK_MAX:
+        if engine == "auto" and k > _MOST_FOR_BLOCK_MAX:
             return self.exact
         return self.fast
 
@@ -336,7 +331,7 @@ def merge_segments(
 
 def build_fast(
     folder: Path, store: DocumentStore, chunks: int, settings: IndexSettings
-) -> Literal["block-max", "seismic"] | None:
+) -> Literal["block-max"] | None:
     """Build the fast engine of a segment that the settings ask for, if they do; return which."""
     wanted = settings.engine
     if wanted == "auto":
@@ -344,10 +339,7 @@ def build_fast(
     if wanted == "exact":
         return None
     postings = Postings.open(folder / "postings", chunks=chunks)
-    if wanted == "block-max":
-        BlockMaxEngine.build(folder, postings, store.documents)
-    else:
-        SeismicEngine.build(folder, postings, store.documents, settings.seismic)
+    BlockMaxEngine.build(folder, postings, store.documents)
     return wanted
 
 
@@ -387,6 +379,6 @@ def plan_merge(segments: Sequence[Segment], settings: IndexSettings) -> tuple[li
 def open_segments(folder: Path, description: IndexDescription) -> list[Segment]:
     """Open the segments that ``index.json`` names."""
     return [
-        Segment.open(folder / SEGMENTS / entry.name, entry, description.settings, terms=description.terms)
+        Segment.open(folder / SEGMENTS / entry.name, entry)
         for entry in description.segments
     ]
