@@ -1,9 +1,4 @@
-"""Do evaluation texts stand in the training data?
-
-Which rows are held out: a decision of the key alone, so it never moves when data are added or reordered.
-
-Fewer rows of a file, still from all over it.
-"""
+"""Which rows go where: texts that stand in training and evaluation, held-out rows, samples from all over a file."""
 
 from __future__ import annotations
 

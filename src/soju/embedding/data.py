@@ -20,7 +20,7 @@ from soju.core.errors import UserError
 from soju.core.language import language_of
 from soju.data.log import ReadLog
 from soju.data.readers import SourceFilter, read_beir, read_rows
-from soju.data.rows import HIGHEST, ChoiceQuestion, PairRow, PassageRow, SimilarityPair
+from soju.data.rows import HIGHEST, KINDS, PASSAGES, ChoiceQuestion, PairRow, PassageRow, SimilarityPair
 from soju.data.sources import SAMPLES
 from soju.data.splits import held_out, normalise_for_overlap, refuse_overlap, spread
 from soju.data.statistics import RowStatistics, counted
@@ -145,7 +145,11 @@ class _Reading:
         """Yield the good rows of the sources."""
         for source in sources:
             rows: Iterable[Any] = read_rows(
-                [source], kind, log=self._log, root=self._settings.root, max_line_bytes=self._settings.max_line_bytes
+                [source],
+                KINDS[kind],
+                log=self._log,
+                root=self._settings.root,
+                max_line_bytes=self._settings.max_line_bytes,
             )
             for row in rows if counts is None else counted(rows, counts):
                 self.source_rows[source] = self.source_rows.get(source, 0) + 1
@@ -263,7 +267,7 @@ def read_evaluation(
     folder = settings.root or root
 
     def rows(file: str, kind: Any, select: SourceFilter | None = None) -> Iterator[Any]:
-        return read_rows([file], kind, log=own, root=folder, select=select)
+        return read_rows([file], KINDS[kind], log=own, root=folder, select=select)
 
     sts = {one.name: _some(_of_language(rows(one.file, "similarity"), one), settings) for one in settings.sts}
     bitext = {
@@ -308,7 +312,7 @@ def _retrieval(
             return {}
         name = f"{one.name}/{one.split}"
         return {name: RetrievalSet.create(name, found.queries, found.documents, found.judgements)}
-    passages: list[PassageRow] = _some(read_rows(one.passages, "passages", log=log, root=root), settings)
+    passages: list[PassageRow] = _some(read_rows(one.passages, PASSAGES, log=log, root=root), settings)
     if log.problems:
         return {}
     if len(passages) < 2:

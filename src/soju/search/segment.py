@@ -329,9 +329,7 @@ def merge_segments(
     )
 
 
-def build_fast(
-    folder: Path, store: DocumentStore, chunks: int, settings: IndexSettings
-) -> Literal["block-max"] | None:
+def build_fast(folder: Path, store: DocumentStore, chunks: int, settings: IndexSettings) -> Literal["block-max"] | None:
     """Build the fast engine of a segment that the settings ask for, if they do; return which."""
     wanted = settings.engine
     if wanted == "auto":
@@ -378,7 +376,4 @@ def plan_merge(segments: Sequence[Segment], settings: IndexSettings) -> tuple[li
 
 def open_segments(folder: Path, description: IndexDescription) -> list[Segment]:
     """Open the segments that ``index.json`` names."""
-    return [
-        Segment.open(folder / SEGMENTS / entry.name, entry)
-        for entry in description.segments
-    ]
+    return [Segment.open(folder / SEGMENTS / entry.name, entry) for entry in description.segments]

@@ -10,7 +10,7 @@ from typing import Any
 from soju.core.errors import UserError
 from soju.data.log import ReadLog
 from soju.data.readers import BeirSet, SourceFilter, read_beir, read_rows
-from soju.data.rows import PairRow, TermRow, TripletRow
+from soju.data.rows import KINDS, PairRow, TermRow, TripletRow
 from soju.data.splits import held_out, normalise_for_overlap, refuse_overlap
 from soju.data.statistics import RowStatistics, counted
 from soju.evaluation.retrieval import RetrievalSet
@@ -233,7 +233,9 @@ def _read(
 ) -> Iterator[Any]:
     if not sources:
         return iter(())
-    return read_rows(sources, kind, log=log, root=settings.root, select=select, max_line_bytes=settings.max_line_bytes)
+    return read_rows(
+        sources, KINDS[kind], log=log, root=settings.root, select=select, max_line_bytes=settings.max_line_bytes
+    )
 
 
 def _training_texts(training: TrainingData) -> Iterator[str]:

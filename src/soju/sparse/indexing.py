@@ -22,7 +22,7 @@ from soju.core.progress import track
 from soju.core.run import Run
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import Document
+from soju.data.rows import DOCUMENTS, Document
 from soju.report.contents import Expansion, Search
 from soju.search.folder import Engine, IndexSettings
 from soju.search.hits import heaviest, to_hits
@@ -247,7 +247,7 @@ def expand(encoder: TermEncoder, texts: Sequence[str], *, k: int = 20) -> list[E
 def read_documents(corpus: Sequence[str], on_error: OnError = "stop", log: ReadLog | None = None) -> Iterator[Document]:
     """Yield the documents of files; an empty corpus or, with ``stop``, broken rows raise at the end."""
     log = log or ReadLog()
-    yield from read_rows(corpus, "documents", log=log)
+    yield from read_rows(corpus, DOCUMENTS, log=log)
     if not log.kept and not log.reasons:
         raise UserError(f"{', '.join(corpus)}: no document; give a .jsonl, .tsv or .txt file with at least one")
     log.raise_if_broken(on_error)

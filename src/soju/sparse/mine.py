@@ -25,8 +25,8 @@ from soju.core.language import Language, language_of
 from soju.core.progress import track
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import Row, TermRow, TripletRow
-from soju.data.sources import FileSource, resolve
+from soju.data.rows import DOCUMENTS, TERMS, Row, TermRow, TripletRow
+from soju.data.sources import FileSource, kind_of, resolve
 from soju.sparse.miners import BM25, Bm25Model, DenseModel, Judge, Miner, SparseModel, bm25_model, open_model
 from soju.sparse.model import PACKAGED_MODEL
 from soju.sparse.negatives import (
@@ -41,7 +41,6 @@ from soju.sparse.negatives import (
     distinct,
     questions_of,
 )
-from soju.sparse.trim import kind_of
 
 SETTINGS = "settings.json"
 
@@ -361,13 +360,13 @@ def read_questions(
     """
     questions: list[Question] = []
     term_rows: list[TermRow] = []
-    for source in resolve(rows, "documents", root=None, log=log):
+    for source in resolve(rows, DOCUMENTS, root=None, log=log):
         if not isinstance(source, FileSource):
             remedy = "save its rows as .jsonl and name the file"
             log.refuse_file(source.name, 0, "negatives cannot be mined for a hub data set", remedy, "hub")
             continue
         kind = kind_of(source, log)
-        if kind == "documents":
+        if kind is DOCUMENTS:
             remedy = "give pairs, passages, terms or triplets here and documents with --corpus"
             log.refuse_file(source.name, 1, "documents ask nothing", remedy, "no-question")
         elif kind is not None:
@@ -376,7 +375,7 @@ def read_questions(
                 if isinstance(row, TermRow):
                     term_rows.append(row)
     if terms:
-        term_rows += read_rows(terms, "terms", log=log)
+        term_rows += read_rows(terms, TERMS, log=log)
     log.raise_if_broken(on_error)
     if not questions:
         raise UserError(f"{', '.join(rows)}: no row asks anything; give pairs, passages, terms or triplets")
@@ -385,7 +384,7 @@ def read_questions(
 
 def _corpus_texts(corpus: Sequence[str], log: ReadLog, on_error: OnError) -> Iterator[str]:
     if corpus:
-        for document in read_rows(corpus, "documents", log=log):
+        for document in read_rows(corpus, DOCUMENTS, log=log):
             yield document.text
         log.raise_if_broken(on_error)
 

@@ -20,7 +20,7 @@ from soju.core.model_folder import find_model_folder
 from soju.core.progress import track
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import PairRow
+from soju.data.rows import DOCUMENTS, PAIRS, PairRow
 from soju.embedding.expansion.byte_bpe import TOKENIZER_FILE, ByteBpe
 from soju.embedding.expansion.certificate import CHECKED_TEXTS, Certificate, certify
 from soju.embedding.expansion.difference import (
@@ -251,7 +251,7 @@ def _saved(given: SentenceTransformer | PreTrainedTokenizerBase | str | Path, fo
 def read_pairs(sources: Sequence[str], on_error: OnError) -> list[PairRow]:
     """Read sentence pairs of files or hub sets, broken rows refused or counted (`DataError`)."""
     log = ReadLog()
-    rows = list(read_rows(sources, "pairs", log=log))
+    rows = list(read_rows(sources, PAIRS, log=log))
     log.raise_if_broken(on_error)
     return rows
 
@@ -263,7 +263,7 @@ def _read_corpus(corpus: Path | Sequence[str] | Corpus | None, on_error: OnError
     if not sources:
         return Corpus()
     log = ReadLog()
-    texts = [document.text for document in track(read_rows(sources, "documents", log=log), "corpus")]
+    texts = [document.text for document in track(read_rows(sources, DOCUMENTS, log=log), "corpus")]
     log.raise_if_broken(on_error)
     return Corpus.of(texts, place=", ".join(sources))
 
