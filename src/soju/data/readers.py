@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
+from soju.core.errors import require_extra
 from soju.data.lines import MAX_LINE_BYTES, decode_line, read_lines
 from soju.data.log import SKIP, Place, ReadLog, SourceCounts, printable, show
 from soju.data.rows import DOCUMENTS, JUDGEMENTS, Document, Judgement, Kind, PassageRow, RowT
@@ -196,6 +197,7 @@ def read_hub(source: HubSource, *, log: ReadLog) -> Iterator[dict[str, Any]]:
     Yields:
         One object a row: all columns under their own names, and those of ``source.columns`` under the field's name.
     """
+    require_extra(source.name, "hub", "datasets")
     number = 0
     try:
         import datasets  # takes a second; most runs read files

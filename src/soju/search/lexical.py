@@ -10,17 +10,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import bm25s
 import numpy as np
-import Stemmer
 from numpy.typing import NDArray
 from scipy import sparse
 
-from soju.core.errors import UserError
+from soju.core.errors import UserError, require_extra
 from soju.core.language import is_hangul, language_of, shared_kiwi
 from soju.data.rows import TermRow
+
+if TYPE_CHECKING:
+    import Stemmer
 
 K1 = 1.2
 """Saturation of the word count, Lucene's and OpenSearch's default."""
@@ -64,7 +65,7 @@ class EnglishAnalyzer:
 
     def analyze(self, texts: Sequence[str]) -> list[list[str]]:
         """Return the stems of each text."""
-        stemmer = Stemmer.Stemmer("english")  # its cache is not thread-safe, and making one costs microseconds
+        stemmer = _stemmer()
         return [_stems(unicodedata.normalize("NFC", text), stemmer) for text in texts]
 
 
@@ -89,7 +90,7 @@ class KoreanEnglishAnalyzer:
 
     def analyze(self, texts: Sequence[str]) -> list[list[str]]:
         """Return morphemes and stems of each text."""
-        stemmer = Stemmer.Stemmer("english")
+        stemmer = _stemmer()
         texts = [_SURROGATES.sub(" ", unicodedata.normalize("NFC", text)) for text in texts]
         korean = [index for index, text in enumerate(texts) if any(map(is_hangul, text))]
         words = [[] if any(map(is_hangul, text)) else _stems(text, stemmer) for text in texts]
@@ -99,6 +100,14 @@ class KoreanEnglishAnalyzer:
             ):
                 words[index] = _morphemes(tokens, stemmer)
         return words
+
+
+def _stemmer() -> Stemmer.Stemmer:
+    """Make a stemmer for one batch: its cache is not thread-safe, and making one costs microseconds."""
+    require_extra("English stemming", "train", "Stemmer")
+    import Stemmer
+
+    return Stemmer.Stemmer("english")
 
 
 def _stems(text: str, stemmer: Stemmer.Stemmer) -> list[str]:
@@ -230,6 +239,9 @@ def _impacts(document_words: list[list[int]], word_ids: dict[str, int]) -> spars
     shape = (len(word_ids), len(document_words))
     if not word_ids:
         return sparse.csr_matrix(shape, dtype=np.float64)
+    require_extra("BM25", "train", "bm25s")
+    import bm25s
+
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
     index.index((document_words, dict(word_ids)), create_empty_token=False, show_progress=False)
     columns = (index.scores["data"].astype(np.float64), index.scores["indices"], index.scores["indptr"])

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from soju.core.config import Settings
-from soju.core.errors import MissingExtraError, UserError
+from soju.core.errors import UserError, require_extra
 from soju.search.hits import Found, best_of_each
 from soju.search.remote import BUSY, Answer, BulkSettings, CorpusFacts, Item, Passage, RequestRefusedError, Send
 
@@ -365,10 +365,9 @@ class OpenSearchEngine:
             MissingExtraError: If opensearch-py is not installed.
             UserError: If the URL is none.
         """
-        try:
-            from opensearchpy import OpenSearch
-        except ImportError:
-            raise MissingExtraError("--engine opensearch", "engines") from None
+        require_extra("--engine opensearch", "engines", "opensearchpy")
+        from opensearchpy import OpenSearch
+
         if not url.startswith(("http://", "https://")):
             raise UserError(f"--url {url}: expected http://HOST:9200 or https://USER:PASSWORD@HOST:9200")
         # Retries are the loader's business: the client's own would send a busy cluster the same large request again.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from soju.core.config import Settings
-from soju.core.errors import MissingExtraError, UserError
+from soju.core.errors import UserError, require_extra
 from soju.search.hits import Found, best_of_each
 from soju.search.remote import Answer, BulkSettings, CorpusFacts, Item, Passage, RequestRefusedError, Send
 
@@ -74,10 +74,9 @@ class QdrantEngine:
             MissingExtraError: If qdrant-client is not installed.
             UserError: If another process has the folder open.
         """
-        try:
-            from qdrant_client import QdrantClient
-        except ImportError:
-            raise MissingExtraError("--engine qdrant", "engines") from None
+        require_extra("--engine qdrant", "engines", "qdrant_client")
+        from qdrant_client import QdrantClient
+
         if url.startswith(("http://", "https://")):
             return cls(QdrantClient(url=url, timeout=timeout, check_compatibility=False))
         if url == ":memory:":
