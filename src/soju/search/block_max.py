@@ -573,7 +573,8 @@ class BlockMaxEngine:
         with blocks by k-means, rows and lists for frequent and rare terms, and the next block found by a tournament.
     """
 
-    name = "block-max"
+    auto_up_to = 100
+    """For more documents, adding up whole posting lists is as fast."""
 
     def __init__(self, layout: Layout, postings: Postings, documents_C: NDArray[np.int32]) -> None:
         self._largest_V = layout.largest

@@ -81,8 +81,6 @@ class ExactEngine:
         documents_C: Document number of each chunk, rising, ``(C,)`` int32.
     """
 
-    name = "exact"
-
     def __init__(self, postings: Postings, documents_C: NDArray[np.int32]) -> None:
         self._postings = postings
         self._documents_C = documents_C

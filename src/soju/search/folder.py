@@ -16,14 +16,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from soju.core.config import Settings, validate
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import MANIFEST, sha256, verify_manifest, write_json, write_manifest
 from soju.search.chunking import ChunkSettings
+from soju.search.engines import OWN
 from soju.search.weighting import WeightingSettings
 
 INDEX = "index.json"
@@ -196,7 +197,14 @@ def _entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-Engine = Literal["auto", "exact", "block-max"]
+def _own(name: str) -> str:
+    if name not in OWN:
+        raise ValueError(f'got "{name}"; choose one of {", ".join(OWN)}')
+    return name
+
+
+Engine = Annotated[str, AfterValidator(_own)]
+"""One of `soju.search.engines.OWN`."""
 
 
 class IndexSettings(Settings):
@@ -236,7 +244,7 @@ class SegmentEntry(Settings):
     """Ids of the first of them."""
     average_length: float | None
     """Average length of its chunks that have terms, in term counts (``bm25`` only)."""
-    fast: Literal["block-max"] | None
+    fast: str | None
     """The engine that was built beside the posting lists."""
 
 
@@ -259,13 +267,15 @@ class IndexDescription(Settings):
 
 FORMAT = 2
 """Of the folder's layout; an index of another one is refused."""
+FORMER = ("seismic",)
+"""Engines that soju had."""
 
 
 def read_description(folder: Path) -> IndexDescription:
     """Read ``index.json``.
 
-    An index that was built with the engine Seismic, which soju no longer has, opens as one with ``engine: auto``: its
-    posting lists are searched, and its file of Seismic is left where it is until the segment is merged.
+    An index that was built with an engine of `FORMER` opens as one with ``engine: auto``: its posting lists are
+    searched, and the engine's files stay where they are until the segment is merged.
 
     Raises:
         IntegrityError: If the file cannot be read.
@@ -277,9 +287,12 @@ def read_description(folder: Path) -> IndexDescription:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UserError(f"{path}: not of format {FORMAT}; build the index again with this version of soju")
     settings, segments = values.get("settings"), values.get("segments")
-    if isinstance(settings, dict) and settings.pop("seismic", None) is not None and settings.get("engine") == "seismic":
-        settings["engine"] = "auto"
+    if isinstance(settings, dict):
+        for engine in FORMER:
+            settings.pop(engine, None)
+        if settings.get("engine") in FORMER:
+            settings["engine"] = "auto"
     for entry in segments if isinstance(segments, list) else ():
-        if isinstance(entry, dict) and entry.get("fast") == "seismic":
+        if isinstance(entry, dict) and entry.get("fast") in FORMER:
             entry["fast"] = None
     return validate(values, IndexDescription, place=str(path))

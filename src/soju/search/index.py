@@ -17,6 +17,7 @@ from soju.core.errors import UserError
 from soju.core.files import write_json
 from soju.core.hits import Hit
 from soju.data.rows import Document
+from soju.search.engines import OWN
 from soju.search.folder import (
     FORMAT,
     INDEX,
@@ -271,6 +272,8 @@ class SparseIndex:
     def _checked(self, query_vectors: Any, k: int, engine: Engine) -> csr_array:
         if k < 1:
             raise UserError(f"k: got {k}; ask for at least one document")
+        if engine not in OWN:
+            raise UserError(f'engine "{engine}" is not known; choose one of {", ".join(OWN)}')
         built = {segment.entry.fast for segment in self.segments}
         if engine not in ("auto", "exact") and engine not in built:
             raise UserError(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,6 @@ from pydantic import Field
 
 from soju.core.config import Settings
 from soju.core.errors import UserError
-from soju.search.hits import Found
 from soju.search.index import SparseIndex
 from soju.search.segment import Segment
 
@@ -430,51 +429,3 @@ class BulkLoader:
     def _fail(self, item: Item, answer: Answer) -> None:
         self.report.fail(item)
         self._dead.write(item, answer)
-
-
-class SearchServer(Protocol):
-    """An engine with indexes that have names. `names` are the escaped names of the V terms, `settings` its own."""
-
-    name: str
-    """How the command line calls it."""
-    index_settings: type[Settings]
-    """What can be set about an index; has a field ``bulk``."""
-    query_settings: type[Settings]
-    """What can be set about a search."""
-
-    def close(self) -> None:
-        """Close the connections."""
-
-    def exists(self, index: str) -> bool:
-        """Tell whether there is an index of that name."""
-
-    def faults(self, settings: Any, facts: CorpusFacts, names: Sequence[str]) -> list[str]:
-        """Return what the engine would refuse, fold or cut off of a whole corpus, one sentence each."""
-
-    def create(self, index: str, settings: Any, facts: CorpusFacts, *, overwrite: bool) -> None:
-        """Make an empty index that knows the facts."""
-
-    def body(self, passage: Passage, settings: Any, names: Sequence[str]) -> dict[str, Any]:
-        """Return what is stored of a passage."""
-
-    def sender(self, index: str) -> Send:
-        """Return what sends one batch of bodies."""
-
-    def refresh(self, index: str) -> None:
-        """Make what is stored findable."""
-
-    def meta(self, index: str) -> dict[str, Any]:
-        """Return the facts the index was made with, and what a search must know of its settings."""
-
-    def search(
-        self,
-        index: str,
-        terms_T: NDArray[np.int32],
-        weights_T: NDArray[np.float32],
-        names: Sequence[str],
-        *,
-        k: int,
-        meta: dict[str, Any],
-        settings: Any,
-    ) -> list[Found]:
-        """Return the best passage of each of the k best documents, best first."""

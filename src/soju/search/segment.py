@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from soju.core.errors import UserError
 from soju.core.progress import track
 from soju.data.rows import Document
-from soju.search.block_max import BlockMaxEngine
 from soju.search.chunking import Chunk, chunk_text
+from soju.search.engines import AUTO, FastEngine, SegmentEngine, fast_engine
 from soju.search.exact import ExactEngine
 from soju.search.folder import SEGMENTS, Engine, IndexDescription, IndexSettings, SegmentEntry
 from soju.search.postings import Postings, PostingsWriter, check_vectors, merge_postings
@@ -189,8 +189,6 @@ Encode = Callable[[list[str]], Any]
 """Maps texts to a scipy sparse ``(texts, V)`` array of weights >= 0."""
 
 _NAMED_EMPTY = 20
-_MOST_FOR_BLOCK_MAX = 100
-"""Most documents asked for with which ``auto`` takes block-max; for more, adding up whole posting lists is as fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,21 +200,21 @@ class Segment:
     store: DocumentStore
     postings: Postings
     exact: ExactEngine
-    fast: BlockMaxEngine | None
+    fast: FastEngine | None
 
     @classmethod
     def open(cls, folder: Path, entry: SegmentEntry) -> Segment:
         """Map a segment's files."""
         store = DocumentStore.open(folder)
         postings = Postings.open(folder / "postings", chunks=entry.chunks)
-        fast = None if entry.fast is None else BlockMaxEngine.open(folder, postings, store.documents)
+        fast = None if entry.fast is None else fast_engine(entry.fast).open(folder, postings, store.documents)
         return cls(entry, folder, store, postings, ExactEngine(postings, store.documents), fast)
 
-    def searcher(self, k: int, engine: Engine) -> ExactEngine | BlockMaxEngine:
+    def searcher(self, k: int, engine: Engine) -> SegmentEngine:
         """Return the engine to look for k documents with."""
         if self.fast is None or engine == "exact":
             return self.exact
-        if engine == "auto" and k > _MOST_FOR_BLOCK_MAX:
+        if engine == "auto" and k > self.fast.auto_up_to:
             return self.exact
         return self.fast
 
@@ -329,15 +327,15 @@ def merge_segments(
     )
 
 
-def build_fast(folder: Path, store: DocumentStore, chunks: int, settings: IndexSettings) -> Literal["block-max"] | None:
+def build_fast(folder: Path, store: DocumentStore, chunks: int, settings: IndexSettings) -> str | None:
     """Build the fast engine of a segment that the settings ask for, if they do; return which."""
     wanted = settings.engine
     if wanted == "auto":
-        wanted = "block-max" if chunks >= settings.block_max_from_chunks else "exact"
+        wanted = AUTO if chunks >= settings.block_max_from_chunks else "exact"
     if wanted == "exact":
         return None
     postings = Postings.open(folder / "postings", chunks=chunks)
-    BlockMaxEngine.build(folder, postings, store.documents)
+    fast_engine(wanted).build(folder, postings, store.documents)
     return wanted
 
 
