@@ -172,9 +172,10 @@ def mteb(
     """Measure a model with mteb on tasks of the hub or on local folders; a sparse one on retrieval alone."""
     from soju.core.recipe import Evaluation, recipe_of_model
     from soju.evaluation.mteb_tasks import refuse_without_mteb, run_tasks
-    from soju.report.run_report import measured_tables
 
     refuse_without_mteb()
+    from soju.report.run_report import measured_tables
+
     subject, name, retrieval_only = recipe_of_model(model).mteb(model)
     languages = language or ("kor", "eng")
     scores = run_tasks(subject, tasks, name=name, languages=languages, split=split, retrieval_only=retrieval_only)
