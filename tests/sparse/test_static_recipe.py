@@ -16,7 +16,7 @@ from soju.core.files import verify_manifest
 from soju.core.run import RunDirectory
 from soju.sparse.config import StaticConfig
 from soju.sparse.data import read_run_data
-from soju.sparse.export.tables import read_term_table
+from soju.sparse.export.formats import read_term_table
 from soju.sparse.indexing import Index, expand, read_documents
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.recipe import run

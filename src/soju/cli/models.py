@@ -37,7 +37,7 @@ def export(
     from soju.sparse.model import load
 
     if to == "inference-free":
-        from soju.sparse.export.inference_free import make_inference_free
+        from soju.sparse.export.stock import make_inference_free
 
         tell_skipped(make_inference_free(model, corpus or (), target, on_error=on_error))
         say(f"{target}: {FORMATS[to]}")

@@ -207,7 +207,7 @@ def vectors(
     on_error: OnErrorOption = "stop",
 ) -> None:
     """Write the weighted terms of a corpus: soju vectors MODEL CORPUS... OUT --to FORMAT."""
-    from soju.sparse.export.formats import VECTOR_FORMATS, write_vectors
+    from soju.sparse.export.vectors import VECTOR_FORMATS, write_vectors
 
     *files, last = corpus
     folder = Path(last)
