@@ -333,7 +333,7 @@ def refuse(faults: Sequence[str], *, shown: int = 10) -> None:
 
 
 _HOPELESS = (401, 403, 404)
-"""Statuses of a bulk request that no smaller request mends."""
+"""Statuses of a bulk request that no smaller request changes."""
 
 
 class OpenSearchEngine:
@@ -501,7 +501,7 @@ class OpenSearchEngine:
             if not isinstance(status, int):
                 raise RequestRefusedError(0, _reason(error)) from None
             if status in _HOPELESS:
-                raise UserError(f"{path}: {_reason(error)}; mend the permission or the name") from None
+                raise UserError(f"{path}: {_reason(error)}; fix the permission or the name") from None
             raise RequestRefusedError(status, _reason(error)) from None
         return answer
 
@@ -515,7 +515,7 @@ class OpenSearchEngine:
             if error.status_code in allow:
                 return None
             busy = error.status_code in BUSY or not isinstance(error.status_code, int)
-            remedy = "look whether the cluster runs and try again" if busy else "mend the request"
+            remedy = "look whether the cluster runs and try again" if busy else "fix the request"
             raise UserError(f"{method} {path}: {_reason(error)}; {remedy}") from None
         if answer is False:  # HEAD of what is not there
             return None

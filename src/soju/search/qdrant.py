@@ -221,7 +221,7 @@ class QdrantEngine:
             raise RequestRefusedError(0, str(error)) from None
         except UnexpectedResponse as error:
             if error.status_code in _HOPELESS:
-                raise UserError(f"{index}: {_reason(error)}; mend the permission or the name") from None
+                raise UserError(f"{index}: {_reason(error)}; fix the permission or the name") from None
             raise RequestRefusedError(error.status_code or 0, _reason(error)) from None
 
     def _ask(self, call: Any) -> Any:

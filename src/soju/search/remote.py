@@ -288,7 +288,7 @@ class LoadReport:
 class DeadLetters:
     """A JSONL file of documents that failed for good: ``{"id", "status", "reason", "body"}``, written as they fail.
 
-    The file appears with the first one. ``body`` is what was to be stored, so a mended line can be sent again.
+    The file appears with the first one. ``body`` is what was to be stored, so a corrected line can be sent again.
 
     Args:
         path: Where; refused when it exists, since it may hold the failures of an earlier load.
@@ -421,7 +421,7 @@ class BulkLoader:
         if error is not None and refusals >= self._settings.attempts:
             raise UserError(
                 f"the engine refused {refusals} requests in a row ({error}); {self.report.stored:,} passages are "
-                "stored; mend it and index again with --overwrite"
+                "stored; fix it and index again with --overwrite"
             )
         self.report.waits += 1
         self._sleep(min(self._settings.longest_wait, self._settings.first_wait * 2 ** (refusals - 1)))

@@ -1,12 +1,8 @@
-"""A page on this machine that shows what a model makes of a text. It computes nothing: functions are passed in.
+"""A page on this machine that shows what one or two models make of a text: terms, hits, and why. ``soju explore``.
 
-What does the page show of a text? The JSON of ``/api/expand`` and ``/api/search``.
-
-The page and its two questions, as an ASGI application that speaks to this machine only.
-
-Serve the page on this machine until Ctrl-C.
-
-What one or two models make of a text: terms, hits, and why. What ``soju explore`` asks.
+`create_app` is the page and its two questions, ``/api/expand`` and ``/api/search``, as an ASGI application that speaks
+to this machine only; it computes nothing, functions are passed in. `serve` answers until Ctrl-C. `Explorer` answers the
+questions.
 """
 
 from __future__ import annotations
@@ -52,7 +48,7 @@ class ShownTerm(TermWeight):
     in_text: bool
     """Whether the text itself holds it; the others were added by the model."""
     only_here: bool
-    """Whether no other model on the page lights it up at all; false when there is one model."""
+    """Whether no other model on the page activates it at all; false when there is one model."""
 
 
 class LanguageShare(Row):
@@ -413,7 +409,7 @@ class Explorer:
         return any(model.index is not None for model in self._models)
 
     def expand(self, text: str) -> Expansions:
-        """Say what each model lights up for a text, and which terms only it does."""
+        """Say what each model activates for a text, and which terms only it does."""
         with self._lock:
             found = [expand(model.encoder, [text], k=len(model.encoder.terms))[0] for model in self._models]
             own = [model.names_in([text])[0] for model in self._models]

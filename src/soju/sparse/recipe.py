@@ -119,7 +119,8 @@ class SpladeRecipe(Recipe[SpladeConfig, RunData]):
     def compare(self, subject: Path, baseline: Path, *, samples: int | None, seed: int | None) -> Evaluation:
         """Compare two runs query by query, and what two models activate for the probe words."""
         from soju.report.terminal import differences_table, probes_table
-        from soju.sparse.evaluate import FILE, compare_runs, probe_models
+        from soju.sparse.evaluate import FILE, compare_runs
+        from soju.sparse.term_activation import probe_models
 
         tables = []
         if (subject / FILE).is_file() or (baseline / FILE).is_file():
@@ -168,7 +169,7 @@ class SpladeRecipe(Recipe[SpladeConfig, RunData]):
 
     def mteb(self, model: str) -> MtebModel:
         """Wrap a model in the index that ``soju index`` would make."""
-        from soju.sparse.mteb_searcher import MtebSearcher
+        from soju.sparse.evaluate import MtebSearcher
 
         searcher = MtebSearcher.of(model)
         return MtebModel(searcher, searcher.name, retrieval_only=True)

@@ -106,7 +106,7 @@ def _checked(passages: Iterator[Passage]) -> Iterator[Passage]:
     """Refuse what an engine would refuse: a file cannot have dead letters."""
     for passage in passages:
         if fault := lint_passage(passage):
-            raise UserError(f"document {passage.document_id[:60]!r}: {fault}; mend it and write the vectors again")
+            raise UserError(f"document {passage.document_id[:60]!r}: {fault}; fix it and write the vectors again")
         yield passage
 
 
