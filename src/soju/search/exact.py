@@ -1,9 +1,10 @@
-"""Which k results are best so far? A heap in two arrays whose root is the worst kept one, for compiled loops.
+"""The documents that score highest, exactly: term at a time over posting lists. The reference for every other engine.
 
-Worse means a lower score, then a later chunk. Loops elsewhere hold compiled copies of these: after a change here, clear
-the ``__pycache__`` of this folder.
+A result is worse than another when its score is lower or, of equal ones, when its chunk comes later; so results never
+depend on the machine. The best so far are a heap in two arrays whose root is the worst kept one. Loops in
+`soju.search.block_max` hold compiled copies of the heap's: after a change here, clear this folder's ``__pycache__``.
 
-Which documents score highest, exactly? Term at a time over posting lists; the reference for every other engine.
+Shape letters: C = chunks, T = terms of a query.
 """
 
 from __future__ import annotations
@@ -118,6 +119,9 @@ class ExactEngine:
 
 @njit(cache=True, nogil=True)
 def _accumulate(offsets: Array, chunks: Array, impacts: Array, terms: Array, weights: Array, scores: Array) -> None:
+    """Add each term's share to the scores of its chunks."""
+    # Terms in the query's order, in float32: this is what a score is, to the last bit. `SparseIndex` and block-max add
+    # up in the same order and precision; another order here, or float64, would part equal scores and move ties.
     for t in range(len(terms)):
         weight = weights[t]
         for p in range(offsets[terms[t]], offsets[terms[t] + 1]):
@@ -127,6 +131,7 @@ def _accumulate(offsets: Array, chunks: Array, impacts: Array, terms: Array, wei
 
 @njit(cache=True, nogil=True, fastmath=True)
 def _highest(scores: Array, start: int) -> float:
+    # fastmath lets the maximum be taken of several numbers at once; scores are finite, so the result is the same.
     highest = np.float32(0)
     for i in range(_BLOCK):
         highest = max(highest, scores[start + i])
@@ -136,6 +141,9 @@ def _highest(scores: Array, start: int) -> float:
 @njit(cache=True, nogil=True)
 def _best_documents(scores: Array, documents: Array, best_scores: Array, best_chunks: Array) -> int:
     """Write the best chunk of each of the k best documents, best first; zero `scores` for the next query."""
+    # Documents rise with chunks, so a document's chunks lie together and its best one is known when the next begins.
+    # Whole pieces without a score above the worst kept one are passed over; that is most of them, most of the time.
+    # `scores` is padded to whole pieces with zeros, which are never above it.
     size, k = 0, len(best_scores)
     threshold = np.float32(0)
     document, chunk, score = -1, -1, np.float32(0)
@@ -152,7 +160,7 @@ def _best_documents(scores: Array, documents: Array, best_scores: Array, best_ch
                     size = push(best_scores, best_chunks, size, score, chunk)
                 threshold = best_scores[0] if size == k else np.float32(0)
                 document, chunk, score = documents[c], c, scores[c]
-        scores[start : start + _BLOCK] = 0
+        scores[start : start + _BLOCK] = 0  # while it is in the cache
     if chunk >= 0:
         size = push(best_scores, best_chunks, size, score, chunk)
     # Chunks rise with documents, so the chunk number breaks ties by document order.

@@ -1,10 +1,8 @@
-"""How does an index folder change without ever being half changed? Files first, one rename last.
+"""The folder of an index: what ``index.json`` records, and how a folder changes without ever being half changed.
 
 A folder is built beside its final name and renamed. A later change adds new segment folders, which no manifest names
 yet, then writes ``index.next.json`` and last ``manifest.json``: that is the moment the change happens. `recover` moves
 ``index.next.json`` to ``index.json`` when the manifest expects it, and drops it otherwise.
-
-What can be set about an index, and what does its ``index.json`` record?
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
-"""What does a search return, and why did it match? Hits with the terms that made their score.
-
-Which documents are best when an engine returns passages? The best passage of each, as our own index ranks them.
+"""From what an engine found to hits: the terms that matched, the best passage of each document, the fusion of rankings.
 
 Shape letter: T = terms of the query.
-
-Reciprocal rank fusion: one ranking out of several, from ranks alone.
 """
 
 from __future__ import annotations

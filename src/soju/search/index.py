@@ -1,4 +1,4 @@
-"""How is a corpus made searchable, extended and searched? The index folder as one object.
+"""An inverted index: a folder of segments that is built, extended and searched as one object.
 
 Shape letters: V = terms, Q = queries, T = terms of one query.
 """

@@ -1,8 +1,6 @@
-"""Words of Korean and English text, and BM25 over them: the lexical baseline.
+"""Lexical baselines over analysed Korean and English words: BM25, and queries translated with a word list.
 
 Shape letters: Q = queries, D = documents, W = words of the collection.
-
-Dictionary look-up: translate the words of a query by the term rows, then BM25. A permanent baseline.
 """
 
 from __future__ import annotations

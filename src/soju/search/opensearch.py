@@ -1,15 +1,13 @@
-"""What does OpenSearch want to read? Bodies for an index, its documents, its queries and a two-phase pipeline.
+"""OpenSearch: bodies of indexes, documents and queries, what would be refused, and the client that sends them.
 
-Pure functions of plain objects; `soju.search.opensearch` sends what they return. Shape letter: T = terms.
+The bodies are pure functions of plain objects. Names, ids and weights are looked at before anything is sent.
+
+Shape letter: T = terms.
 
 References (OpenSearch documentation, read for 3.3 and later):
     "Neural sparse search using raw vectors" (``rank_features``, ``neural_sparse`` with ``query_tokens``), "Rank field
     types" and "Rank feature query" (``linear``), "Sparse vector" and "Neural sparse ANN search" (``sparse_vector``,
     SEISMIC, ``method_parameters``), "Neural sparse query two-phase processor".
-
-What would OpenSearch refuse, fold or cut off? Names, ids and weights looked at before anything is sent.
-
-How are the bodies of `soju.search.opensearch` sent, and what do the answers mean? A layer over opensearch-py.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""How is a term called where dots, blanks or control characters are refused? Percent-encoding with an exact inverse.
+"""What every engine that is not ours needs: names for terms, passages with final weights, and a patient bulk load.
 
-What does another engine store? The passages of an index of ours with their final weights, idf included.
+Names are percent-encoded with an exact inverse, where dots, blanks or control characters are refused. Passages carry
+the weights of an index of ours, idf included. Documents go in batches that wait for a busy engine; what is refused for
+good goes to a file.
 
 Shape letters: V = terms, T = terms of one passage.
-
-How do documents get into an engine that may be busy or refuse some? Batches, waiting, and a file of what failed.
-
-What does an engine that is not ours have to do? OpenSearch and Qdrant, seen from the recipe.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What did a document say, and where are its chunks? Texts in one blob, read through the operating system's cache.
+"""One segment of an index: its documents, their posting lists and, when it is large, a fast engine.
 
-Shape letters: D = documents, C = chunks.
+Texts lie in one blob that is read through the operating system's cache.
 
-What is one segment of an index? Its documents, their posting lists and, when it is large, a fast engine.
+Shape letters: D = documents, C = chunks, V = terms.
 """
 
 from __future__ import annotations

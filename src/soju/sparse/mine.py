@@ -1,8 +1,8 @@
 """Mine hard negatives: texts that a searcher ranks high and nobody calls an answer. What ``soju mine`` does.
 
 A file of triplets is made part by part: whatever stops the work, finished parts stay, and going on gives the same
-bytes. While ``OUT`` is in the making, ``OUT.parts`` holds ``settings.json`` and one JSON file for each finished part; the file
-itself appears whole, at the end.
+bytes. While ``OUT`` is in the making, ``OUT.parts`` holds ``settings.json`` and one JSON file for each finished part;
+the file itself appears whole, at the end.
 """
 
 from __future__ import annotations
