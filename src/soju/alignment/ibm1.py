@@ -122,14 +122,7 @@ def train_ibm1(
 
 
 def find_cooccurring(bitext: Bitext) -> tuple[Offsets, Ids]:
-    """List, for every source word, the distinct target words of its sentences, ascending.
-
-    Args:
-        bitext: The pairs.
-
-    Returns:
-        Row offsets ``(source_size + 1,)`` and the target words of all rows ``(K,)``.
-    """
+    """List, for every source word, the distinct target words of its sentences, ascending."""
     postings = find_postings(bitext.target_M, bitext.target_offsets, size=bitext.target_size)
     arrays = (postings.offsets, postings.sentences, bitext.source_N.view(np.uint32), bitext.source_offsets)
     row_offsets = np.zeros(bitext.source_size + 1, np.int64)

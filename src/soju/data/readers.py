@@ -189,13 +189,6 @@ def read_hub(source: HubSource, *, log: ReadLog) -> Iterator[dict[str, Any]]:
     """Yield the rows of one split with its columns renamed to our fields.
 
     Nothing is downloaded beyond the parts that are read, and no code of the data set is run.
-
-    Args:
-        source: The data set.
-        log: Gets ``hub`` when the data set cannot be opened or breaks off.
-
-    Yields:
-        One object a row: all columns under their own names, and those of ``source.columns`` under the field's name.
     """
     require_extra(source.name, "hub", "datasets")
     number = 0
@@ -305,16 +298,6 @@ def read_beir(
 
     A judgement that names a query or a document that is not there is refused, and so is a second one of the same two.
     Queries that no document answers are left out, since no ranking of them is better than another.
-
-    Args:
-        folder: Where the three files are.
-        log: Gets counts and problems.
-        split: Name of the file of judgements.
-        root: Folder that a relative path starts from; the working folder when ``None``.
-        max_line_bytes: Longer lines are refused.
-
-    Returns:
-        The set; without judgements when corpus or queries could not be read.
     """
 
     def name_of(file: str) -> str:

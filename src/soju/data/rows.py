@@ -270,13 +270,6 @@ def parse_triplet(row: RawRow, place: Place) -> TripletRow | None:
     """Read query, positive, negative, pair_type (`PAIR_TYPES`) and difficulty (`DIFFICULTIES`), all strings.
 
     A teacher's numbers positive_score and negative_score may stand beside them.
-
-    Args:
-        row: The JSON object, or the columns of a TSV line by name.
-        place: Gets the problems; two equal texts among query, positive and negative are one.
-
-    Returns:
-        The row, or ``None`` when it was refused.
     """
     query = text_field(row, "query", place)
     positive = text_field(row, "positive", place)
@@ -348,15 +341,7 @@ def parse_judgement(row: RawRow, place: Place) -> Judgement | None:
 
 
 def parse_similarity(row: Mapping[str, Any], place: Place) -> SimilarityPair | None:
-    """Read ``{"sentence1": ..., "sentence2": ..., "score": 3.8}``, the score from 0 to `HIGHEST`.
-
-    Args:
-        row: The JSON object, or the columns of a TSV line by name, in which the score is text.
-        place: Gets the problems.
-
-    Returns:
-        The pair, or ``None`` when it was refused. The two texts may be equal.
-    """
+    """Read ``{"sentence1": ..., "sentence2": ..., "score": 3.8}``, the score from 0 to `HIGHEST`."""
     first = text_field(row, "sentence1", place)
     second = text_field(row, "sentence2", place)
     score = _grade(row, place)

@@ -58,17 +58,7 @@ def refuse_overlap(
     evaluation: str = "the evaluation set",
     shown: int = 3,
 ) -> None:
-    """Stop when an evaluation text stands in training, because the scores would flatter the model.
-
-    Args:
-        train_texts: See `find_overlap`.
-        evaluation_texts: See `find_overlap`.
-        evaluation: What the evaluation side is called in the message, for example its file.
-        shown: How many examples the message holds.
-
-    Raises:
-        UserError: With the number of overlapping texts, the first of them and the remedy.
-    """
+    """Stop when an evaluation text stands in training, because the scores would flatter the model."""
     overlap = find_overlap(train_texts, evaluation_texts)
     if not overlap:
         return

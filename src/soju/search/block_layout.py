@@ -74,11 +74,7 @@ class BlockShape:
 
 
 def arrange(postings: Postings, shape: BlockShape) -> Layout:
-    """Lay postings out by blocks of similar chunks, and summarise each block.
-
-    Returns:
-        The arrays, about 9 bytes a posting (13 above 65,536 terms).
-    """
+    """Lay postings out by blocks of similar chunks, and summarise each block."""
     chunks = similar_order(postings)
     largest = _largest_impacts(postings.offsets, postings.impacts)
     offsets, posting_P2 = _place(postings, chunks, largest, shape.impact_steps)

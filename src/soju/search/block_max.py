@@ -146,14 +146,6 @@ class BlockMaxEngine:
         """Build the engine's files of a segment from its posting lists and return the engine.
 
         Memory: the files, about 9 bytes a posting (13 above 65,536 terms), and 256 bytes a term.
-
-        Args:
-            folder: Folder of the segment; the files go to its sub-folder ``block-max``.
-            postings: Posting lists of the segment.
-            documents_C: Document number of each chunk.
-
-        Returns:
-            The engine, ready to search.
         """
         (folder / FOLDER).mkdir(exist_ok=True)
         layout = arrange(postings, BlockShape(BLOCK, GROUP, IMPACT_STEPS, BOUND_STEPS))
@@ -164,19 +156,7 @@ class BlockMaxEngine:
 
     @classmethod
     def open(cls, folder: Path, postings: Postings, documents_C: NDArray[np.int32]) -> BlockMaxEngine:
-        """Map the engine's files of a segment.
-
-        Args:
-            folder: Folder of the segment.
-            postings: Posting lists of the segment.
-            documents_C: Document number of each chunk.
-
-        Returns:
-            The engine, ready to search.
-
-        Raises:
-            IntegrityError: If a file is missing or unreadable, or holds another number of chunks or terms.
-        """
+        """Map the engine's files of a segment."""
         path = folder / FOLDER
         try:
             held = {field.name: np.load(path / f"{field.name}.npy", mmap_mode="r") for field in fields(Layout)}
@@ -195,17 +175,7 @@ class BlockMaxEngine:
     def search(
         self, terms_T: NDArray[np.int32], weights_T: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Return the best chunk of each of the k best documents, best first.
-
-        Args:
-            terms_T: Terms of the query, each once.
-            weights_T: Their weights >= 0, idf included.
-            k: Most documents to return, >= 1.
-
-        Returns:
-            Chunk numbers and scores, both at most k long; documents that share no term with the query are left out. The
-            documents are the exact engine's; their scores, and their order where scores are that close, are rounded.
-        """
+        """Return the best chunk of each of the k best documents, best first."""
         size = min(k, len(self._documents_C))
         room = _ROOM + 4 * size
         results = Results(

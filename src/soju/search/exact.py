@@ -90,17 +90,7 @@ class ExactEngine:
     def search(
         self, terms_T: NDArray[np.int32], weights_T: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Return the best chunk of each of the k best documents, best first.
-
-        Args:
-            terms_T: Terms of the query, each once.
-            weights_T: Their weights, idf included.
-            k: Most documents to return, >= 1.
-
-        Returns:
-            Chunk numbers and scores (sum of query weight times impact), both at most k long; documents that share no
-            term with the query are left out.
-        """
+        """Return the best chunk of each of the k best documents, best first."""
         scores_C = self._scores()
         postings = self._postings
         _accumulate(postings.offsets, postings.numbers, postings.impacts, terms_T, weights_T, scores_C)

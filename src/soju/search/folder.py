@@ -34,15 +34,7 @@ SEGMENTS = "segments"
 def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give an empty folder beside `folder` that takes its name, with a manifest, when the block ends well.
 
-    Args:
-        folder: Final name.
-        overwrite: Replace an index that is there; anything that is not an index is never replaced.
-
-    Yields:
-        The temporary folder; it is removed when the block raises.
-
-    Raises:
-        UserError: If `folder` holds something and may not be replaced.
+    Only an index is ever replaced, and with `overwrite` alone; anything else in the place is a `UserError`.
     """
     occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if occupied and not (overwrite and (folder / INDEX).is_file()):
@@ -89,13 +81,7 @@ def newest_segment(folder: Path) -> str:
 
 
 def publish(folder: Path, index: dict[str, Any], *, segments: Sequence[str]) -> None:
-    """Make a changed ``index.json`` valid together with the segments it names, then delete all other segments.
-
-    Args:
-        folder: The index.
-        index: New content of ``index.json``.
-        segments: Names of the segment folders that it names.
-    """
+    """Make a changed ``index.json`` valid together with the segments it names, then delete all other segments."""
     entries = {}
     for path, entry in read_manifest(folder).items():
         if not path.startswith(f"{SEGMENTS}/") or path.split("/")[1] in segments:
@@ -128,13 +114,7 @@ def recover(folder: Path) -> None:
 def check(folder: Path, *, full: bool) -> None:
     """Check presence and size of every file of an index, and its content when `full`.
 
-    Args:
-        folder: The index.
-        full: Whether to read every byte.
-
-    Raises:
-        UserError: If `folder` is not there.
-        IntegrityError: If a file is missing or differs; with every fault listed when `full`.
+    Sizes always; every byte when `full`, with every fault listed.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such index; build one with `soju index`")
@@ -152,17 +132,7 @@ def check(folder: Path, *, full: bool) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the manifest's entries by relative path.
-
-    Args:
-        folder: The index.
-
-    Returns:
-        Size and SHA-256 of each file.
-
-    Raises:
-        IntegrityError: If it is missing or unreadable.
-    """
+    """Return size and SHA-256 of each file by relative path; an unreadable manifest is an `IntegrityError`."""
     path = folder / MANIFEST
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["files"]
@@ -174,17 +144,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of an index.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its value.
-
-    Raises:
-        IntegrityError: If it is missing or no JSON.
-    """
+    """Read a JSON file of an index (`IntegrityError`)."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -270,15 +230,10 @@ FORMER = ("seismic",)
 
 
 def read_description(folder: Path) -> IndexDescription:
-    """Read ``index.json``.
+    """Read ``index.json``; a file that is unreadable, wrong or of another version of soju is a `UserError`.
 
     An index that was built with an engine of `FORMER` opens as one with ``engine: auto``: its posting lists are
     searched, and the engine's files stay where they are until the segment is merged.
-
-    Raises:
-        IntegrityError: If the file cannot be read.
-        ConfigError: If its content is not what `IndexDescription` says.
-        UserError: If it was written by another version of soju.
     """
     path = folder / INDEX
     values = read_json(path)

@@ -229,19 +229,7 @@ class SparseIndex:
         ]
 
     def rank(self, query_vectors: Any, k: int = 10, *, engine: Engine = "auto") -> list[list[str]]:
-        """Return the ids `search` would find, without reading a document: for evaluation.
-
-        Args:
-            query_vectors: See `search`, as the next two.
-            k: Most documents a query.
-            engine: Which engine.
-
-        Returns:
-            Q lists of document ids, best first.
-
-        Raises:
-            UserError: See `search`.
-        """
+        """Return the ids `search` would find, without reading a document: for evaluation."""
         rows = query_vectors.shape[0]
         queries = self._checked(query_vectors, k, engine)
         found = (self._find(query, k, engine) for query in self._weighted(queries, rows))

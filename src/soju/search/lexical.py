@@ -153,15 +153,7 @@ class Bm25Searcher:
         self.impacts_WD = _impacts([[self._word_ids[w] for w in words] for words in analyzed], self._word_ids)
 
     def search(self, queries: Sequence[str], k: int) -> Ranking:
-        """Rank the documents for each query.
-
-        Args:
-            queries: Texts, analysed like the documents.
-            k: Longest ranking, >= 1.
-
-        Returns:
-            Per query, at most k document indices best first, and their scores, all > 0.
-        """
+        """Rank the documents for each query."""
         weights: list[dict[str, float]] = []
         for words in self.analyzer.analyze(queries):
             counts: dict[str, float] = {}
@@ -298,12 +290,6 @@ class Dictionary:
         share its weight; a word that several translations of one entry contain gets the largest. Words inside a
         matched compound are translated too, at half weight. Words of the text itself weigh 0.7 each time they occur.
         The constants are the best found on the development sets for Korean → English and English → Korean together.
-
-        Args:
-            texts: Queries in either language.
-
-        Returns:
-            Per text, analysed word -> weight > 0, unitless.
         """
         return [self._expand(words) for words in self.analyzer.analyze(texts)]
 
@@ -342,12 +328,7 @@ class Dictionary:
 
 
 class DictionarySearcher:
-    """BM25 (`Bm25Searcher`) for queries expanded by a `Dictionary`.
-
-    Args:
-        documents: Texts to index.
-        dictionary: Word list; its analyser is used for the documents as well.
-    """
+    """BM25 (`Bm25Searcher`) for queries expanded by a `Dictionary`."""
 
     def __init__(self, documents: Sequence[str], dictionary: Dictionary) -> None:
         self.dictionary = dictionary

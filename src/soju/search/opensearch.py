@@ -115,16 +115,7 @@ class OpenSearchQuery(Settings):
 
 
 def index_body(settings: OpenSearchSettings, facts: CorpusFacts, *, pipeline: str | None = None) -> dict[str, Any]:
-    """Return the body of ``PUT /INDEX``.
-
-    Args:
-        settings: Kind of field, shards, SEISMIC.
-        facts: Of the corpus; kept in the mapping's ``_meta``, where a search reads them.
-        pipeline: Name of a search pipeline to make the default.
-
-    Returns:
-        Settings and mapping.
-    """
+    """Return the body of ``PUT /INDEX``."""
     index: dict[str, Any] = {"number_of_shards": settings.shards, "number_of_replicas": settings.replicas}
     field: dict[str, Any] = {"type": settings.kind}
     meta = {**facts.to_json(), "kind": settings.kind, "max_clauses": settings.max_clauses}
@@ -316,15 +307,7 @@ def lint_passage(passage: Passage) -> str | None:
 
 
 def refuse(faults: Sequence[str], *, shown: int = 10) -> None:
-    """Raise one error that lists the first faults.
-
-    Args:
-        faults: Sentences; none is fine.
-        shown: How many to list.
-
-    Raises:
-        UserError: If there is any.
-    """
+    """Raise one error that lists the first faults."""
     if faults:
         more = f"\n... and {len(faults) - shown:,} more" if len(faults) > shown else ""
         raise UserError("\n".join(faults[:shown]) + more)
@@ -350,19 +333,7 @@ class OpenSearchEngine:
 
     @classmethod
     def connect(cls, url: str, *, timeout: float = 60.0) -> Self:
-        """Return an engine for ``http(s)://[USER:PASSWORD@]HOST:PORT``; nothing is sent yet.
-
-        Args:
-            url: The cluster.
-            timeout: Seconds to wait for an answer.
-
-        Returns:
-            The engine.
-
-        Raises:
-            MissingExtraError: If opensearch-py is not installed.
-            UserError: If the URL is none.
-        """
+        """Return an engine for ``http(s)://[USER:PASSWORD@]HOST:PORT``; nothing is sent yet."""
         require_extra("--engine opensearch", "engines", "opensearchpy")
         from opensearchpy import OpenSearch
 
@@ -388,17 +359,7 @@ class OpenSearchEngine:
         return document_body(passage, keys_of(settings.kind, names))
 
     def create(self, index: str, settings: OpenSearchSettings, facts: CorpusFacts, *, overwrite: bool) -> None:
-        """Make an empty index, and its pipeline when the settings ask for one.
-
-        Args:
-            index: Its name.
-            settings: Kind of field, shards, SEISMIC, two-phase.
-            facts: Of the corpus; kept in the mapping.
-            overwrite: Delete an index of that name.
-
-        Raises:
-            UserError: If the index exists, or the cluster refuses.
-        """
+        """Make an empty index, and its pipeline when the settings ask for one."""
         path = _path(index)
         if self.exists(index):
             if not overwrite:
@@ -424,17 +385,7 @@ class OpenSearchEngine:
         self._call("POST", f"{_path(index)}/_refresh")
 
     def meta(self, index: str) -> dict[str, Any]:
-        """Return ``_meta.soju`` of an index.
-
-        Args:
-            index: Its name.
-
-        Returns:
-            The facts of its corpus, ``kind``, ``max_clauses`` and, of a SEISMIC one, ``ceiling_search``.
-
-        Raises:
-            UserError: If there is no such index, or soju did not make it.
-        """
+        """Return ``_meta.soju`` of an index."""
         answer = self._call("GET", f"{_path(index)}/_mapping", allow=(404,))
         if answer is None:
             raise UserError(f"{index}: no such index; make it with soju index ... {index} --engine opensearch")
@@ -455,23 +406,7 @@ class OpenSearchEngine:
         meta: dict[str, Any],
         settings: OpenSearchQuery,
     ) -> list[Found]:
-        """Return the best passage of each of the k best documents.
-
-        Args:
-            index: Its name.
-            terms_T: Terms of the query.
-            weights_T: Their weights, > 0, without idf.
-            names: The V escaped names.
-            k: Most documents.
-            meta: From `meta`.
-            settings: Which query to write.
-
-        Returns:
-            Passages, best first, scores in our units.
-
-        Raises:
-            UserError: If the cluster refuses, or the query does not fit.
-        """
+        """Return the best passage of each of the k best documents."""
         keys = keys_of(meta["kind"], names)
         tokens, scale = query_tokens(terms_T, weights_T, keys, meta)
         if not tokens:

@@ -125,18 +125,7 @@ def merge_postings(
     weigh: Weigh | None = None,
     block_postings: int = _BLOCK_POSTINGS,
 ) -> int:
-    """Join posting lists term by term and write them; parts come by rising chunk number.
-
-    Args:
-        parts: Posting lists with the number of their first chunk in the whole.
-        folder: Where ``offsets.npy``, ``chunks.npy`` and ``impacts.npy`` go.
-        terms: V.
-        weigh: Replaces weights on the way; ``None`` keeps them.
-        block_postings: Postings in memory at once.
-
-    Returns:
-        P, the number of postings written.
-    """
+    """Join posting lists term by term and write them; parts come by rising chunk number."""
     offsets = np.zeros(terms + 1, dtype=np.int64)
     for part, _ in parts:
         offsets += part.offsets

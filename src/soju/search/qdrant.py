@@ -105,17 +105,7 @@ class QdrantEngine:
         return point_body(passage)
 
     def create(self, index: str, settings: QdrantSettings, facts: CorpusFacts, *, overwrite: bool) -> None:
-        """Make an empty collection.
-
-        Args:
-            index: Its name.
-            settings: Where the inverted index lives, precision, shards.
-            facts: Of the corpus; kept in the collection's metadata.
-            overwrite: Delete a collection of that name.
-
-        Raises:
-            UserError: If the collection exists, or the server refuses.
-        """
+        """Make an empty collection."""
         from qdrant_client import models
 
         if self.exists(index):
@@ -149,17 +139,7 @@ class QdrantEngine:
         """Do nothing: a stored point can be found at once."""
 
     def meta(self, index: str) -> dict[str, Any]:
-        """Return the facts of a collection's corpus.
-
-        Args:
-            index: Its name.
-
-        Returns:
-            `CorpusFacts` as JSON.
-
-        Raises:
-            UserError: If there is no such collection, or soju did not make it.
-        """
+        """Return the facts of a collection's corpus."""
         if not self.exists(index):
             raise UserError(f"{index}: no such collection; make it with soju index ... {index} --engine qdrant")
         meta = (self._ask(lambda: self.client.get_collection(index).config.metadata) or {}).get("soju")
@@ -178,23 +158,7 @@ class QdrantEngine:
         meta: dict[str, Any],
         settings: QdrantQuery,
     ) -> list[Found]:
-        """Return the best passage of each of the k best documents.
-
-        Args:
-            index: Its name.
-            terms_T: Terms of the query.
-            weights_T: Their weights, without idf.
-            names: Not used; Qdrant knows terms by their ids.
-            k: Most documents.
-            meta: From `meta`.
-            settings: There are none.
-
-        Returns:
-            Passages, best first.
-
-        Raises:
-            UserError: If the server refuses.
-        """
+        """Return the best passage of each of the k best documents."""
         from qdrant_client import models
 
         if not len(terms_T):

@@ -45,17 +45,7 @@ def escape_token(name: str) -> str:
 
 
 def unescape_token(token: str) -> str:
-    """Return the name `escape_token` was given.
-
-    Args:
-        token: Result of `escape_token`.
-
-    Returns:
-        The name.
-
-    Raises:
-        UserError: If `token` is not a result of `escape_token`.
-    """
+    """Return the name `escape_token` was given."""
     try:
         name = "" if token == _EMPTY else _ESCAPED.sub(lambda match: _text(match[0]), token)
     except UnicodeDecodeError:
@@ -345,17 +335,7 @@ class BulkLoader:
         self.report = LoadReport()
 
     def load(self, items: Iterable[Item]) -> LoadReport:
-        """Send everything.
-
-        Args:
-            items: Documents, read once.
-
-        Returns:
-            What was stored and what failed.
-
-        Raises:
-            UserError: If the engine takes no request at all any more.
-        """
+        """Send everything."""
         batch: list[Item] = []
         size = 0
         for item in items:

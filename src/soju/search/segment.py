@@ -103,15 +103,7 @@ class DocumentWriter:
         self._file.close()
 
     def add(self, document: Document, chunks: Sequence[Chunk]) -> None:
-        """Append one document and its windows.
-
-        Args:
-            document: The row.
-            chunks: Its windows.
-
-        Raises:
-            UserError: If its id is empty or was given before.
-        """
+        """Append one document and its windows."""
         number = len(self._hashes)
         name, text = document.id.encode(*_ENCODING), document.text.encode(*_ENCODING)
         if not name:
@@ -295,17 +287,7 @@ def write_segment(
 def merge_segments(
     parts: Sequence[Segment], folder: Path, settings: IndexSettings, *, allow_fast: bool
 ) -> SegmentEntry:
-    """Join segments in order into an empty folder; impacts and document order stay as they are.
-
-    Args:
-        parts: Open segments.
-        folder: Empty folder of the merged segment.
-        settings: See `IndexSettings`.
-        allow_fast: Whether a fast engine may be built.
-
-    Returns:
-        The entry for ``index.json``, its `name` still empty.
-    """
+    """Join segments in order into an empty folder; impacts and document order stay as they are."""
     store = merge_documents([part.folder for part in parts], folder)
     bases = np.concatenate([[0], np.cumsum([part.entry.chunks for part in parts])])
     (folder / "postings").mkdir()

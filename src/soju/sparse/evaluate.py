@@ -105,20 +105,7 @@ def score(
     vocabulary: Vocabulary | None = None,
     workers: int = 2,
 ) -> Measured:
-    """Measure retrieval on every test set, cost on the first, and unseen terms where some were kept out.
-
-    Args:
-        subjects: Our encoders; the first is the one in question.
-        data: What to measure on.
-        config: Settings of the run.
-        folder: Where the first was saved.
-        teacher: Embeds texts densely, for a row of its own.
-        vocabulary: See `score_unseen_terms`.
-        workers: Threads of the morphological analyser of the baselines.
-
-    Returns:
-        Everything that was measured.
-    """
+    """Measure retrieval on every test set, cost on the first, and unseen terms where some were kept out."""
     settings, training = config.evaluation, data.training
     measured = score_retrieval(
         subjects, training.terms, data.evaluation, settings, seed=config.seed, teacher=teacher, workers=workers
@@ -229,17 +216,7 @@ def pruned(encoder: StaticEncoder, mass: float) -> StaticEncoder:
 
 
 def score_cost(subject: Subject, folder: Path, texts: EvaluationTexts, settings: EvaluationSettings) -> list[Score]:
-    """Measure size, active terms and speed on the first direction of a test set.
-
-    Args:
-        subject: The model.
-        folder: Where it was saved.
-        texts: The test set.
-        settings: What to measure.
-
-    Returns:
-        Costs of the model and of an index of the documents; latency includes encoding the query.
-    """
+    """Measure size, active terms and speed on the first direction of a test set."""
     direction, test_set = next(iter(texts.directions.items()))
     queries, documents = list(test_set.queries.values()), list(test_set.documents.values())
     encoder = subject.encoder
@@ -368,20 +345,7 @@ def write_query_scores(folder: Path, measurements: Sequence[Measurement]) -> Non
 
 
 def compare_runs(subject: Path, baseline: Path, *, samples: int = 2000, seed: int = 0) -> list[Comparison]:
-    """Compare every metric that both runs measured on the same queries.
-
-    Args:
-        subject: Run folder in question.
-        baseline: Run folder it is compared with.
-        samples: Resamples of the paired bootstrap.
-        seed: Their seed.
-
-    Returns:
-        Differences, subject minus baseline; the subjects are named by their folders.
-
-    Raises:
-        UserError: If a run has no per-query scores, or nothing was measured alike in both.
-    """
+    """Compare what both runs measured on the same queries: subject minus baseline, by a paired bootstrap."""
     ours, theirs = _read(subject), _read(baseline)
     alike = [key for key in ours if key in theirs]
     if not alike:
@@ -458,19 +422,7 @@ class MtebSearcher:
     def search(
         self, queries: Iterable[Mapping[str, Any]], *, top_k: int, top_ranked: object = None, **_: Any
     ) -> dict[str, dict[str, float]]:
-        """Search what was indexed.
-
-        Args:
-            queries: Rows with ``id`` and ``text``.
-            top_k: Documents a query.
-            top_ranked: Candidates of reranking tasks, which are not for searchers.
-
-        Returns:
-            Query id -> document id -> score.
-
-        Raises:
-            UserError: If candidates are given.
-        """
+        """Search what was indexed: query id -> document id -> score. Candidates of a reranking task are refused."""
         assert self._index is not None, "mteb indexes before it searches"
         if top_ranked is not None:
             raise UserError("a reranking task gives its own candidates; choose a retrieval task")

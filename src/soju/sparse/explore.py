@@ -260,17 +260,7 @@ _LONGEST_REQUEST = 65_536
 
 
 def listen(port: int) -> socket.socket:
-    """Take a port of this machine.
-
-    Args:
-        port: Its number; 0 takes any that is free.
-
-    Returns:
-        A bound socket.
-
-    Raises:
-        UserError: If the port is taken or not ours to take.
-    """
+    """Take a port of this machine."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     if os.name == "posix":  # a port that was just in use may be taken again; on Windows this would let two share one
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -307,13 +297,7 @@ def make_server(app: ASGIApp) -> Server:
 
 
 def serve(app: ASGIApp, listening: socket.socket, *, browser: bool) -> None:
-    """Answer requests until Ctrl-C; then finish what is under way and return.
-
-    Args:
-        app: What to serve.
-        listening: From `listen`; closed at the end.
-        browser: Whether to open the page in the user's browser, where there is a screen.
-    """
+    """Answer requests until Ctrl-C; then finish what is under way and return."""
     if browser and _has_screen():
         threading.Thread(target=webbrowser.open, args=(url_of(listening),), daemon=True).start()
     try:
@@ -363,19 +347,7 @@ class ExploredModel:
 
 
 def open_models(model: str, *, against: str | None = None, indexes: Sequence[Path] = ()) -> list[ExploredModel]:
-    """Load one or two models and give each its index.
-
-    Args:
-        model: See `soju.sparse.indexing.open_model`.
-        against: A second one.
-        indexes: At most one of each model, in any order.
-
-    Returns:
-        The models in the order given.
-
-    Raises:
-        UserError: If there is no such model or index, an index was made with another model, or two with the same.
-    """
+    """Load one or two models and give each its index."""
     names = [model] if against is None else [model, against]
     loaded = [(name, *open_model(name)) for name in names]
     opened: dict[str, SparseIndex] = {}

@@ -250,21 +250,7 @@ def mine_negatives(
 def read_questions(
     rows: Sequence[str], terms: Sequence[str], log: ReadLog, on_error: OnError
 ) -> tuple[list[Question], list[TermRow]]:
-    """Read rows of any kind that asks something; the first row of a file tells its kind.
-
-    Args:
-        rows: Files.
-        terms: Further files of term rows, which ask nothing.
-        log: Gets what was kept and refused.
-        on_error: Whether broken rows stop the run.
-
-    Returns:
-        All questions, and all term rows met.
-
-    Raises:
-        DataError: If rows are broken.
-        UserError: If no row asks anything.
-    """
+    """Read rows of any kind that asks something; the first row of a file tells its kind."""
     questions: list[Question] = []
     term_rows: list[TermRow] = []
     for source in resolve(rows, DOCUMENTS, root=None, log=log):

@@ -87,12 +87,7 @@ class Bm25Model:
 
 
 class Bm25Miner:
-    """`Bm25Model` over documents.
-
-    Args:
-        searcher: Over the documents.
-        dictionary: For questions in another language.
-    """
+    """`Bm25Model` over documents."""
 
     def __init__(self, searcher: Bm25Searcher, dictionary: Dictionary | None) -> None:
         self._searcher = searcher
@@ -111,11 +106,7 @@ class Bm25Miner:
 
 
 class SparseModel:
-    """A static or neural sparse encoder, weighted as its index would be.
-
-    Args:
-        folder: The model's folder.
-    """
+    """A static or neural sparse encoder, weighted as its index would be."""
 
     def __init__(self, folder: Path) -> None:
         self._encoder = load_encoder(folder)
@@ -196,12 +187,7 @@ def _bm25_impacts(counts_DV: csr_array, settings: SearchSettings) -> csr_array:
 
 
 class DenseModel:
-    """A dense model, whose vectors are kept on disk.
-
-    Args:
-        teacher: Embeds texts.
-        cache: Folder of its vectors.
-    """
+    """A dense model, whose vectors are kept on disk."""
 
     def __init__(self, teacher: Teacher, cache: Path) -> None:
         self._teacher = teacher

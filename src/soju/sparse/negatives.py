@@ -88,13 +88,6 @@ def questions_of(row: Row, source: str = "") -> Iterator[Question]:
     A pair asks in both directions. A passage is asked for by both of its queries in both languages. A head word asks
     for its best English term and that term for the head word; the row's other terms are answers too. A triplet asks
     what it asks, keeps its ``pair_type``, and its negative is forgotten.
-
-    Args:
-        row: A pair, terms, a passage or a triplet.
-        source: File it stands in.
-
-    Yields:
-        Questions whose query and positive differ.
     """
     for query, positive, others in _asked(row):
         if query != positive:
@@ -133,11 +126,7 @@ def distinct(questions: Iterable[Question]) -> list[Question]:
 
 
 class Answers:
-    """Which texts are known to answer which, in any row and in both directions.
-
-    Args:
-        questions: All questions, those that are repeated too.
-    """
+    """Which texts are known to answer which, in any row and in both directions."""
 
     def __init__(self, questions: Iterable[Question]) -> None:
         self._known: dict[str, dict[str, Text]] = {}
@@ -255,15 +244,7 @@ class RelatedTerms:
                 self._related.setdefault(term.key, {})[head.key] = head
 
     def reason(self, anchors: Iterable[Text], candidate: Text) -> Reason | None:
-        """Say why a candidate is no negative.
-
-        Args:
-            anchors: The query and all that answers it.
-            candidate: The text in question.
-
-        Returns:
-            The reason, or ``None``.
-        """
+        """Say why a candidate is no negative of the query and all that answers it, the anchors; none if it may be."""
         terms = [anchor for anchor in anchors if anchor.is_term]
         if not candidate.is_term:
             return "holds the term" if any(_is_part(term, candidate, hangul=2, other=4) for term in terms) else None

@@ -67,15 +67,7 @@ def top_terms(weights_NV: sparse.csr_matrix | sparse.csr_array, k: int) -> list[
 def found_share(top: Sequence[NDArray[np.int64]], expected: Sequence[Set[int]]) -> float:
     """Return the share of expected tokens that are among the top terms, counted over the tokens of all texts.
 
-    Args:
-        top: Per text, term ids. See `top_terms`.
-        expected: Per text, the ids that should be there; may be empty for some texts.
-
-    Returns:
-        Fraction in [0, 1], higher is better.
-
-    Raises:
-        UserError: If the lengths differ or nothing at all is expected.
+    A fraction in [0, 1], higher is better. Nothing expected of any text is a `UserError`.
     """
     if len(top) != len(expected):
         raise UserError(f"{len(top):,} texts but expected terms for {len(expected):,}; give one set a text")
@@ -91,13 +83,6 @@ def is_noise(piece: str, function_words: Set[str]) -> bool:
 
     Noise is a single Latin letter or Korean jamo, a function word, or anything with a letter of a script that is
     neither Hangul nor Latin. Numbers, punctuation and special tokens are not counted.
-
-    Args:
-        piece: Token as the vocabulary writes it or readable, with or without a mark (``▁``, ``Ġ``, ``##``, ``…``).
-        function_words: Lower-cased function words of both languages.
-
-    Returns:
-        Whether it is noise.
     """
     word = piece.removeprefix("##").strip(_MARKS).lower()
     letters = [character for character in word if character.isalpha()]
@@ -109,16 +94,7 @@ def is_noise(piece: str, function_words: Set[str]) -> bool:
 
 
 def noise_share(top: Sequence[NDArray[np.int64]], vocabulary: Sequence[str], function_words: Set[str]) -> float:
-    """Return the share of noise among the top terms of all texts. See `is_noise`.
-
-    Args:
-        top: Per text, term ids. See `top_terms`.
-        vocabulary: Piece of each term id, ``(V,)``.
-        function_words: Lower-cased function words of both languages.
-
-    Returns:
-        Fraction in [0, 1], lower is better; 0 when no term is active.
-    """
+    """Return the share of noise among the top terms of all texts, in [0, 1], lower is better; see `is_noise`."""
     ids = [int(index) for terms in top for index in terms]
     noisy = {index for index in set(ids) if is_noise(vocabulary[index], function_words)}
     return sum(index in noisy for index in ids) / max(1, len(ids))
@@ -197,15 +173,7 @@ TermsOf = Callable[[Sequence[str]], list[list[int]]]
 
 
 def expected_terms(rows: Sequence[TermRow], terms_of: TermsOf) -> tuple[list[set[int]], list[set[int]]]:
-    """Collect what each head word should activate: in Korean itself and its synonyms, in English its translations.
-
-    Args:
-        rows: Head words with their terms.
-        terms_of: From texts to the ids of their terms, unexpanded.
-
-    Returns:
-        For each row the expected English term ids, and for each row the expected Korean ones, its own included.
-    """
+    """Collect what each head word should activate: in Korean itself and its synonyms, in English its translations."""
     texts = [text for row in rows for text in (row.ko, *(term.text.lower() for term in row.terms))]
     ids = iter(terms_of(texts))
     english: list[set[int]] = []

@@ -110,15 +110,7 @@ def trim(
 
 
 def corpus_texts(corpus: Sequence[str], log: ReadLog) -> Iterator[str]:
-    """Yield the texts of files of any kind; the first row tells which kind a file holds.
-
-    Args:
-        corpus: Paths, patterns and samples.
-        log: Gets what was kept and refused.
-
-    Yields:
-        Every text of every row; English terms also in lower case, as they are trained on.
-    """
+    """Yield the texts of files of any kind; the first row tells which kind a file holds."""
     for source in resolve(corpus, DOCUMENTS, root=None, log=log):
         if not isinstance(source, FileSource):
             remedy = "save its rows as .jsonl and name the file"

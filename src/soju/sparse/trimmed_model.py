@@ -206,17 +206,7 @@ _BOUNDARIES = ("▁", "##")
 
 
 def tokenizer_spec(tokenizer: Any) -> Spec:
-    """Return the parsed ``tokenizer.json`` of a fast tokenizer of transformers.
-
-    Args:
-        tokenizer: The tokenizer.
-
-    Returns:
-        The JSON.
-
-    Raises:
-        UserError: If the tokenizer is not backed by the tokenizers library.
-    """
+    """Return the parsed ``tokenizer.json`` of a fast tokenizer of transformers."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise UserError(f"{type(tokenizer).__name__} has no tokenizer.json; save the model with a fast tokenizer")
@@ -363,17 +353,6 @@ def trim_tokenizer_json(spec: Spec, old_ids: NDArray[np.int64]) -> Spec:
     - WordPiece and word level: pieces only.
 
     Added tokens, the post-processor and padding get the new ids.
-
-    Args:
-        spec: Content of ``tokenizer.json``; not changed.
-        old_ids: Ids to keep, ascending; `indispensable_ids` among them.
-
-    Returns:
-        The new content.
-
-    Raises:
-        UserError: If it holds a kind of model or post-processor not known here.
-        ValueError: If an id that cannot be spared is missing.
     """
     places = {int(old): new for new, old in enumerate(old_ids)}
     if missing := sorted(indispensable_ids(spec) - places.keys()):
@@ -420,15 +399,7 @@ def merge_parts(spec: Spec) -> dict[str, list[str]]:
 
 
 def unknown_word_pieces(spec: Spec, word: str) -> list[str]:
-    """Return the pieces WordPiece tries on a word before it gives up; without them it might try others and succeed.
-
-    Args:
-        spec: Content of ``tokenizer.json``.
-        word: A word after normalisation and pre-tokenisation.
-
-    Returns:
-        Pieces; none for other models and for words that WordPiece knows.
-    """
+    """Return the pieces WordPiece tries on a word before it gives up; without them it might try others and succeed."""
     model = spec["model"]
     if _kind(model) != WORD_PIECE or len(word) > model.get("max_input_chars_per_word", 100):
         return []

@@ -297,19 +297,7 @@ def write_term_table(
 
 
 def read_term_table(path: Path, terms: Sequence[str]) -> csr_array:
-    """Read what `write_term_table` wrote.
-
-    Args:
-        path: The table.
-        terms: Name of every term in the order of the ids.
-
-    Returns:
-        ``(V, V)`` float32, row = source, column = target.
-
-    Raises:
-        DataError: If a line is not five cells, has a weight that is no number or names an unknown term.
-        UserError: If two terms share a name or the header is another.
-    """
+    """Read what `write_term_table` wrote."""
     ids = {term: index for index, term in enumerate(terms)}
     if len(ids) != len(terms):
         raise UserError("two terms have the same name, so a name does not tell the id; make the names different")

@@ -112,12 +112,7 @@ def write_graph(path: Path, model: nn.Module, *, k: int, terms: int, activations
 
 
 def quantise(source: Path, target: Path) -> None:
-    """Write the graph with the weights of its matrix products in int8, one scale a column; activations are dynamic.
-
-    Args:
-        source: What `write_graph` wrote.
-        target: ``.onnx`` file.
-    """
+    """Write the graph with the weights of its matrix products in int8, one scale a column; activations are dynamic."""
     require_onnx()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -396,15 +396,7 @@ _BATCH = 256
 
 
 def piece_frequency(tokenizer: Any, texts: Iterable[str]) -> tuple[NDArray[np.int64], int]:
-    """Count the texts that hold each piece.
-
-    Args:
-        tokenizer: A transformers tokenizer.
-        texts: Texts, read once.
-
-    Returns:
-        Counts, ``(V,)``, and the number of texts.
-    """
+    """Count the texts that hold each piece, ``(V,)``, and all texts."""
     frequency_V = np.zeros(len(tokenizer), np.int64)
     total = 0
     remaining: Iterator[str] = iter(texts)

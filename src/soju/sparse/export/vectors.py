@@ -197,14 +197,7 @@ PART_BYTES = 50_000_000
 
 
 class PartWriter:
-    """Writes lines into ``STEM-00000.SUFFIX``, ``STEM-00001.SUFFIX`` ... of a bounded size.
-
-    Args:
-        folder: Existing folder.
-        stem: Start of the names.
-        suffix: End of the names, without a dot.
-        part_bytes: Bytes from which the next part begins; a row is never cut.
-    """
+    """Writes lines into ``STEM-00000.SUFFIX``, ``STEM-00001.SUFFIX`` ... of a bounded size."""
 
     def __init__(self, folder: Path, stem: str, suffix: str, *, part_bytes: int = PART_BYTES) -> None:
         self._folder, self._stem, self._suffix, self._limit = folder, stem, suffix, part_bytes
@@ -233,17 +226,7 @@ class PartWriter:
 def write_bulk(
     folder: Path, index: str, rows: Iterable[tuple[str, Mapping[str, Any]]], *, part_bytes: int = PART_BYTES
 ) -> list[str]:
-    """Write documents as the bodies of bulk requests.
-
-    Args:
-        folder: Existing folder.
-        index: Index the actions name.
-        rows: Id and body of each document.
-        part_bytes: Size of a part.
-
-    Returns:
-        Names of the parts.
-    """
+    """Write documents as the bodies of bulk requests."""
     writer = PartWriter(folder, "bulk", "ndjson", part_bytes=part_bytes)
     try:
         for name, body in rows:
