@@ -102,7 +102,7 @@ def compare_mean(size: int, repetitions: int) -> list[dict[str, Any]]:
 
 def sample(name: str) -> list[str]:
     """Return the texts of one of our sample files."""
-    lines = (files("soju.samples") / name).read_text(encoding="utf-8").splitlines()
+    lines = (files("soju") / "samples" / name).read_text(encoding="utf-8").splitlines()
     return [value for line in lines for value in json.loads(line).values() if isinstance(value, str)]
 
 

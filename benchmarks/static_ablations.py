@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 
-from soju.core.config import apply_overrides, parse_yaml, validate
+from soju.core.config import apply_overrides, parse_yaml, preset_text, validate
 from soju.evaluation.retrieval import evaluate
 from soju.evaluation.significance import Measurement, compare
-from soju.presets import preset_text
 from soju.sparse.config import StaticConfig
 from soju.sparse.data import RunData
 from soju.sparse.evaluate import SUBJECT, Subject, search_all

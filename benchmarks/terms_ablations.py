@@ -15,16 +15,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from soju.core.config import apply_overrides, parse_yaml
+from soju.core.config import apply_overrides, parse_yaml, preset_text
 from soju.core.progress import set_quiet
-from soju.core.run import RunDirectory
-from soju.presets import preset_text
+from soju.core.run import Run
 from soju.sparse.data import RunData
 from soju.sparse.evaluate import Subject, score_unseen_terms
 from soju.sparse.initial import Start
 from soju.sparse.neural import train
 from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.recipe import read_run_data, validate_mode
+from soju.sparse.recipe import RECIPE, read_run_data
 from soju.sparse.terms.config import TermsConfig
 from soju.sparse.terms.training import TermsLesson
 
@@ -50,7 +49,7 @@ def config_of(arguments: argparse.Namespace, seed: int, overrides: list[str]) ->
         f"training.eval_steps={arguments.steps}",
     ]  # fmt: skip
     values = parse_yaml(preset_text(PRESET), place=PRESET)
-    config = validate_mode(apply_overrides(values, [*changes, *TERMS_ALONE, *overrides]), place=PRESET)
+    config = RECIPE.configure(apply_overrides(values, [*changes, *TERMS_ALONE, *overrides]), place=PRESET)
     assert isinstance(config, TermsConfig)
     return config.model_copy(update={"seed": seed})
 
@@ -87,7 +86,7 @@ def main() -> None:
     base = config_of(arguments, 13, [])
     data = read_run_data(base)
     with tempfile.TemporaryDirectory() as temporary:
-        start = Start(base, RunDirectory(arguments.start or Path(temporary)), data, workers=2)
+        start = Start(base, Run(arguments.start or Path(temporary)), data, workers=2)
         start.prepare()
         print("| variant | " + " | ".join(COLUMNS) + " |\n| --- |" + " ---: |" * len(COLUMNS))
         before = unseen(NeuralEncoder(start.student()), start, data)

@@ -19,19 +19,18 @@ from pathlib import Path
 
 import numpy as np
 
-from soju.core.config import apply_overrides, parse_yaml
+from soju.core.config import apply_overrides, parse_yaml, preset_text
 from soju.core.progress import set_quiet
-from soju.core.run import RunDirectory
+from soju.core.run import Run
 from soju.data.splits import spread
 from soju.evaluation.retrieval import evaluate
-from soju.presets import preset_text
 from soju.sparse.data import RunData
 from soju.sparse.evaluate import Subject, search_all
 from soju.sparse.initial import Start
 from soju.sparse.mine import mine
 from soju.sparse.neural import train
 from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.recipe import read_run_data, validate_mode
+from soju.sparse.recipe import RECIPE, read_run_data
 from soju.sparse.triplets.config import TripletsConfig
 from soju.sparse.triplets.training import TripletsLesson
 
@@ -72,7 +71,7 @@ def config_of(arguments: argparse.Namespace, seed: int, overrides: list[str]) ->
         f"training.eval_steps={arguments.steps}",
     ]  # fmt: skip
     values = parse_yaml(preset_text(PRESET), place=PRESET)
-    config = validate_mode(apply_overrides(values, [*changes, *BASE, *overrides]), place=PRESET)
+    config = RECIPE.configure(apply_overrides(values, [*changes, *BASE, *overrides]), place=PRESET)
     assert isinstance(config, TripletsConfig)
     return config.model_copy(update={"seed": seed})
 
@@ -128,7 +127,7 @@ def main() -> None:
         write_subset(Path(arguments.data) / "triplets.train.jsonl.gz", given, arguments.rows)
         base = config_of(arguments, 13, [f"data.triplets=[{given}]"])
         data = read_run_data(base)
-        start = Start(base, RunDirectory(arguments.start or Path(temporary)), data.training, workers=2)
+        start = Start(base, Run(arguments.start or Path(temporary)), data.training, workers=2)
         start.prepare()
         print("| variant | " + " | ".join(COLUMNS) + " |\n| --- |" + " ---: |" * len(COLUMNS))
         before = retrieval(NeuralEncoder(start.student(), similarity="cosine"), data)

@@ -12,6 +12,7 @@ import pytest
 
 from fixtures.broken_rows import write_broken_terms
 from fixtures.terminal import soju
+from soju import __version__
 
 SAMPLES = "splade-static-samples"
 
@@ -62,6 +63,11 @@ def test_every_verb_explains_itself(tmp_path, verb):
     assert "Usage" in result.stdout
 
 
+def test_the_version_is_an_option_and_a_verb(tmp_path):
+    for shown in (soju("--version", cwd=tmp_path), soju("version", cwd=tmp_path)):
+        assert (shown.returncode, shown.stdout) == (0, f"{__version__}\n")
+
+
 def test_presets_are_listed_and_printed(tmp_path):
     assert SAMPLES in soju("presets", cwd=tmp_path).stdout
     assert "recipe: splade" in soju("presets", SAMPLES, cwd=tmp_path).stdout
@@ -106,7 +112,7 @@ def test_broken_rows_are_skipped_and_counted_when_told_to(tmp_path):
         (["verify", "nowhere"], "nothing to check"),
         (["report", "nowhere"], "nowhere"),
         (["index", "nowhere", "corpus.jsonl"], "soju index MODEL CORPUS... INDEX"),
-        (["compare", "a", "b"], "a: no config.json, so this is not a model folder"),
+        (["compare", "a", "b"], "a: not a model folder or a run of a recipe (splade, embedding)"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_code_2(tmp_path, arguments, message):
@@ -184,7 +190,7 @@ def test_train_compare_and_export_from_the_command_line(tmp_path):
 
 def test_a_text_without_a_known_term_says_so(tmp_path):
     assert "boiling" in soju("expand-text", "ko-en-static", "물을 끓인다", cwd=tmp_path).stdout
-    assert soju("expand-text", "ko-en-static", "?!", cwd=tmp_path).stdout == "This text lights up no term.\n"
+    assert soju("expand-text", "ko-en-static", "?!", cwd=tmp_path).stdout == "This text activates no term.\n"
 
 
 def test_a_query_that_is_not_utf8_is_refused(tmp_path):

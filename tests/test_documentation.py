@@ -9,9 +9,8 @@ import typer
 import yaml
 
 from soju.cli import app
-from soju.core.config import validate
+from soju.core.config import preset_names, validate
 from soju.embedding.config import EvaluationSettings
-from soju.presets import preset_names
 from soju.sparse.config import PretrainedStudent, ScratchStudent, TeacherSettings
 from soju.sparse.terms.config import LossSettings, TermsConfig
 from soju.sparse.triplets.config import TripletsConfig, TripletsTeacherSettings

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
-from soju.core.config import Settings, apply_overrides, parse_yaml, read_yaml, to_yaml, validate
-from soju.core.errors import ConfigError
+from soju.core.config import Settings, apply_overrides, parse_yaml, preset_names, read_config, to_yaml, validate
+from soju.core.errors import ConfigError, UserError
 
 
 class Stage(Settings):
@@ -153,17 +153,28 @@ def test_settings_can_be_shared_by_anchor_and_changed_after():
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_bytes(b"\xef\xbb\xbfseed: 1\r\nnote: \xea\xb0\x80\r\n")
-    assert read_yaml(path) == {"seed": 1, "note": "가"}
+    assert read_config(path)[0] == {"seed": 1, "note": "가"}
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "cp949.yaml").write_bytes("note: 한국어".encode("cp949"))
     with pytest.raises(ConfigError, match=r"cp949\.yaml: not UTF-8; save the file as UTF-8"):
-        read_yaml(tmp_path / "cp949.yaml")
+        read_config(tmp_path / "cp949.yaml")
     with pytest.raises(ConfigError, match=r"absent\.yaml: No such file or directory; check the path"):
-        read_yaml(tmp_path / "absent.yaml")
+        read_config(tmp_path / "absent.yaml")
+    (tmp_path / "folder.yaml").mkdir()
     with pytest.raises(ConfigError, match="check the path"):
-        read_yaml(tmp_path)
+        read_config(tmp_path / "folder.yaml")
+    with pytest.raises(UserError, match="neither a YAML file nor a preset; presets: embedding-pico"):
+        read_config(tmp_path)
+
+
+def test_every_preset_is_found_by_its_name_and_keeps_its_comments():
+    for name in preset_names():
+        values, text = read_config(name, ["seed=7"])
+        assert (values["name"], values["seed"]) == (values["name"], 7)
+        assert text.startswith("# ")
+        assert text.endswith("# override: seed=7\n")
 
 
 @pytest.mark.parametrize(

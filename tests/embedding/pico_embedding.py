@@ -2,6 +2,7 @@
 
 import copy
 import json
+from importlib.resources import files
 
 from soju.core.config import apply_overrides, validate
 from soju.core.files import write_manifest
@@ -15,7 +16,6 @@ from soju.embedding.recipe import read_run, run
 from soju.embedding.retention import RetentionCheck
 from soju.embedding.scratch_base import make_scratch_base
 from soju.embedding.stages import STAGES
-from soju.samples import __file__ as samples
 
 STAGE = {
     "per_device_train_batch_size": 4,
@@ -65,7 +65,7 @@ PICO = {
 
 def write_passages(folder, count=60):
     """Write the first sample passages; cut short, so that tokenizers and batches stay small."""
-    source = samples.replace("__init__.py", "passages.train.jsonl")
+    source = str(files("soju") / "samples/passages.train.jsonl")
     with open(source, encoding="utf-8") as file:
         rows = [json.loads(line) for line, _ in zip(file, range(count), strict=False)]
     for row in rows:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from embedding.pico_embedding import embedding_config, write_passages
 from soju.cli import app
-from soju.core.config import validate
+from soju.core.config import preset_names, preset_text, validate
 from soju.core.errors import ConfigError, UserError
 from soju.embedding.config import (
     EmbeddingConfig,
@@ -25,7 +25,6 @@ from soju.embedding.config import (
     SupervisedSettings,
 )
 from soju.embedding.data import read_embedding_data
-from soju.presets import preset_names, preset_text
 
 PRESETS = [name for name in preset_names() if name.startswith("embedding-")]
 

@@ -270,9 +270,11 @@ def test_compare_says_what_it_needs(models, tmp_path):
     config = tmp_path / "splade.yaml"
     config.write_text("recipe: splade\n", encoding="utf-8")
     cases = [
-        (["compare", "a", "b", "c"], "3 runs; give two, or embedding models with --config"),
+        (["compare", "a", "b", "c"], "3 runs; give two, or more models with --config"),
         (["compare", "a", "b", "--out", "x.json"], "--out: goes with --config"),
-        (["compare", "a", "b", "--config", str(config)], "give a configuration with recipe: embedding"),
+        (["compare", "a", "b", "--config", str(config)], "mode: None is unknown"),
+        (["compare", *map(str, models), "--config", "splade-static-samples"], "a dense embedding model; load it with"),
+        (["compare", *map(str, models)], "its recipe records nothing to compare; measure both with --config"),
     ]
     for arguments, message in cases:
         result = CliRunner().invoke(app, arguments)

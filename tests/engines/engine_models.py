@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from soju.sparse.indexing import build_index, open_index, search_index
+from soju.sparse.indexing import Index, read_documents, search_index
 from soju.sparse.static.encoder import StaticEncoder
 
 WORDS = ("v1.5", "3.5%", "서버", "server", "쌀", "rice", "소주", "soju", *(f"w{number}" for number in range(32)))
@@ -49,8 +49,9 @@ def write_corpus(path: Path) -> str:
 def exact_search(model: str, corpus: str, folder: Path, queries=QUERIES, k: int = 20):
     """What our own exact engine finds: the reference of every other."""
     if not folder.exists():
-        build_index(model, [corpus], folder, engine="exact")
-    return search_index(*open_index(folder), queries, k=k, engine="exact")
+        Index.build(read_documents([corpus]), model, folder, engine="exact")
+    index = Index.open(folder)
+    return search_index(index.vectors, index.model.encoder, queries, k=k, engine="exact")
 
 
 def ids(search) -> list[str]:

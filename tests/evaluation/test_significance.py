@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 from soju.core.errors import UserError
-from soju.core.score import Score, signature
-from soju.evaluation.significance import Comparison, Measurement, compare, mean_interval, resampled_means
+from soju.core.score import Comparison, Score, signature
+from soju.evaluation.significance import Measurement, compare, mean_interval, resampled_means
 
 
 def measured(values, *, subject="ours", metric="recall@10"):

@@ -6,13 +6,12 @@ import sys
 SCRIPT = """
 import sys
 from pathlib import Path
-from soju.sparse.evaluate import probe_models
+from soju.sparse.term_activation import probe_models
 from soju.sparse.export.formats import export
-from soju.sparse.indexing import expand, open_model
-found = expand(open_model("ko-en-static")[0], ["물"])
-assert found[0].terms
+from soju.sparse.model import load
+assert load("ko-en-static").expand("물")
 assert probe_models(["ko-en-static"])
-export(open_model("ko-en-static")[0], Path(sys.argv[1]), "tsv")
+export(load("ko-en-static").encoder, Path(sys.argv[1]), "tsv")
 print(*sorted({"torch", "transformers", "sentence_transformers"} & set(sys.modules)))
 """
 

@@ -27,6 +27,7 @@ def difference(subject, value, p_value, *, test_set="korsts.dev", metric="spearm
         interval=interval,
         p_value=p_value,
         samples=2000,
+        seed=0,
     )
 
 

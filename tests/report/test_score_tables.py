@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from report_runs import comparison, score
 
@@ -21,7 +19,7 @@ def marks(table):
 
 
 def compared(**changes):
-    return Comparison.model_validate_json(json.dumps(comparison(**changes)))
+    return Comparison.from_json(comparison(**changes))
 
 
 def test_each_test_set_is_one_table_with_a_group_for_each_direction():

@@ -5,8 +5,8 @@ from report_runs import comparison, expansion, score, search
 from rich.cells import cell_len
 from rich.console import Console
 
-from soju.core.score import Score
-from soju.report.contents import Comparison, Expansion, Search
+from soju.core.score import Comparison, Score
+from soju.report.contents import Expansion, Search
 from soju.report.terminal import expansion_table, figures_table, hits_table, scores_table
 
 
@@ -22,7 +22,7 @@ def read(model, value):
 
 def test_scores_show_systems_metrics_and_marks():
     scores = [Score.from_json(score("bm25", 0.5)), Score.from_json(score("student", 0.8))]
-    text = show(scores_table(scores, [read(Comparison, comparison())]))
+    text = show(scores_table(scores, [Comparison.from_json(comparison())]))
     assert "parallel.dev" in text
     assert "Korean → English" in text
     assert "0.800 ▲" in text
@@ -34,7 +34,7 @@ def test_a_system_with_three_baselines_stays_on_one_line_of_a_common_terminal():
     systems = [("soju static", 0.8), *((name, 0.5) for name in baselines)]
     scores = [Score.from_json(score(system, value, name=metric)) for system, value in systems for metric in metrics]
     compared = [
-        read(Comparison, comparison(subject="soju static", baseline=name, metric=metric))
+        Comparison.from_json(comparison(subject="soju static", baseline=name, metric=metric))
         for name in baselines
         for metric in metrics[:2]
     ]

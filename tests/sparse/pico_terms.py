@@ -19,7 +19,7 @@ from soju.report import plots
 from soju.sparse.data import RunData, TrainingData
 from soju.sparse.initial import plain_vocabulary
 from soju.sparse.neural import make_trainer, train
-from soju.sparse.recipe import run_mode, validate_mode
+from soju.sparse.recipe import RECIPE
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.terms.training import TermsLesson
 from soju.training.rollback import Attempt
@@ -88,7 +88,7 @@ DEV_ROWS = [
 
 
 def config_of(values, *overrides):
-    return validate_mode(apply_overrides(values, overrides), place="pico")
+    return RECIPE.configure(apply_overrides(values, overrides), place="pico")
 
 
 def scratch_config(*overrides):
@@ -104,7 +104,7 @@ def run_pico(folder, *overrides, resume=None):
     config = scratch_config(*overrides)
     begun = (folder / "config.yaml").is_file()
     run_dir = open_run_folder(folder, config, "as given", resumes=begun)
-    return run_mode(config, run_dir, data=scratch_data(), resume=resume or begun, workers=1)
+    return RECIPE.train(config, run_dir, data=scratch_data(), resume=resume or begun, workers=1)
 
 
 def save_start(folder):

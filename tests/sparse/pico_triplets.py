@@ -8,7 +8,7 @@ from soju.data.rows import TripletRow
 from soju.sparse.data import RunData, TrainingData
 from soju.sparse.initial import plain_vocabulary
 from soju.sparse.neural import make_trainer, train
-from soju.sparse.recipe import run_mode
+from soju.sparse.recipe import RECIPE
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.triplets.training import TripletsLesson
 from soju.training.rollback import Attempt
@@ -82,7 +82,7 @@ def run_triplets(folder, *overrides, resume=None):
     config = triplets_config(*overrides)
     begun = (folder / "config.yaml").is_file()
     run_dir = open_run_folder(folder, config, "as given", resumes=begun)
-    return run_mode(config, run_dir, data=triplets_data(), resume=resume or begun, workers=1)
+    return RECIPE.train(config, run_dir, data=triplets_data(), resume=resume or begun, workers=1)
 
 
 class PretrainedOnTriplets:

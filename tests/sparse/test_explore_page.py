@@ -9,7 +9,7 @@ from fixtures.chromium import chromium
 from fixtures.needs import needs_chromium
 from soju.data.rows import Document
 from soju.sparse.explore import Explorer, create_app, listen, make_server, open_models, url_of
-from soju.sparse.indexing import index_documents, model_folder
+from soju.sparse.indexing import Index
 
 pytestmark = needs_chromium
 
@@ -34,7 +34,7 @@ def asked():
 @pytest.fixture(scope="module")
 def url(tmp_path_factory, asked):
     folder = tmp_path_factory.mktemp("explore") / "index"
-    index_documents(folder, DOCUMENTS, model_folder("ko-en-static"))
+    Index.build(DOCUMENTS, "ko-en-static", folder)
     models = open_models("ko-en-static", indexes=[folder])
     explorer = Explorer(models)
 

@@ -7,10 +7,11 @@ import pytest
 from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
+from soju.core.hits import MatchedTerm
 from soju.data.rows import Document
-from soju.report.contents import MatchedTerm
 from soju.sparse.explore import Explorer, open_models, passage_parts, words_of
-from soju.sparse.indexing import index_documents, model_folder
+from soju.sparse.indexing import Index
+from soju.sparse.model import model_folder
 from soju.sparse.static.encoder import StaticEncoder
 
 HEART = "Two hearts: blood leaves by a vessel."
@@ -30,7 +31,7 @@ def folders(tmp_path_factory):
     nothing = csr_array(encoder.translations_VV.shape, dtype=encoder.translations_VV.dtype)
     dataclasses.replace(encoder, translations_VV=nothing).save(root / "plain")
     for name, model in (("index", packaged), ("plain-index", root / "plain")):
-        index_documents(root / name, DOCUMENTS, model)
+        Index.build(DOCUMENTS, model, root / name)
     return root
 
 

@@ -8,8 +8,8 @@ from engines.engine_models import save_static_model
 from soju.core.errors import UserError
 from soju.core.files import verify_manifest
 from soju.sparse.config import SearchSettings
-from soju.sparse.export.inference_free import make_inference_free, piece_frequency, save_inference_free
-from soju.sparse.indexing import build_index, index_settings, open_index, search_index
+from soju.sparse.export.stock import make_inference_free, piece_frequency, save_inference_free
+from soju.sparse.indexing import Index, index_settings, read_documents
 from soju.sparse.model import load_encoder
 from soju.sparse.splade import SpladeEncoder
 from sparse.pico_masked_lms import NEEDED, OTHERS, word_piece
@@ -73,11 +73,11 @@ def test_soju_opens_the_folder_and_encodes_as_stock_does(folders):
 
 
 def test_it_is_indexed_and_searched_like_any_model(folders, tmp_path):
-    build_index(str(folders / "free"), [str(folders / "corpus.jsonl")], tmp_path / "index")
-    index, encoder = open_index(tmp_path / "index")
-    (found,) = search_index(index, encoder, ["machine"], k=10)
+    Index.build(read_documents([str(folders / "corpus.jsonl")]), folders / "free", tmp_path / "index")
+    index = Index.open(tmp_path / "index")
+    encoder = index.model
     weights = encoder.encode_documents(NEEDED + OTHERS).toarray() @ encoder.encode_queries(["machine"]).toarray()[0]
-    assert [int(hit.document_id) for hit in found.hits] == [
+    assert [int(hit.document_id) for hit in index.search("machine", k=10)] == [
         at for at in np.argsort(-weights, kind="stable") if weights[at]
     ]
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
+from soju.sparse.export.tables import read_term_table
 
 from fixtures.needs import DATA, needs_data
-from soju.core.config import apply_overrides, parse_yaml, validate
+from soju.core.config import apply_overrides, parse_yaml, preset_text, validate
 from soju.core.errors import DataError, UserError
 from soju.core.files import verify_manifest
-from soju.core.run import RunDirectory
-from soju.presets import preset_text
+from soju.core.run import Run
 from soju.sparse.config import StaticConfig
-from soju.sparse.export.tables import read_term_table
-from soju.sparse.indexing import add_to_index, build_index, expand, open_index, search_index
+from soju.sparse.indexing import Index, expand, read_documents
 from soju.sparse.recipe import read_run_data
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.recipe import run
@@ -36,7 +36,7 @@ def sample_config(*overrides: str) -> StaticConfig:
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "samples"
     config = sample_config()
-    run_dir = RunDirectory.create(folder, config_text="as given", config=config, seed=config.seed)
+    run_dir = Run.create(folder, config_text="as given", config=config, seed=config.seed)
     report = run(config, run_dir, workers=1)
     assert report == folder / "report.html"
     return folder
@@ -81,17 +81,13 @@ def test_the_reported_recall_is_what_a_search_of_the_users_finds(finished, tmp_p
     rows = [json.loads(line) for line in preset_heldout().splitlines()]
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"id": r["id"], "text": r["en"]}) + "\n" for r in rows), encoding="utf-8")
-    build_index(str(finished), [str(corpus)], tmp_path / "index")
-    index, encoder = open_index(tmp_path / "index")
-    found = search_index(index, encoder, [r["query_ko"] for r in rows], k=10)
-    recall = np.mean([r["id"] in [hit.document_id for hit in s.hits] for r, s in zip(rows, found, strict=True)])
+    index = Index.build(read_documents([str(corpus)]), finished, tmp_path / "index")
+    recall = np.mean([r["id"] in [hit.document_id for hit in index.search(r["query_ko"], k=10)] for r in rows])
     assert recall == pytest.approx(score(finished, "samples.heldout/ko-en", "soju static", "recall@10"))
 
 
 def preset_heldout() -> str:
-    import soju.samples
-
-    return (Path(soju.samples.__file__).parent / "passages.heldout.jsonl").read_text(encoding="utf-8")
+    return (files("soju") / "samples/passages.heldout.jsonl").read_text(encoding="utf-8")
 
 
 def test_the_exported_table_reads_back_as_the_models_translations(finished):
@@ -102,7 +98,7 @@ def test_the_exported_table_reads_back_as_the_models_translations(finished):
 
 def test_the_same_rows_give_the_same_model(finished, tmp_path):
     config = sample_config("evaluation.sets=[]", "evaluation.terms=[]")
-    run(config, RunDirectory.create(tmp_path / "again", config_text="", config=config, seed=1), workers=2)
+    run(config, Run.create(tmp_path / "again", config_text="", config=config, seed=1), workers=2)
     for name in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / "again" / "final" / name).read_bytes() == (finished / "final" / name).read_bytes()
 
@@ -118,36 +114,29 @@ def test_documents_added_later_are_found_and_the_index_carries_its_model(finishe
     first, more = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     first.write_text('{"id": "tea", "text": "Green tea is brewed with warm water."}\n', encoding="utf-8")
     more.write_text('{"id": "heart", "text": "심장은 피를 온몸으로 보낸다."}\n', encoding="utf-8")
-    build_index(str(finished), [str(first)], tmp_path / "index")
-    _, added, _ = add_to_index(str(finished), [str(more)], tmp_path / "index")
-    index, encoder = open_index(tmp_path / "index")
-    assert added == 1
-    (found,) = search_index(index, encoder, ["heart"])
-    assert [hit.document_id for hit in found.hits] == ["heart"]
-    assert "심장" in {term.term for term in found.hits[0].matched}
+    Index.build(read_documents([str(first)]), finished, tmp_path / "index")
+    assert Index.open(tmp_path / "index").add(read_documents([str(more)])) == 1
+    (hit,) = Index.open(tmp_path / "index").search("heart")
+    assert hit.document_id == "heart"
+    assert "심장" in {term.term for term in hit.matched}
 
 
 def test_an_index_refuses_another_model(finished, tmp_path):
-    corpus = tmp_path / "a.jsonl"
-    corpus.write_text('{"id": "1", "text": "tea"}\n', encoding="utf-8")
-    build_index(str(finished), [str(corpus)], tmp_path / "index")
+    Index.build(["tea"], finished, tmp_path / "index")
     with pytest.raises(UserError, match="another model"):
-        open_index(tmp_path / "index", "ko-en-static")
+        Index.open(tmp_path / "index", "ko-en-static")
 
 
 def test_the_index_of_a_run_can_be_searched_as_it_lies(finished):
-    index, encoder = open_index(finished / "index")
-    (found,) = search_index(index, encoder, ["심장 혈관이 막혔을 때 가슴 통증"], k=1)
-    assert "heart" in {term.term for term in found.hits[0].matched}
+    (hit,) = Index.open(finished / "index").search("심장 혈관이 막혔을 때 가슴 통증", k=1)
+    assert "heart" in {term.term for term in hit.matched}
 
 
 def test_an_index_weighs_documents_as_the_run_that_scored_the_model(tmp_path):
     config = sample_config("search.k1=0.4", "search.prior_documents=7", "evaluation.sets=[]", "evaluation.terms=[]")
-    run(config, RunDirectory.create(tmp_path / "run", config_text="", config=config, seed=1), workers=1)
-    corpus = tmp_path / "a.txt"
-    corpus.write_text("tea\n", encoding="utf-8")
-    index, _ = build_index(str(tmp_path / "run"), [str(corpus)], tmp_path / "index")
-    weighting = index.description.settings.weighting
+    run(config, Run.create(tmp_path / "run", config_text="", config=config, seed=1), workers=1)
+    index = Index.build(["tea"], tmp_path / "run", tmp_path / "index")
+    weighting = index.vectors.description.settings.weighting
     assert (weighting.kind, weighting.k1, weighting.prior_documents) == ("bm25", 0.4, 7)
 
 
@@ -206,7 +195,7 @@ def test_every_real_data_preset_reads_its_data_without_a_problem(preset):
 @pytest.mark.slow
 def test_the_real_data_preset_reaches_the_published_recall(tmp_path):
     config = config_of("splade-static", f"data.root={DATA}", "evaluation.bootstrap_samples=100")
-    run(config, RunDirectory.create(tmp_path / "run", config_text="", config=config, seed=1))
+    run(config, Run.create(tmp_path / "run", config_text="", config=config, seed=1))
     floors = {
         ("parallel.dev", "ko-en"): 0.970,
         ("parallel.dev", "en-ko"): 0.965,

@@ -10,8 +10,8 @@ from small_bilingual import PAIRS, train_small
 from torch.nn.functional import cross_entropy
 
 from soju.search.weighting import idf
-from soju.sparse.indexing import PACKAGED_MODEL, model_folder
 from soju.sparse.initial import lexicon_vocabulary, scratch_student
+from soju.sparse.model import PACKAGED_MODEL, model_folder
 from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.static.encoder import StaticEncoder
 from sparse.without_soju import encode_without_soju

@@ -6,11 +6,10 @@ import pytest
 import torch
 from pico_terms import SCRATCH, config_of, run_pico
 
-from soju.core.config import apply_overrides, parse_yaml
+from soju.core.config import apply_overrides, parse_yaml, preset_names, preset_text
 from soju.core.errors import ConfigError, UserError
-from soju.presets import preset_names, preset_text
 from soju.sparse.config import PretrainedStudent, ScratchStudent, StaticConfig
-from soju.sparse.recipe import read_run_data, run_mode, validate_mode
+from soju.sparse.recipe import RECIPE, read_run_data
 from soju.sparse.terms.config import TermsConfig
 from soju.sparse.triplets.config import TripletsConfig
 
@@ -25,7 +24,7 @@ PRETRAINED = {
 
 
 def preset(name, *overrides):
-    return validate_mode(apply_overrides(parse_yaml(preset_text(name), place=name), overrides), place=name)
+    return RECIPE.configure(apply_overrides(parse_yaml(preset_text(name), place=name), overrides), place=name)
 
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("splade")])
@@ -37,7 +36,7 @@ def test_every_preset_is_checked_against_the_settings_of_its_mode(name):
 @pytest.mark.parametrize("mode", ["triplet", None, 3])
 def test_an_unknown_mode_is_refused_with_the_ones_there_are(mode):
     with pytest.raises(ConfigError, match=r"x\.yaml: mode: .* is unknown; choose one of static, terms"):
-        validate_mode({**PRETRAINED, "mode": mode}, place="x.yaml")
+        RECIPE.configure({**PRETRAINED, "mode": mode}, place="x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -119,4 +118,4 @@ def test_half_precision_without_a_gpu_is_refused_before_anything_is_trained(tmp_
 
 def test_a_static_run_has_nothing_to_resume():
     with pytest.raises(UserError, match="has no checkpoints; train without --resume"):
-        run_mode(preset("splade-static-samples"), None, data=None, resume=True)
+        RECIPE.train(preset("splade-static-samples"), None, data=None, resume=True)

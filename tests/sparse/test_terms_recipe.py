@@ -14,8 +14,8 @@ from small_bilingual import PAIRS, TERMS
 from soju.cli import app
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import read_json_lines, verify_manifest
-from soju.sparse.indexing import build_index, expand, open_index, open_model, search_index
-from soju.sparse.model import load_encoder
+from soju.sparse.indexing import Index, read_documents
+from soju.sparse.model import load_encoder, open_model
 from soju.sparse.neural_encoders import NeuralEncoder, spelled_pieces
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import StaticEncoder
@@ -173,16 +173,15 @@ def test_it_indexes_finds_across_languages_and_explains(run, tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     rows = [("vaccine", "vaccines protect people"), ("sea", "the sea is big"), ("book", "a doctor reads a book")]
     corpus.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in rows), encoding="utf-8")
-    build_index(str(run), [str(corpus)], tmp_path / "index")
-    index, encoder = open_index(tmp_path / "index")
-    assert index.description.settings.weighting.kind == "as_is"
+    index = Index.build(read_documents([str(corpus)]), run, tmp_path / "index")
+    assert index.vectors.description.settings.weighting.kind == "as_is"
     for query, expected in (("백신", "vaccine"), ("바다", "sea"), ("책을 읽는다", "book")):
-        (found,) = search_index(index, encoder, [query])
-        assert found.hits[0].document_id == expected
-        assert {term.term for term in found.hits[0].matched} & {"vaccine", "sea", "book", "백신", "바다", "책"}
-    (vaccine,) = expand(encoder, ["백신"], k=5)
-    assert {term.term for term in vaccine.terms} >= {"백신", "vaccine"}
-    assert [term.weight for term in vaccine.terms] == sorted((t.weight for t in vaccine.terms), reverse=True)
+        best = index.search(query)[0]
+        assert best.document_id == expected
+        assert {term.term for term in best.matched} & {"vaccine", "sea", "book", "백신", "바다", "책"}
+    vaccine = index.model.expand("백신", k=5)
+    assert {term.term for term in vaccine} >= {"백신", "vaccine"}
+    assert [term.weight for term in vaccine] == sorted((term.weight for term in vaccine), reverse=True)
 
 
 def test_search_and_expansion_at_the_command_line(run, tmp_path, capsys):
@@ -289,6 +288,5 @@ def test_the_demo_trains_both_and_answers_across_languages(tmp_path, capsys):
     assert "Training a neural student" in shown
     for name in ("static", "student"):
         assert (tmp_path / "demo" / name / "report.html").is_file()
-    index, encoder = open_index(tmp_path / "demo" / "student" / "index")
-    (found,) = search_index(index, encoder, ["심장 혈관이 막혔을 때 가슴 통증"], k=3)
-    assert any("heart" in {term.term for term in hit.matched} for hit in found.hits)
+    found = Index.open(tmp_path / "demo" / "student" / "index").search("심장 혈관이 막혔을 때 가슴 통증", k=3)
+    assert any("heart" in {term.term for term in hit.matched} for hit in found)

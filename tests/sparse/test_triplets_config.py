@@ -3,10 +3,9 @@
 import pytest
 from transformers import TrainingArguments
 
-from soju.core.config import parse_yaml
+from soju.core.config import parse_yaml, preset_text
 from soju.core.errors import ConfigError
-from soju.presets import preset_text
-from soju.sparse.recipe import validate_mode
+from soju.sparse.recipe import RECIPE
 from sparse.pico_terms import SCRATCH as TERMS_SCRATCH
 from sparse.pico_terms import config_of
 from sparse.pico_triplets import SCRATCH, triplets_config
@@ -15,7 +14,7 @@ from sparse.pico_triplets import SCRATCH, triplets_config
 def preset(name, *overrides):
     from soju.core.config import apply_overrides
 
-    return validate_mode(apply_overrides(parse_yaml(preset_text(name), place=name), overrides), place=name)
+    return RECIPE.configure(apply_overrides(parse_yaml(preset_text(name), place=name), overrides), place=name)
 
 
 def test_v23_has_the_published_settings():

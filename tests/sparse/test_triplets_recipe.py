@@ -9,9 +9,11 @@ from pico_triplets import DEV, SCRATCH, TRIPLETS, run_triplets
 from small_bilingual import PAIRS, TERMS
 
 from soju.cli import app
+from soju.core.config import read_config
 from soju.core.errors import UserError
 from soju.core.files import read_json_lines, verify_manifest
 from soju.sparse.neural_encoders import NeuralEncoder
+from soju.sparse.recipe import RECIPE
 from soju.sparse.splade import SpladeEncoder
 from sparse.without_soju import encode_without_soju
 
@@ -130,11 +132,10 @@ def test_a_triplet_that_holds_a_text_of_a_test_set_is_refused_or_left_out(folder
 
 
 def test_held_out_head_words_are_no_single_term_triplets(folder):
-    from soju.core.config import apply_overrides, read_yaml
-    from soju.sparse.recipe import read_run_data, validate_mode
+    from soju.sparse.recipe import read_run_data
 
-    values = apply_overrides(read_yaml(folder / "pico.yaml"), ["data.held_out_terms=0.4"])
-    training = read_run_data(validate_mode(values, place="pico")).training
+    values = read_config(folder / "pico.yaml", ["data.held_out_terms=0.4"])[0]
+    training = read_run_data(RECIPE.configure(values, place="pico")).training
     unseen = {row.ko for row in training.unseen_terms}
     assert unseen
     single = {row.query for row in training.triplets if row.pair_type == "single_term"}

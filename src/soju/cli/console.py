@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, Protocol
 
 import typer
 from rich.console import Console
 
-from soju.core.errors import UserError
+from soju.core import __version__
+from soju.core.errors import UserError, missing_extra
 from soju.core.progress import set_quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from soju.core.score import Score
-    from soju.data.log import ReadLog
-    from soju.evaluation import significance
-    from soju.report.contents import Comparison
-    from soju.sparse.recipe import SpladeConfig
-
+    from soju.core.recipe import Evaluation
 
 app = typer.Typer(
     name="soju",
@@ -36,9 +30,15 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Config = Annotated[str, typer.Argument(help="A YAML file or the name of a preset.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key=value.", show_default=False)]
-AnyEngine = Literal["auto", "exact", "block-max", "seismic", "opensearch", "qdrant"]
+ModelName = Annotated[str, typer.Argument(help="A model folder, a run folder, a hub id or ko-en-static.")]
 OnError = Literal["stop", "skip"]
-ExportFormat = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx", "inference-free"]
+OnErrorOption = Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(__version__, highlight=False)
+        raise typer.Exit
 
 
 @app.callback()
@@ -46,6 +46,9 @@ def _options(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask a hub for anything.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     set_quiet(quiet)
     if offline:
@@ -55,62 +58,24 @@ def _options(
 
 
 def main() -> None:
-    """Run one verb; exit with 2 for a user's mistake, 1 for ours."""
+    """Run one verb. Exit codes: 2 for a user's mistake, 3 for a failed quality gate, 1 for ours."""
     try:
         app(standalone_mode=True)
     except UserError as error:
-        if os.environ.get("SOJU_DEBUG"):
-            raise
-        errors.print(str(error), markup=False)
-        sys.exit(error.exit_code)
+        _exit(str(error), error.exit_code)
     except OSError as error:
-        if os.environ.get("SOJU_DEBUG"):
-            raise
-        errors.print(
-            f"{error.filename or 'soju'}: {error.strerror or error}; free space or choose another place", markup=False
-        )
-        sys.exit(2)
+        _exit(f"{error.filename or 'soju'}: {error.strerror or error}; free space or choose another place", 2)
     except Exception as error:  # the last line of defence: one sentence instead of a traceback
-        if os.environ.get("SOJU_DEBUG"):
-            raise
-        errors.print(
-            f"soju failed: {type(error).__name__}: {error}. Run again with --debug and report it.", markup=False
-        )
-        sys.exit(1)
+        if missing := missing_extra(error):
+            _exit(str(missing), missing.exit_code)
+        _exit(f"soju failed: {type(error).__name__}: {error}. Run again with --debug and report it.", 1)
 
 
-def read_config(name: str, overrides: list[str] | None) -> tuple[SpladeConfig, str]:
-    """Read a YAML file or a preset with overrides; also return its text, for the run folder."""
-    from soju.sparse.recipe import validate_mode
-
-    values, text = read_values(name, overrides)
-    return validate_mode(values, place=name), text
-
-
-def read_values(name: str, overrides: list[str] | None) -> tuple[dict[str, Any], str]:
-    """Read a YAML file or a preset with overrides, not yet checked, and its text; `recipe_of` says whose it is."""
-    from soju.core.config import apply_overrides, parse_yaml
-    from soju.presets import preset_names, preset_text
-
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        from soju.core.config import read_yaml
-
-        values: dict[str, Any] = read_yaml(path)
-        text = path.read_text(encoding="utf-8-sig")
-    elif name in preset_names():
-        text = preset_text(name)
-        values = parse_yaml(text, place=name)
-    else:
-        raise UserError(f'"{name}" is neither a YAML file nor a preset; presets: {", ".join(preset_names())}')
-    text += "".join(f"# override: {override}\n" for override in overrides or [])
-    return apply_overrides(values, overrides or []), text
-
-
-def recipe_of(values: Mapping[str, Any]) -> str:
-    """Return which recipe a configuration names; one that names none is checked as ``splade``, which says so."""
-    recipe = values.get("recipe", "splade")
-    return recipe if isinstance(recipe, str) else "splade"
+def _exit(message: str, code: int) -> NoReturn:
+    if os.environ.get("SOJU_DEBUG"):
+        raise
+    errors.print(message, markup=False)
+    sys.exit(code)
 
 
 def say(text: str, *, style: str | None = None) -> None:
@@ -118,7 +83,19 @@ def say(text: str, *, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def tell_skipped(log: ReadLog) -> bool:
+class Skipped(Protocol):
+    """Counts of broken rows."""
+
+    @property
+    def refused(self) -> int:
+        """Rows that were left out."""
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Their number by reason."""
+
+
+def tell_skipped(log: Skipped) -> bool:
     """Tell what was left out; return whether there was any."""
     if not log.refused:
         return False
@@ -134,34 +111,16 @@ def readable(text: str) -> str:
     return text
 
 
-def print_scores(folder: Path) -> None:
-    """Print the scores of a run folder."""
-    from soju.report.contents import read_run
+def print_evaluation(found: Evaluation, out: Path | None) -> None:
+    """Print what was measured, and write everything to `out`."""
+    from soju.core.files import write_json
 
-    contents = read_run(folder)
-    print_tables(contents.scores, contents.comparisons)
-
-
-def as_reported(comparisons: Sequence[significance.Comparison]) -> list[Comparison]:
-    """Return what a report reads of comparisons, without the values of every query."""
-    from soju.report.contents import Comparison
-
-    return [Comparison.model_validate_json(json.dumps(comparison.to_json())) for comparison in comparisons]
-
-
-def print_tables(scores: Sequence[Score], comparisons: Sequence[Comparison]) -> None:
-    """Print scores: systems side by side where there are several, plain figures where there is one."""
-    from soju.report.terminal import figures_table, scores_table
-
-    systems: dict[str, set[str]] = {}
-    for score in scores:
-        systems.setdefault(score.test_set, set()).add(score.subject)
-    compared = [score for score in scores if len(systems[score.test_set]) > 1]
-    alone = [score for score in scores if len(systems[score.test_set]) == 1]
-    if compared:
-        console.print(scores_table(compared, comparisons))
-    if alone:
-        console.print(figures_table(alone))
+    for table in found.tables:
+        console.print(table)
+    for note in found.notes:
+        say(note, style="yellow")
+    if out is not None:
+        write_json(out, found.record)
 
 
 def free_folder(folder: Path) -> Path:

@@ -1,28 +1,26 @@
-"""Verbs that write a model in another form: export, trim.
-
-The verb that gives a model a Korean vocabulary: expand.
-
-The verb that finds hard negatives: mine.
-
-The verb that measures with another program's tasks: mteb.
-"""
+"""Verbs about models: export, trim, expand; and mine, which finds hard negatives for training."""
 
 from __future__ import annotations
 
 import json
 import signal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from soju.cli.console import ExportFormat, OnError, app, console, print_tables, say, tell_skipped
+from soju.cli.console import ModelName, OnErrorOption, app, console, say, tell_skipped
 from soju.core.errors import StoppedError, UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ExportFormat = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx", "inference-free"]
 
 
 @app.command(rich_help_panel="Models")
 def export(
-    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    model: ModelName,
     target: Annotated[Path, typer.Argument(help="File or folder to write.")],
     to: Annotated[ExportFormat, typer.Option(help="onnx and inference-free are for neural models, others for static.")],
     hidden_size: Annotated[int, typer.Option(min=16, help="Width of the low-rank form, which is approximate.")] = 512,
@@ -31,24 +29,24 @@ def export(
         bool, typer.Option("--int8", help="onnx: also write int8 weights, and how close they are.")
     ] = False,
     corpus: Annotated[list[str] | None, typer.Option(help="inference-free: documents to count; repeat.")] = None,
-    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+    on_error: OnErrorOption = "stop",
 ) -> None:
     """Write a model for programs that do not know soju."""
     from soju.sparse.export.formats import FORMATS, export_graph
     from soju.sparse.export.formats import export as write
-    from soju.sparse.indexing import model_folder, open_model, search_settings_of
+    from soju.sparse.model import load
 
     if to == "inference-free":
-        from soju.sparse.export.inference_free import make_inference_free
+        from soju.sparse.export.stock import make_inference_free
 
         tell_skipped(make_inference_free(model, corpus or (), target, on_error=on_error))
         say(f"{target}: {FORMATS[to]}")
         return
     if corpus:
         raise UserError("--corpus belongs to --to inference-free; leave it out")
-    encoder, fingerprint = open_model(model)
+    loaded = load(model)
     if to == "onnx":
-        written = export_graph(encoder, target, top_terms=top_terms, int8=int8, fingerprint=fingerprint)
+        written = export_graph(loaded.encoder, target, top_terms=top_terms, int8=int8, fingerprint=loaded.fingerprint)
         say(f"{target}: {FORMATS[to]}")
         say(f"largest difference of a weight: {written['parity']['largest_difference']:.1e}")
         for name, value in written.get("int8", {}).items():
@@ -56,8 +54,8 @@ def export(
         return
     if int8:
         raise UserError("--int8 belongs to --to onnx; leave it out")
-    prior = search_settings_of(model_folder(model)).prior_documents
-    write(encoder, target, to, prior_documents=prior, hidden_size=hidden_size)
+    prior = loaded.search.prior_documents
+    write(loaded.encoder, target, to, prior_documents=prior, hidden_size=hidden_size)
     say(f"{target}: {FORMATS[to]}")
 
 
@@ -67,7 +65,7 @@ def trim(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     corpus: Annotated[list[str], typer.Option(help="Rows of any kind, .txt or a pattern; repeat for more.")],
     max_size: Annotated[int, typer.Option(min=1, help="Ids to keep at most.")] = 65_535,
-    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+    on_error: OnErrorOption = "stop",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
 ) -> None:
     """Keep only the part of a model's vocabulary that a corpus needs."""
@@ -101,7 +99,7 @@ def expand(
     max_intermediates: Annotated[
         int | None, typer.Option(min=0, help="New tokens at most that are only parts of others.")
     ] = None,
-    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+    on_error: OnErrorOption = "stop",
     seed: Annotated[int, typer.Option(help="Of initialisers that draw.")] = 0,
 ) -> None:
     """Give an embedding model a donor's Korean tokens, with a certificate that nothing else changed."""
@@ -142,7 +140,7 @@ def _show(out: Path) -> None:
         say(f"candidates left out: {reasons}", style="yellow")
 
 
-def _tokens_table(statistics: dict[str, Any]) -> Any:
+def _tokens_table(statistics: dict[str, Any]) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -157,7 +155,7 @@ def _tokens_table(statistics: dict[str, Any]) -> Any:
     return table
 
 
-def _certificate_table(certificate: dict[str, Any]) -> Any:
+def _certificate_table(certificate: dict[str, Any]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -199,7 +197,7 @@ def mine(
     cache: Annotated[Path, typer.Option(help="Keeps vectors of dense models.")] = Path("runs/teacher-vectors"),
     seed: Annotated[int, typer.Option(help="Of --pick sample.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+    on_error: OnErrorOption = "stop",
 ) -> None:
     """Find hard negatives: soju mine ROWS... OUT.jsonl."""
     from soju.core.config import validate
@@ -238,40 +236,3 @@ def mine(
         say(f"  {source}: {counts['mined']:,} of {counts['questions']:,}" + (f"; without: {left}" if left else ""))
     say("candidates dropped: " + (", ".join(f"{reason} {n:,}" for reason, n in report.dropped.most_common()) or "none"))
     say("rows: " + ", ".join(f"{kind} {n:,}" for kind, n in report.kinds.most_common()))
-
-
-@app.command(rich_help_panel="Runs")
-def mteb(
-    model: Annotated[str, typer.Argument(help="Sparse or embedding model: its folder, a run folder or ko-en-static.")],
-    tasks: Annotated[
-        list[str], typer.Argument(metavar="TASK...", help="mteb's name (Ko-StrategyQA), or a folder of BEIR's layout.")
-    ],
-    language: Annotated[
-        list[str] | None, typer.Option(help="Of multilingual tasks (ISO 639-3); repeat for more; kor and eng.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Which judgements of a folder to ask for.")] = "test",
-    out: Annotated[Path | None, typer.Option(help="Write the scores to this JSON file as well.")] = None,
-) -> None:
-    """Measure a model with mteb on tasks of the hub or on local folders; a sparse one on retrieval alone."""
-    from soju.core.files import write_json
-    from soju.evaluation.mteb_tasks import refuse_without_mteb, run_tasks
-
-    refuse_without_mteb()
-    subject, name, sparse = _model_for_mteb(model)
-    languages = language or ("kor", "eng")
-    scores = run_tasks(subject, tasks, name=name, languages=languages, split=split, retrieval_only=sparse)
-    print_tables(scores, [])
-    if out is not None:
-        write_json(out, [score.to_json() for score in scores])
-
-
-def _model_for_mteb(model: str) -> tuple[Any, str, bool]:
-    """Return a model as mteb asks it, its name, and whether it is sparse."""
-    from soju.embedding.evaluate import is_embedding_model, mteb_model
-
-    if is_embedding_model(model):
-        return *mteb_model(model), False
-    from soju.sparse.mteb_searcher import MtebSearcher
-
-    searcher = MtebSearcher.of(model)
-    return searcher, searcher.name, True

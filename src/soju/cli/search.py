@@ -1,69 +1,77 @@
-"""Verbs about searching: index, search, expand-text.
-
-The verb that opens a page: explore.
-
-The verb that writes a corpus as vectors for engines soju does not talk to: vectors.
-"""
+"""Verbs about searching: index, search, expand-text, explore; and vectors, which writes a corpus for other engines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from soju.cli.console import AnyEngine, OnError, app, console, readable, say, tell_skipped
+from soju.cli.console import ModelName, OnError, OnErrorOption, app, console, readable, say, tell_skipped
 from soju.core.errors import UserError, require_extra
+from soju.search.engines import ENGINES, SERVERS
 
-if TYPE_CHECKING:
-    from soju.sparse.indexing import RemoteEngine
+_SERVERS = " and ".join(SERVERS)
 
 
-Url = Annotated[str | None, typer.Option(help="opensearch and qdrant: the server, or a local folder of Qdrant.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="opensearch and qdrant: key=value; repeat for more.")]
+def _known_engine(name: str) -> str:
+    if name not in ENGINES:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(ENGINES)}")
+    return name
+
+
+def _engine_option(text: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        help=f"{text} Known: {', '.join(ENGINES)}.", metavar="ENGINE", callback=_known_engine
+    )
+    return option
+
+
+Url = Annotated[str | None, typer.Option(help=f"{_SERVERS}: the server, or a local folder of Qdrant.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help=f"{_SERVERS}: key=value; repeat for more.")]
 
 
 @app.command(rich_help_panel="Search")
 def index(
-    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    model: ModelName,
     corpus: Annotated[list[str], typer.Argument(help="CORPUS... INDEX: .jsonl, .tsv or .txt files, then the folder.")],
-    engine: Annotated[AnyEngine, typer.Option(help="auto adds block-max from 20,000 passages on.")] = "auto",
+    engine: Annotated[str, _engine_option("auto adds block-max from 20,000 passages on.")] = "auto",
     add: Annotated[bool, typer.Option("--add", help="Add to the index instead of making a new one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
-    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+    on_error: OnErrorOption = "stop",
     url: Url = None,
     settings: Set = None,
     dead_letters: Annotated[Path | None, typer.Option(help="Where passages go that the engine refuses.")] = None,
 ) -> None:
     """Index documents: soju index MODEL CORPUS... INDEX."""
-    from soju.sparse.indexing import add_to_index, build_index
+    from soju.data.log import ReadLog
+    from soju.sparse.indexing import Index, read_documents
+    from soju.sparse.model import load
 
     *files, last = corpus
-    match engine:
-        case "opensearch" | "qdrant":
-            if add or not files:
-                raise UserError(
-                    f"soju index MODEL CORPUS... NAME --engine {engine} makes a whole index; leave out --add"
-                )
-            _load(model, files, last, engine, url, settings, dead_letters, on_error=on_error, overwrite=overwrite)
-            return
-        case own:
-            _refuse_remote(url, settings, dead_letters)
+    if engine in SERVERS:
+        if add or not files:
+            raise UserError(f"soju index MODEL CORPUS... NAME --engine {engine} makes a whole index; leave out --add")
+        _load(model, files, last, engine, url, settings, dead_letters, on_error=on_error, overwrite=overwrite)
+        return
+    _refuse_remote(url, settings, dead_letters)
     folder = Path(last)
     if not files or folder.is_file():
         raise UserError(f"{last}: the last argument is the index folder: soju index MODEL CORPUS... INDEX")
-    if add and (overwrite or own != "auto"):
+    if add and (overwrite or engine != "auto"):
         raise UserError("--add keeps the index as it was made; leave out --overwrite and --engine")
+    log = ReadLog()
+    documents = read_documents(files, on_error, log)
     if add:
-        made, added, log = add_to_index(model, files, folder, on_error=on_error)
-        say(f"{added:,} documents added")
+        made = Index.open(folder, model)
+        say(f"{made.add(documents):,} documents added")
     else:
-        made, log = build_index(model, files, folder, engine=own, on_error=on_error, overwrite=overwrite)
+        made = Index.build(documents, load(model), folder, engine=engine, overwrite=overwrite)
     tell_skipped(log)
-    say(f"{folder}: {made.documents:,} documents, {made.chunks:,} passages")
-    _tell_empty(*made.empty_documents)
+    say(f"{folder}: {made.documents:,} documents, {made.passages:,} passages")
+    _tell_empty(*made.vectors.empty_documents)
 
 
 @app.command(rich_help_panel="Search")
@@ -71,7 +79,7 @@ def search(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="A folder made with soju index, or a name.")],
     query: Annotated[str, typer.Argument(help="Korean or English.")],
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Documents to show.")] = 10,
-    engine: Annotated[AnyEngine, typer.Option(help="Only seismic may miss documents.")] = "auto",
+    engine: Annotated[str, _engine_option("Which one searches; all of ours find the same.")] = "auto",
     model: Annotated[str | None, typer.Option(help="Where the model is, if not inside the index.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     url: Url = None,
@@ -79,17 +87,14 @@ def search(
 ) -> None:
     """Search an index; show which terms matched, in both languages."""
     from soju.report.terminal import hits_table
-    from soju.sparse.indexing import open_index, search_index
+    from soju.sparse.indexing import Index, search_index, search_url
 
-    match engine:
-        case "opensearch" | "qdrant":
-            from soju.sparse.indexing import search_url
-
-            found = search_url(engine, url, index, readable(query), model, k=k, settings=settings or ())
-        case own:
-            _refuse_remote(url, settings, None)
-            opened, encoder = open_index(Path(index), model)
-            (found,) = search_index(opened, encoder, [readable(query)], k=k, engine=own)
+    if engine in SERVERS:
+        found = search_url(engine, url, index, readable(query), model, k=k, settings=settings or ())
+    else:
+        _refuse_remote(url, settings, None)
+        opened = Index.open(index, model)
+        (found,) = search_index(opened.vectors, opened.model.encoder, [readable(query)], k=k, engine=engine)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     elif found.hits:
@@ -102,7 +107,7 @@ def _load(
     model: str,
     files: list[str],
     name: str,
-    engine: RemoteEngine,
+    engine: str,
     url: str | None,
     settings: list[str] | None,
     dead_letters: Path | None,
@@ -131,7 +136,7 @@ def _load(
     if report.failed:
         raise UserError(
             f"{report.failed:,} passages were refused ({', '.join(report.first_failed)}, ...); why is in "
-            f"{loaded.dead_letters}; mend them and index again with --overwrite"
+            f"{loaded.dead_letters}; fix them and index again with --overwrite"
         )
 
 
@@ -142,37 +147,37 @@ def _tell_empty(empty: int, names: Sequence[str]) -> None:
 
 def _refuse_remote(url: str | None, settings: list[str] | None, dead_letters: Path | None) -> None:
     if url is not None or settings or dead_letters is not None:
-        raise UserError("--url, --set and --dead-letters belong to --engine opensearch and qdrant; leave them out")
+        raise UserError(f"--url, --set and --dead-letters belong to --engine {_SERVERS}; leave them out")
 
 
 @app.command("expand-text", rich_help_panel="Search")
 def expand_text(
-    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    model: ModelName,
     text: Annotated[str, typer.Argument(help="Korean or English.")],
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Terms to show.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the terms a text lights up, with weight and language."""
+    """Show the terms a text activates, with weight and language."""
+    from soju.report.contents import Expansion
     from soju.report.terminal import expansion_table
-    from soju.sparse.indexing import expand, open_model
+    from soju.sparse.model import load
 
-    encoder, _ = open_model(model)
-    (expansion,) = expand(encoder, [readable(text)], k=k)
+    expansion = Expansion(text=readable(text), terms=tuple(load(model).expand(text, k)))
     if as_json:
         typer.echo(expansion.model_dump_json(indent=2))
     elif expansion.terms:
         console.print(expansion_table(expansion))
     else:
-        console.print("This text lights up no term.")
+        console.print("This text activates no term.")
 
 
 @app.command(rich_help_panel="Search")
 def explore(
-    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    model: ModelName,
     index: Annotated[
         list[Path] | None, typer.Option(help="An index made with the model; once more for the other model's.")
     ] = None,
-    against: Annotated[str | None, typer.Option(metavar="MODEL2", help="A second model beside the first.")] = None,
+    against: Annotated[str | None, typer.Option(metavar="MODEL2", help="A second model to compare with.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes any that is free.")] = 8765,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
@@ -193,16 +198,16 @@ def explore(
 
 @app.command(rich_help_panel="Search")
 def vectors(
-    model: Annotated[str, typer.Argument(help="A model folder, a run folder or ko-en-static.")],
+    model: ModelName,
     corpus: Annotated[list[str], typer.Argument(help="CORPUS... OUT: .jsonl, .tsv or .txt files, then the folder.")],
     to: Annotated[Literal["opensearch", "elasticsearch", "anserini"], typer.Option(help="Whose files to write.")],
     queries: Annotated[list[str] | None, typer.Option(help="Queries to write as well; repeat for more.")] = None,
     index_name: Annotated[str | None, typer.Option(help="Index the bulk files name; else that of OUT.")] = None,
     quantisation: Annotated[float, typer.Option(min=1e-3, help="anserini: factor before rounding.")] = 100.0,
-    on_error: Annotated[OnError, typer.Option(help="Stop at broken rows, or skip and count them.")] = "stop",
+    on_error: OnErrorOption = "stop",
 ) -> None:
     """Write the weighted terms of a corpus: soju vectors MODEL CORPUS... OUT --to FORMAT."""
-    from soju.sparse.export.formats import VECTOR_FORMATS, write_vectors
+    from soju.sparse.export.vectors import VECTOR_FORMATS, write_vectors
 
     *files, last = corpus
     folder = Path(last)

@@ -1,1 +1,3 @@
-"""Nouns every part shares: config, errors, rows, scores, run folders, files. No torch."""
+"""What every part shares: configuration, recipes, runs, errors, scores, hits, files. No torch."""
+
+__version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""YAML and ``key=value`` overrides become a frozen, checked settings object."""
+"""YAML files, presets and ``key=value`` overrides, made into a frozen, checked settings object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from soju.core.errors import ConfigError
+from soju.core.errors import ConfigError, UserError
 
 
 class Settings(BaseModel):
@@ -24,33 +24,54 @@ class Settings(BaseModel):
 
 _SHOWN = 120
 """Characters of a wrong value that an error shows."""
+_PRESETS = Path(__file__).parents[1] / "presets"
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
+Overrides = Sequence[str] | Mapping[str, Any]
+"""Settings to change: ``["data.seed=7"]``, each value read as YAML, or ``{"data.seed": 7}``."""
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML mapping.
+def preset_names() -> list[str]:
+    """Return the names of all presets, sorted."""
+    return sorted(path.stem for path in _PRESETS.rglob("*.yaml"))
 
-    Args:
-        path: A UTF-8 file, with or without byte order mark.
 
-    Returns:
-        The mapping.
+def preset_text(name: str) -> str:
+    """Return the YAML of a preset with its comments (`UserError` if there is none of that name)."""
+    for path in _PRESETS.rglob("*.yaml"):
+        if path.stem == name:
+            return path.read_text(encoding="utf-8")
+    raise UserError(f'no preset is called "{name}"; there are {", ".join(preset_names())}')
 
-    Raises:
-        ConfigError: If the file cannot be read, is not YAML, or is not a mapping.
+
+def read_config(name: str | Path, overrides: Overrides = ()) -> tuple[dict[str, Any], str]:
+    """Read a YAML file or a preset, with overrides set; nothing is checked against a recipe yet.
+
+    Returns the settings as plain values and the text to keep with a run: the YAML, then a comment for each override.
+    Raises `UserError` if there is no such file or preset, or it is not YAML.
     """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        text = _read_text(path)
+    elif str(name) in preset_names():
+        text = preset_text(str(name))
+    else:
+        raise UserError(f'"{name}" is neither a YAML file nor a preset; presets: {", ".join(preset_names())}')
+    values = apply_overrides(parse_yaml(text, place=str(name)), overrides)
+    return values, text + "".join(f"# override: {override}\n" for override in _texts(overrides))
+
+
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; check the path, or see `soju presets`") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8; save the file as UTF-8") from None
-    return parse_yaml(text, place=str(path))
 
 
 def parse_yaml(text: str, *, place: str) -> dict[str, Any]:
-    """Parse one YAML mapping; `place` is named in errors. See `read_yaml`."""
+    """Parse one YAML mapping; `place` is named in errors (`ConfigError` if it is not YAML, or not a mapping)."""
     try:
         value = _load(text)
     except yaml.YAMLError as error:
@@ -91,31 +112,26 @@ def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
-def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return `values` with ``a.b=value`` overrides set; each value is read as YAML.
+def apply_overrides(values: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """Return a copy of `values` with overrides set.
 
     >>> apply_overrides({"data": {"seed": 1}}, ["data.seed=2"])
     {'data': {'seed': 2}}
 
-    Args:
-        values: Settings as read; they stay as they are.
-        overrides: Texts like ``data.seed=2``.
-
-    Returns:
-        A changed copy.
-
-    Raises:
-        ConfigError: If an override is not ``key=value`` or goes through something that is not a mapping.
+    Raises `ConfigError` if an override is not ``key=value`` or goes through something that is not a mapping.
     """
     result = _copy(values)
-    for override in overrides:
+    for override in _texts(overrides):
         key, separator, text = override.partition("=")
         if not separator or not all(key.split(".")):
             raise ConfigError(f'override "{override}": expected key=value, for example data.seed=7')
-        try:
-            value = _load(text)
-        except (yaml.YAMLError, ValueError):
-            raise ConfigError(f'override "{override}": the value is not valid YAML; quote it') from None
+        if isinstance(overrides, Mapping):
+            value = overrides[key]
+        else:
+            try:
+                value = _load(text)
+            except (yaml.YAMLError, ValueError):
+                raise ConfigError(f'override "{override}": the value is not valid YAML; quote it') from None
         *parents, last = key.split(".")
         target = result
         for parent in parents:
@@ -127,19 +143,17 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     return result
 
 
+def _texts(overrides: Overrides) -> list[str]:
+    if isinstance(overrides, Mapping):
+        return [f"{key}={value}" for key, value in overrides.items()]
+    return list(overrides)
+
+
 def validate(values: Mapping[str, Any], model: type[ConfigT], *, place: str) -> ConfigT:
-    """Turn plain values into a settings object.
+    """Turn plain values into a frozen settings object.
 
-    Args:
-        values: Settings as read.
-        model: The class of the settings object.
-        place: What errors call the source of the values.
-
-    Returns:
-        The checked, frozen settings.
-
-    Raises:
-        ConfigError: With one line for each wrong setting: its place, what is wrong, the remedy.
+    Raises `ConfigError` with one line for each wrong setting: its place (`place` names the source), what is wrong, the
+    remedy.
     """
     try:
         return model.model_validate(dict(values))

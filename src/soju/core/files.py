@@ -1,7 +1,4 @@
-"""Files that are either whole or absent, and manifests that prove it.
-
-Whether everything below a folder is as it was written.
-"""
+"""Files that are either whole or absent, and manifests that prove it."""
 
 from __future__ import annotations
 
@@ -25,12 +22,8 @@ MANIFEST = "manifest.json"
 def atomic_writer(path: Path, *, encoding: str | None = "utf-8") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path` and rename it into place when the block ends well.
 
-    Args:
-        path: Final name. Its folder is made when it is missing.
-        encoding: Text encoding, or ``None`` to write bytes.
-
-    Yields:
-        The open file. When the block raises, `path` keeps its old content.
+    The folder is made when it is missing; ``encoding=None`` writes bytes. When the block raises, `path` keeps its old
+    content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -61,9 +54,8 @@ def write_json(path: Path, value: Any) -> None:
 def append_json_line(path: Path, value: Any) -> None:
     """Append one JSON line and wait until it is on the disk; a line that a crash cut short is removed first.
 
-    Args:
-        path: A ``.jsonl`` file with one writer; made when it is missing.
-        value: Finite JSON. ``NaN`` and infinity are refused (``ValueError``): no other program reads them.
+    The file has one writer and is made when it is missing. ``NaN`` and infinity are refused (``ValueError``): no other
+    program reads them.
     """
     line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +69,7 @@ def append_json_line(path: Path, value: Any) -> None:
 def read_json_lines(path: Path) -> list[Any]:
     """Read what `append_json_line` wrote; no file is no lines, and a last line that a crash cut short is left out.
 
-    Args:
-        path: A ``.jsonl`` file.
-
-    Returns:
-        One value a line.
-
-    Raises:
-        IntegrityError: If a whole line is not JSON.
+    Raises `IntegrityError` if a whole line is not JSON.
     """
     if not path.exists():
         return []
@@ -141,16 +126,9 @@ def sha256(path: Path) -> str:
 
 
 def tensor_names(path: Path) -> list[str]:
-    """Read the names of a safetensors file's tensors from its header, without its values.
+    """Read the names of a safetensors file's tensors from its header, sorted, without their values.
 
-    Args:
-        path: A ``.safetensors`` file.
-
-    Returns:
-        The names, sorted.
-
-    Raises:
-        IntegrityError: If the header is cut off or is not JSON.
+    Raises `IntegrityError` if the header is cut off or is not JSON.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -179,11 +157,7 @@ def _entry(path: Path) -> dict[str, Any]:
 def verify_manifest(folder: Path) -> None:
     """Check every file of `folder` against its manifest.
 
-    Args:
-        folder: A folder that `write_manifest` finished.
-
-    Raises:
-        IntegrityError: If the manifest or a file is missing, or a file has other bytes. All faults are listed.
+    Raises `IntegrityError`, which lists all faults, if the manifest or a file is missing, or a file has other bytes.
     """
     _check(folder, contents=True)
 
@@ -233,15 +207,9 @@ class Checked:
 
 
 def check_tree(root: Path) -> Iterator[Checked]:
-    """Check every folder below `root` that has a manifest or should have one.
+    """Check every folder below `root` that has a manifest or should have one, each once, in the order of names.
 
     Checkpoints and folders with weights should. Hidden folders are unfinished by definition and left out.
-
-    Args:
-        root: A run, model or index folder.
-
-    Yields:
-        Each folder once, in the order of names.
     """
     covered: set[Path] = set()
     for folder in sorted({root, *(path for path in root.rglob("*") if path.is_dir())}):

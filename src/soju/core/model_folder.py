@@ -1,15 +1,18 @@
-"""Where are the files of a model? A folder, an installed package, or a snapshot of the hub; weights as safetensors."""
+"""The files of a model: a folder, an installed package, or a snapshot of the hub; weights as safetensors."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from soju.core.errors import UserError
 from soju.core.files import sha256
 
+STOCK_MODULES = "modules.json"
+"""Stands in every folder that sentence-transformers saved."""
 PACKAGE = "package:"
 WEIGHTS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -33,16 +36,10 @@ class ModelFolder:
 def find_model_folder(name: str, *, revision: str | None = None, code: bool = False) -> ModelFolder:
     """Find a model's folder, fetching it from the hub when the name is neither a folder nor a package.
 
-    Args:
-        name: A folder, ``package:NAME`` for the model inside an installed Python package, or a hub id ``OWNER/NAME``.
-        revision: Branch, tag, commit or ``refs/pr/N`` of a hub id.
-        code: Fetch Python files too, for models whose code the user trusts. Pickles are never fetched.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: If there is no such folder, package or repository, or its weights are no safetensors.
+    `name` is a folder, ``package:NAME`` for the model inside an installed Python package, or a hub id ``OWNER/NAME``
+    with its `revision`: a branch, tag, commit or ``refs/pr/N``. `code` fetches Python files too, for models whose code
+    the user trusts; pickles are never fetched. Raises `UserError` if there is no such folder, package or repository, or
+    its weights are no safetensors.
     """
     path = Path(name).expanduser()
     if name.startswith(PACKAGE):
@@ -57,6 +54,17 @@ def find_model_folder(name: str, *, revision: str | None = None, code: bool = Fa
     return found
 
 
+def module_names(folder: Path) -> tuple[str, ...]:
+    """Return the class names of the modules of a sentence-transformers folder; none for other folders."""
+    path = folder / STOCK_MODULES
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(module["type"].rpartition(".")[2] for module in json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a list of modules ({error}); restore the file or save the model again") from None
+
+
 def content_hash(folder: Path) -> str:
     """Return a SHA-256 over all files of a model but those that are only about it."""
     digest = hashlib.sha256()
@@ -69,12 +77,7 @@ def content_hash(folder: Path) -> str:
 def refuse_pickled_weights(folder: Path, name: str) -> None:
     """Check that a model, and every module in a folder of its own below it, has safetensors where it has weights.
 
-    Args:
-        folder: The model's folder.
-        name: The model in the message.
-
-    Raises:
-        UserError: If there is no safetensors file, or a folder has pickled weights only.
+    Raises `UserError`, which calls the model `name`, if there is no safetensors file or a folder has only pickles.
     """
     remedy = (
         "reading a pickle can run code; use a revision with safetensors (hub ids often have one as refs/pr/N), or "

@@ -35,10 +35,7 @@ def is_shown() -> bool:
 def track(items: Iterable[ItemT], description: str, *, total: int | None = None) -> Iterator[ItemT]:
     """Yield `items` while a bar with count, elapsed time and ETA is drawn on standard error.
 
-    Args:
-        items: What to go through.
-        description: One or two words for the left of the bar.
-        total: Number of items when `items` has no length.
+    `total` is the number of items when `items` has no length.
     """
     if not is_shown():
         yield from items

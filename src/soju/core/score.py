@@ -1,7 +1,4 @@
-"""A number that travels with its meaning: name, value, unit, direction, interval, signature.
-
-What is measured on what: the part of a score that is known before measuring.
-"""
+"""Numbers that travel with their meaning: name, value, unit, direction, interval, signature."""
 
 from __future__ import annotations
 
@@ -9,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from soju import __version__
+from pydantic import Field
+
+from soju.core import __version__
 
 
 def signature(**settings: object) -> str:
@@ -37,7 +36,13 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One measured value."""
+    """One measured value.
+
+    >>> import soju
+    >>> score = soju.Score("recall@10", "bm25", "dev/ko-en", 0.25, "fraction", True, "k:10|metric:recall")
+    >>> soju.Score.from_json(score.to_json()) == score
+    True
+    """
 
     name: str
     """The metric, for example ``recall@10``."""
@@ -62,6 +67,41 @@ class Score:
         """Read what `to_json` wrote."""
         interval = value.get("interval")
         return cls(**{**value, "interval": Interval(**interval) if interval else None})
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How far one system is from another on the same queries.
+
+    >>> import soju
+    >>> interval = {"low": 0.1, "high": 0.3, "level": 0.95}
+    >>> soju.Comparison.from_json({
+    ...     "subject": "student", "baseline": "bm25", "test_set": "dev/ko-en", "metric": "recall@10",
+    ...     "difference": 0.2, "interval": interval, "p_value": 0.01, "samples": 2000, "seed": 0,
+    ... }).interval.low
+    0.1
+    """
+
+    subject: str
+    baseline: str
+    test_set: str
+    metric: str
+    difference: float
+    """Mean of subject minus baseline, in the unit of the metric."""
+    interval: Interval
+    p_value: Annotated[float, Field(ge=0, le=1)]
+    """Two-sided, for no difference in the mean; at least ``1 / (samples + 1)``."""
+    samples: int
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(**{**value, "interval": Interval(**value["interval"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +133,8 @@ class Setting:
     ) -> Score:
         """Return a score whose signature is `name`, the data and everything in `decisive`.
 
-        Args:
-            name: The metric with its cut-off, for example ``recall@10``.
-            value: The measured value.
-            unit: Unit of value and interval.
-            higher_is_better: Direction of the metric.
-            interval: Confidence interval of the value.
-            **decisive: What else decides the value, apart from the system.
-
-        Returns:
-            The score, with the interval when one is given.
+        `name` has the cut-off in it (``recall@10``), `unit` is that of value and interval, and `decisive` is what else
+        decides the value apart from the system.
         """
         return Score(
             name=name,

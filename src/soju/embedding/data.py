@@ -19,7 +19,7 @@ from torch import Tensor
 from soju.core.errors import UserError
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import HIGHEST, PairRow, PassageRow, SimilarityPair
+from soju.data.rows import HIGHEST, KINDS, PairRow, PassageRow, SimilarityPair
 from soju.data.splits import held_out, normalise_for_overlap, refuse_overlap, spread
 from soju.data.statistics import RowStatistics, counted
 from soju.embedding.config import EmbeddingConfig, EmbeddingDataSettings, SupervisedSettings, UnsupervisedSettings
@@ -132,7 +132,11 @@ class _Reading:
         """Yield the good rows of the sources."""
         for source in sources:
             rows: Iterable[Any] = read_rows(
-                [source], kind, log=self._log, root=self._settings.root, max_line_bytes=self._settings.max_line_bytes
+                [source],
+                KINDS[kind],
+                log=self._log,
+                root=self._settings.root,
+                max_line_bytes=self._settings.max_line_bytes,
             )
             for row in rows if counts is None else counted(rows, counts):
                 self.source_rows[source] = self.source_rows.get(source, 0) + 1

@@ -20,16 +20,16 @@ from soju.core.config import Settings, validate
 from soju.core.errors import UserError
 from soju.core.language import language_of
 from soju.core.progress import track
-from soju.core.score import Score, Setting
+from soju.core.score import Comparison, Score, Setting
 from soju.data.log import ReadLog
 from soju.data.readers import SourceFilter, read_beir, read_rows
-from soju.data.rows import ChoiceQuestion, PairRow, PassageRow, SimilarityPair
+from soju.data.rows import KINDS, PASSAGES, ChoiceQuestion, PairRow, PassageRow, SimilarityPair
 from soju.data.sources import SAMPLES
 from soju.embedding.config import EvaluationSettings, RetrievalTestSet, SimilaritySet
 from soju.embedding.embedder import Embedder, Subject, load_model
 from soju.evaluation.mteb_tasks import quiet
 from soju.evaluation.retrieval import RetrievalSet, evaluate
-from soju.evaluation.significance import Comparison, Measurement, compare
+from soju.evaluation.significance import Measurement, compare
 from soju.evaluation.similarity import (
     SimilarityMeasurement,
     compare_similarity,
@@ -85,7 +85,7 @@ def read_evaluation(
     folder = settings.root or root
 
     def rows(file: str, kind: Any, select: SourceFilter | None = None) -> Iterator[Any]:
-        return read_rows([file], kind, log=own, root=folder, select=select)
+        return read_rows([file], KINDS[kind], log=own, root=folder, select=select)
 
     sts = {one.name: _some(_of_language(rows(one.file, "similarity"), one), settings) for one in settings.sts}
     bitext = {
@@ -130,7 +130,7 @@ def _retrieval_sets(
             return {}
         name = f"{one.name}/{one.split}"
         return {name: RetrievalSet.create(name, found.queries, found.documents, found.judgements)}
-    passages: list[PassageRow] = _some(read_rows(one.passages, "passages", log=log, root=root), settings)
+    passages: list[PassageRow] = _some(read_rows(one.passages, PASSAGES, log=log, root=root), settings)
     if log.problems:
         return {}
     if len(passages) < 2:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from soju.core.errors import UserError
 from soju.core.files import read_json_lines, write_json, write_manifest, write_text
-from soju.core.run import RunDirectory
+from soju.core.run import Run
 from soju.core.score import Score
 from soju.embedding.adapter_modules import SHIPPED
 from soju.embedding.adapters import load_adapted
@@ -338,7 +338,7 @@ print(model.similarity(vectors, vectors))"""
 
 
 def measure(
-    accepted: Sequence[Accepted], config: EmbeddingConfig, evaluation: EvaluationData, run_dir: RunDirectory
+    accepted: Sequence[Accepted], config: EmbeddingConfig, evaluation: EvaluationData, run_dir: Run
 ) -> Measured:
     """Measure base and stages on all test sets, each against the base, and write down what was measured."""
 
@@ -357,7 +357,7 @@ def report(
     measured: Measured,
     config: EmbeddingConfig,
     data: EmbeddingData,
-    run_dir: RunDirectory,
+    run_dir: Run,
     *,
     failed: Exception | None = None,
 ) -> Path:

@@ -6,15 +6,19 @@ import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
+from soju.core.config import validate
 from soju.core.errors import BadNumbersError, MissingExtraError, RegressionError, UserError
 from soju.core.files import write_json, write_manifest, write_text
-from soju.core.model_folder import find_model_folder
-from soju.core.run import RunDirectory
+from soju.core.model_folder import STOCK_MODULES, find_model_folder
+from soju.core.recipe import Answer, DataReport, Evaluation, MtebModel, Recipe, Show, train
+from soju.core.run import Run
 from soju.embedding.adapters import load_float32
 from soju.embedding.config import EmbeddingConfig, ScratchBase
 from soju.embedding.data import EmbeddingData, read_embedding_data
@@ -31,12 +35,12 @@ from soju.training.rollback import Attempt
 
 def run(
     config: EmbeddingConfig,
-    run_dir: RunDirectory,
+    run_dir: Run,
     *,
     data: EmbeddingData | None = None,
     evaluation: EvaluationData | None = None,
     resume: Path | None = None,
-) -> Path:
+) -> Run:
     """Expand, train stage by stage, measure and report.
 
     Args:
@@ -47,7 +51,7 @@ def run(
         resume: A checkpoint to go on from, in the ``training`` folder of one of the stages; later stages are put aside.
 
     Returns:
-        The HTML report.
+        The run.
 
     Raises:
         RegressionError: If a stage did not keep within the budget; the report of what was accepted is written.
@@ -92,7 +96,7 @@ def run(
         report(accepted, measured, config, data, run_dir, failed=failed)
     if failed:
         raise failed
-    return run_dir.path / "report.html"
+    return run_dir
 
 
 def read_run(config: EmbeddingConfig) -> tuple[EmbeddingData, EvaluationData]:
@@ -107,7 +111,7 @@ def read_run(config: EmbeddingConfig) -> tuple[EmbeddingData, EvaluationData]:
     return read_embedding_data(config, measured=evaluation.all_texts()), evaluation
 
 
-def base_and_donor(config: EmbeddingConfig, data: EmbeddingData, run_dir: RunDirectory) -> tuple[Path, str | None]:
+def base_and_donor(config: EmbeddingConfig, data: EmbeddingData, run_dir: Run) -> tuple[Path, str | None]:
     """Find the base and name the donor, or make both.
 
     Raises `UserError` if the base is no sentence-transformers folder.
@@ -117,7 +121,7 @@ def base_and_donor(config: EmbeddingConfig, data: EmbeddingData, run_dir: RunDir
         return base, str(donor)
     with PartialState().main_process_first():
         folder = find_model_folder(config.base.model).path
-    if not (folder / "modules.json").is_file():
+    if not (folder / STOCK_MODULES).is_file():
         raise UserError(f"{config.base.model}: no modules.json, so nothing says how it pools; give an embedding model")
     return folder, config.base.donor
 
@@ -220,7 +224,7 @@ def _probe(
     return {"before": check(load_float32(start).eval()), "after": check(trainer.model.eval())}
 
 
-def publish_best(folder: Path, run_dir: RunDirectory) -> None:
+def publish_best(folder: Path, run_dir: Run) -> None:
     """Make ``best`` and ``final`` of the last accepted model; bytes are shared with it where the disk can."""
     for target in (run_dir.best, run_dir.final):
         shutil.rmtree(target, ignore_errors=True)
@@ -233,3 +237,111 @@ def _share(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+_DEMO, _DEMO_TEXT = "embedding-pico", "김치를 담그는 방법"
+
+
+class EmbeddingRecipe(Recipe[EmbeddingConfig, tuple[EmbeddingData, EvaluationData]]):
+    """See `soju.core.recipe.Recipe`."""
+
+    def configure(self, values: Mapping[str, Any], *, place: str) -> EmbeddingConfig:
+        """Check a configuration."""
+        settings: EmbeddingConfig = validate(values, EmbeddingConfig, place=place)
+        return settings
+
+    def check(self, config: EmbeddingConfig) -> DataReport[tuple[EmbeddingData, EvaluationData]]:
+        """Read training and evaluation data."""
+        from soju.data.statistics import format_statistics
+
+        data, evaluation = read_run(config)
+        statistics = data.statistics
+        watched = statistics["watched_pairs"]
+        return DataReport(
+            data=(data, evaluation),
+            tables=[
+                format_statistics(statistics[part], title=part)
+                for part in ("korean", "english", "pairs", "passages")
+                if part in statistics
+            ],
+            facts=[
+                *(f"{name}: {count:,} Korean texts" for name, count in statistics["stage_texts"].items()),
+                f"watched: {watched['korean']:,} Korean pairs, {watched['english']:,} English pairs",
+                *(f"{name}: {len(pairs):,} scored pairs" for name, pairs in evaluation.sts.items()),
+            ],
+            refused=data.log.refused,
+            reasons=data.log.reasons,
+        )
+
+    def train(
+        self,
+        config: EmbeddingConfig,
+        run_dir: Run,
+        *,
+        data: tuple[EmbeddingData, EvaluationData] | None = None,
+        resume: bool | Path = False,
+        workers: int = 2,  # nothing here analyses text
+    ) -> Run:
+        """Expand, train stage by stage, measure and report."""
+        rows, evaluation = data or (None, None)
+        start = resume if isinstance(resume, Path) else None
+        return run(config, run_dir, data=rows, evaluation=evaluation, resume=start)
+
+    def evaluate(
+        self,
+        models: Sequence[str],
+        values: Mapping[str, Any],
+        *,
+        place: str,
+        samples: int | None = None,
+        seed: int | None = None,
+    ) -> Evaluation:
+        """Measure models on the sets of a configuration; only its evaluation is looked at."""
+        from soju.embedding.evaluate import compare_models
+        from soju.report.tables import model_rows
+        from soju.report.terminal import models_table
+
+        given = {name: value for name, value in (("resamples", samples), ("seed", seed)) if value is not None}
+        if given:
+            values = {**values, "evaluation": {**(values.get("evaluation") or {}), **given}}
+        measured = compare_models(models, values, place=place)
+        rows = model_rows(measured.subjects, measured.scores, measured.comparisons)
+        record = {**measured.to_json(), "rows": [row.to_json() for row in rows]}
+        return Evaluation([models_table(measured.subjects, rows)], measured.not_compared, record)
+
+    def demo(self, folder: Path, show: Show) -> Answer | None:
+        """Train a pico model on our own samples and show what changed."""
+        from sentence_transformers import SentenceTransformer
+
+        from soju.report.terminal import run_tables
+
+        show("Making a small English embedding model, giving it Korean, stage by stage ...")
+        trained = train(_DEMO, out=folder)
+        show(run_tables(folder))
+        show(f"Model   {trained.best}\nReport  {trained.report}")
+        for name in ("base", "stage0"):
+            tokens = SentenceTransformer(str(folder / name), device="cpu").tokenizer.tokenize(_DEMO_TEXT)
+            show(f"{name}: {_DEMO_TEXT!r} has {len(tokens)} tokens")
+        return None
+
+    def owns(self, model: str) -> bool:
+        """Tell whether a folder is a run of this recipe, or pools token states into one dense vector."""
+        from soju.embedding.evaluate import is_embedding_model
+
+        recipe = Run(Path(model)).recipe
+        return is_embedding_model(model) if recipe is None else recipe == "embedding"
+
+    def load(self, folder: Path) -> Any:
+        """Load a model as a ``SentenceTransformer``, adapters included."""
+        from soju.embedding.adapters import load_adapted
+
+        return load_adapted(folder, local_files_only=True).eval()
+
+    def mteb(self, model: str) -> MtebModel:
+        """Wrap a model in mteb's own wrapper for sentence-transformers."""
+        from soju.embedding.evaluate import mteb_model
+
+        return MtebModel(*mteb_model(model), retrieval_only=False)
+
+
+RECIPE = EmbeddingRecipe()

@@ -5,14 +5,13 @@ Shape letters: Q = queries, S = resamples.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from soju.core.errors import UserError
-from soju.core.score import Interval, Score
+from soju.core.score import Comparison, Interval, Score
 
 _CELLS = 1 << 22
 """Resampled values held at once, which bounds the memory to some 64 MB."""
@@ -25,32 +24,6 @@ class Measurement:
     score: Score
     values: NDArray[np.float64]
     """One value a query, ``(Q,)``, in the order of the test set, in the unit of the score."""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """How far one system is from another on the same queries."""
-
-    subject: str
-    baseline: str
-    test_set: str
-    metric: str
-    difference: float
-    """Mean of subject minus baseline, in the unit of the metric."""
-    interval: Interval
-    p_value: float
-    """Two-sided, for no difference in the mean; at least ``1 / (samples + 1)``."""
-    samples: int
-    seed: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain dictionary."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        """Read what `to_json` wrote."""
-        return cls(**{**value, "interval": Interval(**value["interval"])})
 
 
 def compare(

@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from soju.core.errors import UserError
-from soju.core.score import Score, Setting
+from soju.core.score import Comparison, Score, Setting
 from soju.data.rows import ChoiceQuestion, PairRow, SimilarityPair
 from soju.evaluation.significance import (
-    Comparison,
     Measurement,
     judge_draws,
     mean_interval,

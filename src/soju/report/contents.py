@@ -1,4 +1,4 @@
-"""What does a run folder say? Its generic files, read and checked."""
+"""What a run folder says: its generic files, read and checked."""
 
 from __future__ import annotations
 
@@ -10,28 +10,16 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from soju.core.errors import UserError
-from soju.core.language import Language
-from soju.core.score import Interval, Score
+from soju.core.hits import Hit, TermWeight
+from soju.core.score import Comparison, Score
+
+_CHECKED = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Row(BaseModel):
     """Base of what the files hold: frozen, unknown keys and non-finite numbers refused, nothing coerced."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Comparison(Row):
-    """One paired test; ``difference`` is the subject's value minus the baseline's, in the metric's unit."""
-
-    subject: str
-    baseline: str
-    test_set: str
-    metric: str
-    difference: float
-    interval: Interval | None = None
-    p_value: Annotated[float, Field(ge=0, le=1)]
-    samples: int
-    seed: int | None = None
+    model_config = _CHECKED
 
 
 class Series(Row):
@@ -80,39 +68,12 @@ class FigureSpec(Row):
         return self
 
 
-class ExpansionTerm(Row):
-    """One active term of a text."""
-
-    term: str
-    language: Language
-    weight: float
-
-
 class Expansion(Row):
     """The terms a text activates."""
 
     text: str
-    terms: tuple[ExpansionTerm, ...]
-
-
-class MatchedTerm(Row):
-    """A term that query and document share, and what it adds to the score."""
-
-    term: str
-    language: Language
-    query_weight: float
-    document_weight: float
-    contribution: float
-
-
-class Hit(Row):
-    """One found document."""
-
-    rank: int
-    document_id: str
-    score: float
-    passage: str
-    matched: tuple[MatchedTerm, ...] = ()
+    terms: tuple[TermWeight, ...]
+    """Heaviest first."""
 
 
 class Search(Row):
@@ -159,16 +120,9 @@ ValueT = TypeVar("ValueT")
 
 
 def read_run(folder: Path) -> RunContents:
-    """Read the files of a run folder that a report needs.
+    """Read the files of a run folder that a report needs; only ``scores.json`` must be in it.
 
-    Args:
-        folder: The run folder; only ``scores.json`` must be in it.
-
-    Returns:
-        What its files say.
-
-    Raises:
-        UserError: If ``scores.json`` is missing, or a file is malformed; it names the file and each wrong place.
+    Raises `UserError` if it is missing, or a file is malformed; the message names the file and each wrong place.
     """
     if not (folder / "scores.json").is_file():
         raise UserError(f"{folder}: no scores.json; is this the folder of a finished run?")
@@ -179,7 +133,7 @@ def read_run(folder: Path) -> RunContents:
     return RunContents(
         name=folder.resolve().name,
         scores=scores,
-        comparisons=_read(folder / "comparisons.json", tuple[Comparison, ...], ()),
+        comparisons=_read(folder / "comparisons.json", tuple[Comparison, ...], (), _CHECKED),
         figures=figures,
         expansions=_read(folder / "expansions.json", tuple[Expansion, ...], ()),
         searches=_read(folder / "searches.json", tuple[Search, ...], ()),
@@ -191,9 +145,9 @@ def read_run(folder: Path) -> RunContents:
     )
 
 
-def _read(path: Path, kind: type[ValueT], missing: ValueT) -> ValueT:
+def _read(path: Path, kind: type[ValueT], missing: ValueT, config: ConfigDict | None = None) -> ValueT:
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+        return TypeAdapter(kind, config=config).validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
         return missing
     except OSError as error:

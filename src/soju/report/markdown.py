@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from soju.report.contents import Expansion, Hit, RunContents, Search
+from soju.core.hits import Hit
+from soju.report.contents import Expansion, RunContents, Search
 from soju.report.number_format import format_weight
 from soju.report.page import Block, DrawnFigure, Page, TimedStep, compose
 from soju.report.tables import SYMBOLS, Cell, ScoreTable

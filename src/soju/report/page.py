@@ -16,9 +16,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from soju.core.hits import TermWeight
 from soju.core.language import language_of
 from soju.core.score import Score
-from soju.report.contents import Expansion, ExpansionTerm, FigureSpec, RunContents, Search
+from soju.report.contents import Expansion, FigureSpec, RunContents, Search
 from soju.report.number_format import format_duration, format_weight, is_cost
 from soju.report.tables import SYMBOLS, Group, PairedTest, ScoreTable, build_tables, describe_tests
 
@@ -277,7 +278,7 @@ def _environment() -> Environment:
     return environment
 
 
-def terms_by_language(expansion: Expansion) -> list[tuple[str, str, list[tuple[ExpansionTerm, float]]]]:
+def terms_by_language(expansion: Expansion) -> list[tuple[str, str, list[tuple[TermWeight, float]]]]:
     """Group terms by language, heaviest first, each with its share of the heaviest weight in percent."""
     heaviest = max((term.weight for term in expansion.terms), default=0.0)
     groups = []

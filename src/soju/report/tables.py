@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from soju.core.score import Interval, Score
-from soju.report.contents import Comparison
+from soju.core.score import Comparison, Interval, Score
 from soju.report.number_format import (
     format_difference,
     format_interval,
@@ -72,7 +71,7 @@ def describe_tests(comparisons: Sequence[Comparison], scores: Sequence[Score]) -
                 test_set=comparison.test_set,
                 metric=comparison.metric,
                 difference=format_difference(comparison.difference, unit),
-                interval="" if comparison.interval is None else format_interval(comparison.interval, unit),
+                interval=format_interval(comparison.interval, unit),
                 p_value=format_p(comparison.p_value),
                 samples=f"{comparison.samples:,}",
                 finding=finding,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -12,8 +13,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from soju.core.score import Score
-from soju.report.contents import Comparison, Expansion, Search
+from soju.core.score import Comparison, Score
+from soju.report.contents import Expansion, Search, read_run
 from soju.report.number_format import format_difference, format_value, format_weight, is_cost, unit_heading
 from soju.report.tables import SYMBOLS, Cell, Finding, ModelCell, ModelRow, ScoreTable, build_tables
 
@@ -54,7 +55,7 @@ def differences_table(comparisons: Sequence[Comparison], *, title: str) -> Table
     for column in ("test set", "metric", "difference", "95 % interval", "p"):
         table.add_column(column, justify="left" if column in ("test set", "metric") else "right")
     for item in comparisons:
-        interval = "" if item.interval is None else f"[{item.interval.low:+.4f}, {item.interval.high:+.4f}]"
+        interval = f"[{item.interval.low:+.4f}, {item.interval.high:+.4f}]"
         table.add_row(item.test_set, item.metric, f"{item.difference:+.4f}", interval, f"{item.p_value:.4f}")
     return table
 
@@ -204,3 +205,20 @@ def _steers(character: str) -> bool:
 
 def _cut(text: str, width: int) -> str:
     return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
+
+
+def run_tables(run_folder: Path) -> Group:
+    """Return the scores of a run folder for the terminal."""
+    contents = read_run(run_folder)
+    return measured_tables(contents.scores, contents.comparisons)
+
+
+def measured_tables(scores: Sequence[Score], comparisons: Sequence[Comparison] = ()) -> Group:
+    """Return a table of the test sets with several systems, and a list of figures for the others."""
+    systems: dict[str, set[str]] = {}
+    for score in scores:
+        systems.setdefault(score.test_set, set()).add(score.subject)
+    compared = [score for score in scores if len(systems[score.test_set]) > 1]
+    alone = [score for score in scores if len(systems[score.test_set]) == 1]
+    tables = [scores_table(compared, comparisons)] if compared else []
+    return Group(*tables, *([figures_table(alone)] if alone else []))

@@ -1,10 +1,6 @@
-"""What does a search return, and why did it match? Hits with the terms that made their score.
-
-Which documents are best when an engine returns passages? The best passage of each, as our own index ranks them.
+"""From what an engine found to hits: the terms that matched, the best passage of each document, the fusion of rankings.
 
 Shape letter: T = terms of the query.
-
-Reciprocal rank fusion: one ranking out of several, from ranks alone.
 """
 
 from __future__ import annotations
@@ -15,40 +11,11 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.core.language import Language, language_of
-
-
-@dataclass(frozen=True, slots=True)
-class MatchedTerm:
-    """One term that the query and the chunk share."""
-
-    term: str
-    language: Language
-    query_weight: float
-    """Weight in the query, idf included."""
-    document_weight: float
-    """Impact in the chunk."""
-    contribution: float
-    """``query_weight * document_weight``: its part of the score."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One document that was found, through its best chunk."""
-
-    document_id: str
-    score: float
-    """Sum of the contributions, unitless; comparable within one query only."""
-    text: str
-    """The chunk that matched."""
-    start: int
-    """Where the chunk starts in the document, in characters."""
-    end: int
-    """Where it ends."""
-    matched: tuple[MatchedTerm, ...]
-    """Largest contribution first; empty when no explanation was asked for."""
+from soju.core.hits import Hit, MatchedTerm, TermWeight
+from soju.core.language import language_of
 
 
 def explain(
@@ -57,17 +24,7 @@ def explain(
     query_weights_T: NDArray[np.float32],
     impacts_T: NDArray[np.float32],
 ) -> tuple[MatchedTerm, ...]:
-    """List the terms that query and chunk share.
-
-    Args:
-        names: The V terms of the index.
-        terms_T: Terms of the query.
-        query_weights_T: Their weights, idf included.
-        impacts_T: Their impacts in the chunk, 0 where it lacks the term.
-
-    Returns:
-        Largest contribution first, equal ones by term number.
-    """
+    """List the terms that query and chunk share."""
     contributions_T = query_weights_T * impacts_T
     return tuple(
         MatchedTerm(
@@ -80,6 +37,14 @@ def explain(
         for t in np.argsort(-contributions_T, kind="stable")
         if contributions_T[t] > 0
     )
+
+
+def heaviest(vectors: csr_array, row: int, names: Sequence[str], k: int) -> list[TermWeight]:
+    """Return the k heaviest terms of a row of ``(B, V)`` vectors; equal weights by term number."""
+    start, stop = vectors.indptr[row : row + 2]
+    weighted = zip(vectors.data[start:stop].tolist(), vectors.indices[start:stop].tolist(), strict=True)
+    best = sorted(weighted, key=lambda pair: (-pair[0], pair[1]))[:k]
+    return [TermWeight(names[term], language_of(names[term]), weight) for weight, term in best]
 
 
 MOST = 10_000
@@ -128,29 +93,20 @@ def best_of_each(fetch: Callable[[int], Sequence[Found]], k: int, *, one_each: b
 def to_hits(
     found: Sequence[Found], names: Sequence[str], terms_T: NDArray[np.int32], weights_T: NDArray[np.float32]
 ) -> list[Hit]:
-    """Add the terms that matched, from the stored weights.
-
-    Args:
-        found: Passages, best first.
-        names: Readable name of every term.
-        terms_T: Terms of the query.
-        weights_T: Their weights.
-
-    Returns:
-        Hits. Contributions are of the weights as sent; the engine's score may differ by what it rounds.
-    """
+    """Add the terms that matched, from the stored weights."""
     return [
         Hit(
+            rank=rank,
             document_id=passage.document_id,
             score=passage.score,
-            text=passage.text,
-            start=passage.start,
-            end=passage.end,
+            passage=passage.text,
             matched=explain(
                 names, terms_T, weights_T, np.array([passage.weights.get(int(t), 0.0) for t in terms_T], np.float32)
             ),
+            start=passage.start,
+            end=passage.end,
         )
-        for passage in found
+        for rank, passage in enumerate(found, start=1)
     ]
 
 

@@ -1,12 +1,8 @@
-"""A page on this machine that shows what a model makes of a text. It computes nothing: functions are passed in.
+"""A page on this machine that shows what one or two models make of a text: terms, hits, and why. ``soju explore``.
 
-What does the page show of a text? The JSON of ``/api/expand`` and ``/api/search``.
-
-The page and its two questions, as an ASGI application that speaks to this machine only.
-
-Serve the page on this machine until Ctrl-C.
-
-What one or two models make of a text: terms, hits, and why. What ``soju explore`` asks.
+`create_app` is the page and its two questions, ``/api/expand`` and ``/api/search``, as an ASGI application that speaks
+to this machine only; it computes nothing, functions are passed in. `serve` answers until Ctrl-C. `Explorer` answers the
+questions.
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -35,22 +31,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config, Server
 
 from soju.core.errors import UserError
+from soju.core.hits import Hit, MatchedTerm, TermWeight
 from soju.core.language import Language
-from soju.report.contents import Expansion, ExpansionTerm, Hit, MatchedTerm, Row, Search
+from soju.report.contents import Expansion, Row, Search
 from soju.search.index import SparseIndex
-from soju.sparse.indexing import expand, open_model, search_index
-from soju.sparse.model import TermEncoder
+from soju.sparse.indexing import expand, search_index
+from soju.sparse.model import TermEncoder, open_model
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.term_activation import TermsOf, terms_of
 
 
-class ShownTerm(ExpansionTerm):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownTerm(TermWeight):
     """One active term."""
 
     in_text: bool
     """Whether the text itself holds it; the others were added by the model."""
     only_here: bool
-    """Whether no other model on the page lights it up at all; false when there is one model."""
+    """Whether no other model on the page activates it at all; false when there is one model."""
 
 
 class LanguageShare(Row):
@@ -79,6 +77,7 @@ class Expansions(Row):
     models: tuple[ModelExpansion, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShownMatch(MatchedTerm):
     """A term that query and document share."""
 
@@ -97,6 +96,7 @@ class PassagePart(Row):
     """Of the score, 0–1."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShownHit(Hit):
     """One found document."""
 
@@ -260,17 +260,7 @@ _LONGEST_REQUEST = 65_536
 
 
 def listen(port: int) -> socket.socket:
-    """Take a port of this machine.
-
-    Args:
-        port: Its number; 0 takes any that is free.
-
-    Returns:
-        A bound socket.
-
-    Raises:
-        UserError: If the port is taken or not ours to take.
-    """
+    """Take a port of this machine."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     if os.name == "posix":  # a port that was just in use may be taken again; on Windows this would let two share one
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -307,13 +297,7 @@ def make_server(app: ASGIApp) -> Server:
 
 
 def serve(app: ASGIApp, listening: socket.socket, *, browser: bool) -> None:
-    """Answer requests until Ctrl-C; then finish what is under way and return.
-
-    Args:
-        app: What to serve.
-        listening: From `listen`; closed at the end.
-        browser: Whether to open the page in the user's browser, where there is a screen.
-    """
+    """Answer requests until Ctrl-C; then finish what is under way and return."""
     if browser and _has_screen():
         threading.Thread(target=webbrowser.open, args=(url_of(listening),), daemon=True).start()
     try:
@@ -363,19 +347,7 @@ class ExploredModel:
 
 
 def open_models(model: str, *, against: str | None = None, indexes: Sequence[Path] = ()) -> list[ExploredModel]:
-    """Load one or two models and give each its index.
-
-    Args:
-        model: See `soju.sparse.indexing.open_model`.
-        against: A second one.
-        indexes: At most one of each model, in any order.
-
-    Returns:
-        The models in the order given.
-
-    Raises:
-        UserError: If there is no such model or index, an index was made with another model, or two with the same.
-    """
+    """Load one or two models and give each its index."""
     names = [model] if against is None else [model, against]
     loaded = [(name, *open_model(name)) for name in names]
     opened: dict[str, SparseIndex] = {}
@@ -409,7 +381,7 @@ class Explorer:
         return any(model.index is not None for model in self._models)
 
     def expand(self, text: str) -> Expansions:
-        """Say what each model lights up for a text, and which terms only it does."""
+        """Say what each model activates for a text, and which terms only it does."""
         with self._lock:
             found = [expand(model.encoder, [text], k=len(model.encoder.terms))[0] for model in self._models]
             own = [model.names_in([text])[0] for model in self._models]
@@ -524,7 +496,7 @@ def _shown_hit(hit: Hit, own: set[str], terms_in: Mapping[str, set[str]], others
         document_id=hit.document_id,
         score=hit.score,
         passage=hit.passage,
-        matched=tuple(ShownMatch(**term.model_dump(), in_query=term.term in own) for term in hit.matched),
+        matched=tuple(ShownMatch(**asdict(term), in_query=term.term in own) for term in hit.matched),
         parts=tuple(passage_parts(hit.passage, hit.matched, terms_in)),
         only_here=others is not None and hit.document_id not in others,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soju.core.files import write_json, write_manifest, write_text
-from soju.core.run import RunDirectory
+from soju.core.run import Run
 from soju.core.score import Score
 from soju.data.rows import Document
 from soju.report import write_report
@@ -15,7 +15,7 @@ from soju.report.model_card import DataSource, Example, ModelCard, render_model_
 from soju.sparse.config import CardSettings, Credit, EvaluationSettings, NeuralConfig, StaticConfig, TeacherSettings
 from soju.sparse.data import EvaluationTexts, RunData
 from soju.sparse.evaluate import STUDENT, SUBJECT, Measured, metrics_of, write_query_scores
-from soju.sparse.indexing import expand, index_documents, search_index
+from soju.sparse.indexing import Index, expand, search_index
 from soju.sparse.model import TermEncoder
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Figure = dict[str, Any]
 """A figure of the report, as `figures.json` keeps it."""
 
 
-def write_measured(measured: Measured, run_dir: RunDirectory, *, figures: Sequence[Figure]) -> None:
+def write_measured(measured: Measured, run_dir: Run, *, figures: Sequence[Figure]) -> None:
     """Write scores, per-query scores, comparisons and figures; `figures` come before those that were measured."""
     run_dir.write_scores(measured.scores)
     write_query_scores(run_dir.path, measured.per_query)
@@ -38,7 +38,7 @@ def write_measured(measured: Measured, run_dir: RunDirectory, *, figures: Sequen
 
 
 def write_examples(
-    encoder: TermEncoder, data: RunData, config: StaticConfig | NeuralConfig, run_dir: RunDirectory, model: Path
+    encoder: TermEncoder, data: RunData, config: StaticConfig | NeuralConfig, run_dir: Run, model: Path
 ) -> None:
     """Write what the probes expand to and what the example queries find; `model` is the encoder's folder."""
     expansions = expand(encoder, config.evaluation.probes)
@@ -51,7 +51,7 @@ def example_searches(
     encoder: TermEncoder,
     test_sets: list[EvaluationTexts],
     settings: EvaluationSettings,
-    run_dir: RunDirectory,
+    run_dir: Run,
     model: Path,
 ) -> list[dict[str, Any]]:
     """Index the documents of the first direction of the first test set and answer the example queries."""
@@ -59,7 +59,7 @@ def example_searches(
         return []
     first = next(iter(test_sets[0].directions.values()))
     documents = (Document(f"{test_sets[0].name}-{key}", text) for key, text in first.documents.items())
-    index = index_documents(run_dir.path / "index", documents, model, overwrite=True)
+    index = Index.build(documents, model, run_dir.path / "index", overwrite=True).vectors
     return [search.model_dump(mode="json") for search in search_index(index, encoder, settings.examples, k=3)]
 
 
@@ -117,7 +117,7 @@ def report_student(
     measured: Measured,
     data: RunData,
     config: NeuralConfig,
-    run_dir: RunDirectory,
+    run_dir: Run,
     *,
     teacher: TeacherSettings | None,
     summary: Sequence[str],

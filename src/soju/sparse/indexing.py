@@ -1,36 +1,34 @@
-"""Index a corpus with a model, search it, show what a text expands to. What ``soju index`` and ``soju search`` do.
+"""Index documents with a model, search them, show why they matched; in soju's own index or in another engine.
 
-Index and search with somebody else's engine: OpenSearch or Qdrant. What ``--engine opensearch|qdrant`` does.
+`Index` is soju's own. `load_index` and `search_engine` do the same with OpenSearch and Qdrant.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from soju.core.config import Settings, apply_overrides, validate
 from soju.core.errors import UserError
-from soju.core.files import MANIFEST, sha256
-from soju.core.language import language_of
+from soju.core.hits import Hit
 from soju.core.progress import track
+from soju.core.run import Run
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import Document
-from soju.report.contents import Expansion, ExpansionTerm, Hit, MatchedTerm, Search
-from soju.search import hits as search_hits
+from soju.data.rows import DOCUMENTS, Document
+from soju.report.contents import Expansion, Search
+from soju.search.engines import SearchServer, server
 from soju.search.folder import Engine, IndexSettings
-from soju.search.hits import to_hits
+from soju.search.hits import heaviest, to_hits
 from soju.search.index import SparseIndex
-from soju.search.opensearch import OpenSearchEngine, lint_passage, refuse
-from soju.search.qdrant import QdrantEngine
+from soju.search.opensearch import lint_passage, refuse
 from soju.search.remote import (
     BulkLoader,
     CorpusFacts,
@@ -38,54 +36,183 @@ from soju.search.remote import (
     Item,
     LoadReport,
     Passage,
-    SearchServer,
     WeightedCorpus,
     token_names,
 )
 from soju.search.weighting import WeightingSettings
 from soju.sparse.config import SearchSettings
-from soju.sparse.model import ROUTER, TermEncoder, load_encoder
-from soju.sparse.static.encoder import StaticEncoder, read_model_config
+from soju.sparse.model import Model, TermEncoder, fingerprint_of, load, model_folder
+from soju.sparse.static.encoder import StaticEncoder
 
 MODEL = "model"
 """Folder inside an index that holds a copy of its model."""
-PACKAGED_MODEL = "ko-en-static"
-"""Name of the model that ships with soju, accepted wherever a model folder is."""
+
+AnyModel = Model | StaticEncoder | Run | str | Path
+"""A loaded model, a static encoder just trained, or what `soju.load` takes."""
+Documents = Mapping[str, str] | Iterable[str | Document]
+"""Texts by id; texts, whose ids are then their numbers; or rows as `read_documents` yields them."""
 
 
-def open_model(model: str) -> tuple[TermEncoder, str]:
-    """Load a model and its fingerprint.
+class Index:
+    """A searchable folder of documents with a copy of the model inside; make one with `build` or `open`.
 
     Args:
-        model: A model folder, a run folder (its ``best`` or else its ``final``), or `PACKAGED_MODEL`.
+        vectors: The documents as weighted terms.
+        model: What encodes texts.
 
-    Returns:
-        The encoder, and the SHA-256 of its manifest.
-
-    Raises:
-        UserError: If there is no model.
+    Example:
+        >>> import soju
+        >>> texts = {"heart": "The heart pumps blood.", "tea": "녹차는 따뜻한 물에 우린다."}
+        >>> index = soju.Index.build(texts, "ko-en-static", folder / "index")
+        >>> [hit.document_id for hit in index.search("심장과 피")]
+        ['heart']
+        >>> index.add({"rice": "쌀로 밥을 짓는다."})
+        1
+        >>> soju.Index.open(folder / "index").search("how to cook rice", k=1)[0].document_id
+        'rice'
     """
-    folder = model_folder(model)
-    return load_encoder(folder), fingerprint_of(folder)
 
+    def __init__(self, vectors: SparseIndex, model: Model) -> None:
+        self.vectors = vectors
+        self.model = model
 
-def model_folder(model: str) -> Path:
-    """Resolve the name of a model to its folder; see `open_model`."""
-    path = Path(model)
-    for part in ("best", "final"):
-        if (path / part / "config.json").is_file():
-            return path / part
-    if not path.exists() and model == PACKAGED_MODEL:
-        return Path(__file__).parents[1] / "packaged" / PACKAGED_MODEL
-    return path
+    @classmethod
+    def build(
+        cls,
+        documents: Documents,
+        model: AnyModel,
+        folder: str | Path,
+        *,
+        engine: Engine = "auto",
+        overwrite: bool = False,
+    ) -> Index:
+        """Index documents in one pass with bounded memory; long ones are cut into passages.
 
+        Args:
+            documents: See `Documents`; read once, their order breaks ties.
+            model: See `AnyModel`.
+            folder: Where the index goes; it appears whole or not at all.
+            engine: ``auto`` adds block-max to the exact engine from 20,000 passages on.
+            overwrite: Replace an index that is there.
 
-def fingerprint_of(folder: Path) -> str:
-    """Return what names a model in its indexes: the SHA-256 of its manifest, or of its weights without one."""
-    for name in (MANIFEST, "model.safetensors"):
-        if (folder / name).is_file():
-            return sha256(folder / name)
-    raise UserError(f"{folder}: neither {MANIFEST} nor model.safetensors; give a model folder of safetensors")
+        Returns:
+            The opened index.
+
+        Raises:
+            UserError: If the folder is taken, there is no document, an id is empty or given twice, or there is no such
+                model; nothing is left behind.
+
+        Example:
+            >>> import soju
+            >>> soju.Index.build(["A heart.", "물"], "ko-en-static", folder / "built").documents
+            2
+        """
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            copy = Path(temporary) / MODEL
+            if isinstance(model, StaticEncoder):
+                model.save(copy)
+                source = Model(model, copy)
+            else:
+                source = model if isinstance(model, Model) else load(model)
+                shutil.copytree(source.folder, copy)
+            encoder = source.encoder
+            index = SparseIndex.build(
+                folder,
+                _rows(documents),
+                encoder.encode_documents,
+                encoder.terms,
+                index_settings(encoder, source.search, engine=engine),
+                fingerprint=source.fingerprint,
+                prior_share_V=encoder.document_share_V,
+                overwrite=overwrite,
+            )
+            copy.rename(folder / MODEL)
+        return cls(index, Model(encoder, folder / MODEL))
+
+    @classmethod
+    def open(cls, folder: str | Path, model: str | Path | Run | None = None) -> Index:
+        """Open an index.
+
+        Args:
+            folder: The index.
+            model: Another place of the model it was made with; the copy inside the index when ``None``.
+
+        Returns:
+            The index, its arrays memory-mapped.
+
+        Raises:
+            UserError: If there is no index, or it was made with another model.
+            IntegrityError: If a file is missing or altered.
+
+        Example:
+            >>> import soju
+            >>> built = soju.Index.build(["A heart."], "ko-en-static", folder / "opened")
+            >>> soju.Index.open(folder / "opened").documents
+            1
+        """
+        folder = Path(folder)
+        vectors = SparseIndex.open(folder)
+        loaded = load(model if model is not None else folder / MODEL)
+        if vectors.description.fingerprint != loaded.fingerprint:
+            raise UserError(
+                f"{folder}: was made with another model than {loaded.folder}; index the corpus again with this one"
+            )
+        return cls(vectors, loaded)
+
+    def search(self, text: str, k: int = 10, *, engine: Engine = "auto") -> list[Hit]:
+        """Find the documents that share terms with a text, in either language.
+
+        Args:
+            text: Korean or English.
+            k: Most documents; fewer come back when fewer share a term.
+            engine: ``auto`` takes the fastest exact one.
+
+        Returns:
+            Best first, equal scores in document order; each hit with its best passage and the terms that matched.
+
+        Raises:
+            UserError: If k is below 1, or the engine was not built.
+
+        Example:
+            >>> import soju
+            >>> index = soju.Index.build(["The heart pumps blood."], "ko-en-static", folder / "searched")
+            >>> (hit,) = index.search("심장")
+            >>> hit.passage, hit.matched[0].term
+            ('The heart pumps blood.', 'heart')
+        """
+        return self.vectors.search(self.model.encode_queries([text]), k, engine=engine)[0]
+
+    def add(self, documents: Documents) -> int:
+        """Append documents; results equal those of an index built at once.
+
+        Args:
+            documents: See `Documents`; the numbers of texts without ids go on from those in the index.
+
+        Returns:
+            How many were added.
+
+        Raises:
+            UserError: If an id is taken, or another process changed the index; it stays as it was.
+
+        Example:
+            >>> import soju
+            >>> index = soju.Index.build(["A heart."], "ko-en-static", folder / "grown")
+            >>> index.add(["Green tea.", soju.Document("rice", "쌀밥")]), index.documents
+            (2, 3)
+        """
+        return self.vectors.add(_rows(documents, start=self.documents), self.model.encode_documents)
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return self.vectors.documents
+
+    @property
+    def passages(self) -> int:
+        """Number of passages the documents were cut into."""
+        return self.vectors.chunks
 
 
 def index_settings(encoder: TermEncoder, search: SearchSettings, *, engine: Engine = "auto") -> IndexSettings:
@@ -100,175 +227,39 @@ def index_settings(encoder: TermEncoder, search: SearchSettings, *, engine: Engi
     return IndexSettings(weighting=weighting, engine=engine)
 
 
-def search_settings_of(folder: Path) -> SearchSettings:
-    """Return the document weighting a model was trained and scored with; a neural one has none of its own."""
-    if (folder / ROUTER).is_file():  # its config.json files lie in the folders of its modules
-        return SearchSettings()
-    return SearchSettings(**read_model_config(folder).get("about", {}).get("search", {}))
-
-
-def index_documents(
-    folder: Path,
-    documents: Iterable[Document],
-    model: Path,
-    *,
-    engine: Engine = "auto",
-    overwrite: bool = False,
-) -> SparseIndex:
-    """Index documents and put a copy of the model inside, so that the index can be searched alone.
-
-    Args:
-        folder: Where the index goes.
-        documents: Rows, read once.
-        model: The model's folder.
-        engine: Which engine to build.
-        overwrite: Replace an index that is there.
-
-    Returns:
-        The opened index.
-
-    Raises:
-        UserError: If the folder is taken or a document is unusable; nothing is left behind then.
-    """
-    encoder = load_encoder(model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        copy = Path(shutil.copytree(model, Path(temporary) / MODEL))
-        index = SparseIndex.build(
-            folder,
-            documents,
-            encoder.encode_documents,
-            encoder.terms,
-            index_settings(encoder, search_settings_of(model), engine=engine),
-            fingerprint=fingerprint_of(model),
-            prior_share_V=encoder.document_share_V,
-            overwrite=overwrite,
-        )
-        copy.rename(folder / MODEL)
-    return index
-
-
-def build_index(
-    model: str,
-    corpus: Sequence[str],
-    folder: Path,
-    *,
-    engine: Engine = "auto",
-    on_error: OnError = "stop",
-    overwrite: bool = False,
-) -> tuple[SparseIndex, ReadLog]:
-    """Index the documents of files.
-
-    Args:
-        model: See `open_model`.
-        corpus: Files, globs or hub data sets of documents.
-        folder: Where the index goes, with a copy of the model inside.
-        engine: Which engine to build.
-        on_error: Whether broken rows stop the building or are left out.
-        overwrite: Replace an index that is there.
-
-    Returns:
-        The opened index, and what was read and refused.
-
-    Raises:
-        DataError: If rows of the corpus are broken; no index is left behind.
-        UserError: If the folder is taken.
-    """
-    log, source = ReadLog(), model_folder(model)
-    rows = read_documents(corpus, on_error, log)
-    return index_documents(folder, rows, source, engine=engine, overwrite=overwrite), log
-
-
-def open_index(folder: Path, model: str | None = None) -> tuple[SparseIndex, TermEncoder]:
-    """Open an index together with the model it was made with, a copy of which lies inside.
-
-    Args:
-        folder: The index.
-        model: Another place of the same model.
-
-    Returns:
-        Index and encoder.
-
-    Raises:
-        UserError: If there is no index or no model, or the model is another one.
-    """
-    source = model_folder(model) if model else folder / MODEL
-    index = SparseIndex.open(folder)
-    encoder = load_encoder(source)
-    if index.description.fingerprint != fingerprint_of(source):
-        raise UserError(f"{folder}: was made with another model than {source}; index the corpus again with this one")
-    return index, encoder
-
-
-def add_to_index(
-    model: str, corpus: Sequence[str], folder: Path, *, on_error: OnError = "stop"
-) -> tuple[SparseIndex, int, ReadLog]:
-    """Add the documents of files to an index of the same model; returns it, how many were added, and the log."""
-    log = ReadLog()
-    index, encoder = open_index(folder, model)
-    added = index.add(read_documents(corpus, on_error, log), encoder.encode_documents)
-    return index, added, log
-
-
 def search_index(
     index: SparseIndex, encoder: TermEncoder, queries: Sequence[str], *, k: int = 10, engine: Engine = "auto"
 ) -> list[Search]:
-    """Search, with the terms that matched."""
+    """Search for several texts at once, in the form reports and the command line show."""
     found = index.search(encoder.encode_queries(queries), k, engine=engine)
-    return [show_hits(query, hits) for query, hits in zip(queries, found, strict=True)]
-
-
-def show_hits(query: str, hits: Sequence[search_hits.Hit], *, engine: str = "soju") -> Search:
-    """Return what a search found in the form reports and the command line show."""
-    return Search(
-        query=query,
-        engine=engine,
-        hits=tuple(
-            Hit(
-                rank=rank,
-                document_id=hit.document_id,
-                score=hit.score,
-                passage=hit.text,
-                matched=tuple(
-                    MatchedTerm(
-                        term=term.term,
-                        language=term.language,
-                        query_weight=term.query_weight,
-                        document_weight=term.document_weight,
-                        contribution=term.contribution,
-                    )
-                    for term in hit.matched
-                ),
-            )
-            for rank, hit in enumerate(hits, start=1)
-        ),
-    )
+    return [Search(query=query, engine="soju", hits=tuple(hits)) for query, hits in zip(queries, found, strict=True)]
 
 
 def expand(encoder: TermEncoder, texts: Sequence[str], *, k: int = 20) -> list[Expansion]:
-    """Return the k heaviest terms of each text."""
+    """Return the k heaviest terms of each text, in the form reports and the command line show."""
     vectors = encoder.encode_queries(texts)
-    return [Expansion(text=text, terms=_heaviest(vectors, row, encoder.terms, k)) for row, text in enumerate(texts)]
+    return [
+        Expansion(text=text, terms=tuple(heaviest(vectors, row, encoder.terms, k))) for row, text in enumerate(texts)
+    ]
 
 
-def _heaviest(vectors: csr_array, row: int, terms: Sequence[str], k: int) -> tuple[ExpansionTerm, ...]:
-    start, stop = vectors.indptr[row : row + 2]
-    weighted = zip(vectors.data[start:stop].tolist(), vectors.indices[start:stop].tolist(), strict=True)
-    best = sorted(weighted, key=lambda pair: (-pair[0], pair[1]))[:k]
-    return tuple(
-        ExpansionTerm(term=terms[term], language=language_of(terms[term]), weight=weight) for weight, term in best
-    )
-
-
-def read_documents(corpus: Sequence[str], on_error: OnError, log: ReadLog) -> Iterator[Document]:
+def read_documents(corpus: Sequence[str], on_error: OnError = "stop", log: ReadLog | None = None) -> Iterator[Document]:
     """Yield the documents of files; an empty corpus or, with ``stop``, broken rows raise at the end."""
-    yield from read_rows(corpus, "documents", log=log)
+    log = log or ReadLog()
+    yield from read_rows(corpus, DOCUMENTS, log=log)
     if not log.kept and not log.reasons:
         raise UserError(f"{', '.join(corpus)}: no document; give a .jsonl, .tsv or .txt file with at least one")
     log.raise_if_broken(on_error)
 
 
-RemoteEngine = Literal["opensearch", "qdrant"]
+def _rows(documents: Documents, *, start: int = 0) -> Iterator[Document]:
+    if isinstance(documents, Mapping):
+        yield from (Document(name, text) for name, text in documents.items())
+        return
+    for number, document in enumerate(documents, start=start):
+        yield document if isinstance(document, Document) else Document(str(number), document)
+
+
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
@@ -290,37 +281,29 @@ def weigh_corpus(
 ) -> Iterator[tuple[TermEncoder, SparseIndex]]:
     """Encode a corpus into an index of ours in a temporary folder, from which other forms are written.
 
-    One code path gives every engine the same passages and weights; memory stays bounded, whatever the corpus.
-
-    Args:
-        model: See `soju.sparse.indexing.open_model`.
-        corpus: Files, globs or hub data sets of documents.
-        on_error: Whether broken rows stop or are left out.
-        log: Filled with what was read and refused.
-
-    Yields:
-        The encoder and the index; wrap it in `soju.search.remote.WeightedCorpus`.
+    One code path gives every engine the same passages and weights; memory stays bounded, whatever the corpus. Wrap the
+    index in `soju.search.remote.WeightedCorpus`.
     """
-    folder = model_folder(model)
-    encoder, fingerprint = open_model(model)
+    source = load(model)
+    encoder = source.encoder
     with tempfile.TemporaryDirectory(prefix="soju-") as temporary:
         index = SparseIndex.build(
             Path(temporary) / "index",
             read_documents(corpus, on_error, log),
             encoder.encode_documents,
             encoder.terms,
-            index_settings(encoder, search_settings_of(folder), engine="exact"),
-            fingerprint=fingerprint,
+            index_settings(encoder, source.search, engine="exact"),
+            fingerprint=source.fingerprint,
             prior_share_V=encoder.document_share_V,
         )
         yield encoder, index
 
 
-def connect(engine: RemoteEngine, url: str | None) -> SearchServer:
+def connect(engine: str, url: str | None) -> SearchServer:
     """Return an engine by its name and address."""
     if url is None:
         raise UserError(f"--engine {engine} needs --url: where the cluster, the server or the local folder is")
-    return OpenSearchEngine.connect(url) if engine == "opensearch" else QdrantEngine.connect(url)
+    return server(engine).connect(url)
 
 
 def load_index(
@@ -337,14 +320,14 @@ def load_index(
     """Index the documents of files in another engine.
 
     Args:
-        model: See `soju.sparse.indexing.open_model`.
+        model: See `soju.load`.
         corpus: Files, globs or hub data sets of documents.
         name: Of the index or collection.
         target: The engine; its connection stays open.
         on_error: Whether broken rows of the corpus stop or are left out.
         overwrite: Replace an index of that name.
         settings: ``key=value``, see `OpenSearchSettings` and `QdrantSettings` in `soju.search`.
-        dead_letters: Where passages go that the engine refuses; ``NAME.dead-letters.jsonl`` when open.
+        dead_letters: Where passages go that the engine refuses; ``NAME.dead-letters.jsonl`` when ``None``.
 
     Returns:
         What was stored and what failed; the caller tells.
@@ -384,24 +367,13 @@ def search_engine(
 ) -> Search:
     """Search an index that `load_index` made, with the terms that matched.
 
-    Args:
-        target: The engine.
-        name: Of the index or collection.
-        query: Text of the query.
-        model: The model it was made with.
-        k: Most documents.
-        settings: ``key=value``, see `soju.search.opensearch.OpenSearchQuery`; Qdrant has none.
-
-    Returns:
-        The best documents, best first.
-
-    Raises:
-        UserError: If there is no such index, or it was made with another model.
+    `settings` are ``key=value``, see `soju.search.opensearch.OpenSearchQuery`; Qdrant has none. Raises `UserError` if
+    there is no such index, or it was made with another model.
     """
     meta = target.meta(name)
     if meta["fingerprint"] != fingerprint_of(model_folder(model)):
         raise UserError(f"{name}: was made with another model than {model}; give that one, or index the corpus again")
-    encoder, _ = open_model(model)
+    encoder = load(model).encoder
     vectors = encoder.encode_queries([query])
     vectors.sort_indices()
     terms_T, weights_T = vectors.indices.astype(np.int32), vectors.data.astype(np.float32)
@@ -409,11 +381,12 @@ def search_engine(
     names = token_names(tuple(encoder.terms), encoder.pieces)
     how = read_settings(settings, target.query_settings)
     found = target.search(name, terms_T, weights_T, names, k=k, meta=meta, settings=how)
-    return show_hits(query, to_hits(found, encoder.terms, terms_T, weights_T), engine=target.name)
+    hits = to_hits(found, encoder.terms, terms_T, weights_T)
+    return Search(query=query, engine=target.name, hits=tuple(hits))
 
 
 def search_url(
-    engine: RemoteEngine,
+    engine: str,
     url: str | None,
     name: str,
     query: str,

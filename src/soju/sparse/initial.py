@@ -34,7 +34,7 @@ from transformers import (
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import verify_manifest, write_manifest
 from soju.core.progress import track
-from soju.core.run import RunDirectory
+from soju.core.run import Run
 from soju.search.weighting import idf
 from soju.sparse.config import (
     NeuralConfig,
@@ -47,7 +47,7 @@ from soju.sparse.config import (
 )
 from soju.sparse.data import TrainingData
 from soju.sparse.export.stock import SLACK, factorise_codes, normalised_pieces, stock_tokenizer
-from soju.sparse.indexing import model_folder, search_settings_of
+from soju.sparse.model import model_folder, search_settings_of
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.lexicon import strongest_terms
@@ -261,7 +261,7 @@ class Start:
     stand for the terms of that encoder.
     """
 
-    def __init__(self, config: NeuralConfig, run_dir: RunDirectory, training: TrainingData, *, workers: int) -> None:
+    def __init__(self, config: NeuralConfig, run_dir: Run, training: TrainingData, *, workers: int) -> None:
         self._config = config
         self._training = training
         self._workers = workers

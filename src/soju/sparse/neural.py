@@ -26,7 +26,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from soju.core.files import write_json
-from soju.core.run import RunDirectory
+from soju.core.run import Run
 from soju.search.weighting import idf
 from soju.sparse.config import NeuralConfig, TeacherSettings
 from soju.sparse.data import RunData, TrainingData
@@ -135,7 +135,7 @@ class Lesson(ABC, Generic[ConfigT]):
 def run(
     lesson_of: type[Lesson[Any]],
     config: NeuralConfig,
-    run_dir: RunDirectory,
+    run_dir: Run,
     *,
     data: RunData,
     figures: Callable[[Any], list[Figure]],
@@ -303,7 +303,7 @@ def term_costs(rows: Rows, student: SpladeEncoder, form: Literal["inverse", "dir
 
 
 def measure(
-    student: NeuralEncoder, lesson: Lesson[Any], start: Start, data: RunData, run_dir: RunDirectory, *, workers: int
+    student: NeuralEncoder, lesson: Lesson[Any], start: Start, data: RunData, run_dir: Run, *, workers: int
 ) -> Measured:
     """Score a student as it was saved against where it started, BM25, dictionary look-up and its teacher."""
     config = lesson.config

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -19,7 +20,7 @@ from soju.core.model_folder import find_model_folder
 from soju.core.progress import track
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import PairRow
+from soju.data.rows import DOCUMENTS, PAIRS, PairRow
 from soju.embedding.expansion.byte_bpe import TOKENIZER_FILE, ByteBpe
 from soju.embedding.expansion.certificate import CHECKED_TEXTS, Certificate, certify
 from soju.embedding.expansion.difference import (
@@ -40,6 +41,10 @@ from soju.embedding.expansion.merges import (
     write_tokenizer,
 )
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedTokenizerBase
+
 DIFFERENCE_FILE, STATISTICS_FILE = "vocab_diff.json", "vocab_diff_stats.json"
 HELD_OUT = 2000
 """Korean texts of the corpus at most that are only measured on."""
@@ -52,13 +57,23 @@ class Corpus:
     texts: Sequence[str] = ()
     held_out: Sequence[str] = ()
 
+    @classmethod
+    def of(cls, texts: Sequence[str], *, place: str) -> Corpus:
+        """Hold a tenth of the texts out, at most `HELD_OUT`; `UserError` if there is no Korean among them."""
+        if not any(is_hangul(character) for text in texts for character in text):
+            raise UserError(f"{place}: no Korean text; give Korean text, one document a line")
+        if len(texts) == 1:
+            return cls(texts)
+        every = max(10, -(-len(texts) // HELD_OUT))
+        return cls([text for place, text in enumerate(texts) if place % every], texts[::every])
+
 
 def expand_model(
     base: str,
     donor: str,
     out: Path,
     *,
-    corpus: Path | Sequence[str] | None = None,
+    corpus: Path | Sequence[str] | Corpus | None = None,
     pairs: Sequence[PairRow] = (),
     method: Method = "merges",
     initialiser: str = "mean",
@@ -75,7 +90,8 @@ def expand_model(
         donor: A tokenizer with a Korean vocabulary: folder, ``tokenizer.json`` or hub id. Its vectors are read where
             its folder holds a model and the initialiser needs them.
         out: Folder to write, must not exist. Without ``manifest.json`` when the certificate failed.
-        corpus: Korean texts, which then decide the order of merges; else the donor's order of ids does.
+        corpus: Files of Korean texts, or the texts, which then decide the order of merges; else the donor's order of
+            ids does.
         pairs: Sentence pairs, for the initialiser ``aligned``.
         method: ``merges``, or ``added-tokens`` for comparison, whose certificate is written but not judged.
         initialiser: Where new rows start, see `soju.embedding.expansion.initialise`.
@@ -147,29 +163,110 @@ def expand_model(
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class ExpandedModel:
+    """An embedding model with new tokens, and the proof that nothing else changed."""
+
+    model: SentenceTransformer
+    """With the expanded tokenizer; ids and rows of old tokens are as they were."""
+    expansion: Expansion
+    """The new tokens and merges."""
+    statistics: dict[str, Any]
+    """Sizes, tokens a text by language and tokenizer, and candidates that were left out."""
+    certificate: dict[str, Any]
+    """Every check with the number of texts, tokens or tensors it looked at."""
+
+
+def expand_vocabulary(
+    model: SentenceTransformer | str | Path,
+    donor: PreTrainedTokenizerBase | str | Path,
+    *,
+    corpus: Sequence[str] = (),
+    pairs: Sequence[PairRow] = (),
+    method: Method = "merges",
+    initialiser: str = "mean",
+    limit: int | None = None,
+    max_intermediates: int | None = None,
+    seed: int = 0,
+) -> ExpandedModel:
+    """Give an embedding model the donor's Korean tokens; see `expand_model`, which writes a folder.
+
+    Args:
+        model: A sentence-transformers model with a byte-level BPE tokenizer, or its folder or hub id.
+        donor: A byte-level BPE tokenizer with a Korean vocabulary, or its folder or hub id.
+        corpus: Korean texts that decide the order of merges; a tenth of them only measures.
+        pairs: Sentence pairs, for the initialiser ``aligned``.
+        method: ``merges``, or ``added-tokens`` for comparison.
+        initialiser: Where new rows start: ``mean``, ``aligned``, ``omp``, ...
+        limit: New tokens at most, >= 1.
+        max_intermediates: New tokens at most that are only parts of others.
+        seed: Of initialisers that draw.
+
+    Returns:
+        The expanded model, a new one on the CPU.
+
+    Raises:
+        UserError: If a tokenizer is of another kind, a number is out of range, or the corpus holds no Korean.
+        CertificateError: If a check failed.
+
+    Example:
+        >>> import soju
+        >>> expanded = soju.embedding.expand_vocabulary(base, donor)  # folders, or loaded models
+        >>> isinstance(expanded, soju.embedding.ExpandedModel), expanded.certificate["passed"]
+        (True, True)
+        >>> len(expanded.model.tokenizer.tokenize("오늘 회의"))
+        2
+    """
+    from sentence_transformers import SentenceTransformer
+
+    with tempfile.TemporaryDirectory(prefix="soju-") as temporary:
+        folder = Path(temporary)
+        out = expand_model(
+            _saved(model, folder / "base"),
+            _saved(donor, folder / "donor"),
+            folder / "out",
+            corpus=Corpus.of(corpus, place="corpus") if corpus else None,
+            pairs=pairs,
+            method=method,
+            initialiser=initialiser,
+            limit=limit,
+            max_intermediates=max_intermediates,
+            speed=False,
+            seed=seed,
+        )
+        return ExpandedModel(
+            SentenceTransformer(str(out), device="cpu", local_files_only=True).eval(),
+            Expansion.load(out),
+            *(json.loads((out / name).read_text(encoding="utf-8")) for name in (STATISTICS_FILE, "certificate.json")),
+        )
+
+
+def _saved(given: SentenceTransformer | PreTrainedTokenizerBase | str | Path, folder: Path) -> str:
+    """Return the name of a model or tokenizer; one in memory is saved to the folder."""
+    if isinstance(given, str | Path):
+        return str(given)
+    given.save_pretrained(str(folder))
+    return str(folder)
+
+
 def read_pairs(sources: Sequence[str], on_error: OnError) -> list[PairRow]:
     """Read sentence pairs of files or hub sets, broken rows refused or counted (`DataError`)."""
     log = ReadLog()
-    rows = list(read_rows(sources, "pairs", log=log))
+    rows = list(read_rows(sources, PAIRS, log=log))
     log.raise_if_broken(on_error)
     return rows
 
 
-def _read_corpus(corpus: Path | Sequence[str] | None, on_error: OnError) -> Corpus:
-    if corpus is None:
-        return Corpus()
+def _read_corpus(corpus: Path | Sequence[str] | Corpus | None, on_error: OnError) -> Corpus:
+    if corpus is None or isinstance(corpus, Corpus):
+        return corpus or Corpus()
     sources = [str(corpus)] if isinstance(corpus, Path | str) else list(corpus)
     if not sources:
         return Corpus()
     log = ReadLog()
-    texts = [document.text for document in track(read_rows(sources, "documents", log=log), "corpus")]
+    texts = [document.text for document in track(read_rows(sources, DOCUMENTS, log=log), "corpus")]
     log.raise_if_broken(on_error)
-    if not any(is_hangul(character) for text in texts for character in text):
-        raise UserError(f"{', '.join(sources)}: no Korean text; give Korean text, one document a line")
-    if len(texts) == 1:
-        return Corpus(texts)
-    every = max(10, -(-len(texts) // HELD_OUT))
-    return Corpus([text for place, text in enumerate(texts) if place % every], texts[::every])
+    return Corpus.of(texts, place=", ".join(sources))
 
 
 def _expand(

@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import Stemmer
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from tokenizers import Regex, Tokenizer
@@ -34,7 +33,7 @@ from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import Split
 from tokenizers.trainers import UnigramTrainer
 
-from soju.core.errors import UserError
+from soju.core.errors import UserError, require_extra
 from soju.core.language import is_hangul, is_syllable, shared_kiwi
 
 _CONTENT = frozenset({"NNG", "NNP", "NR", "VV", "VA", "MM", "MAG", "MAJ", "XR", "XPN"})
@@ -280,6 +279,9 @@ def _is_latin_sub_word(piece: str) -> bool:
 
 
 def _stem_classes(vocabulary: Mapping[str, int], counts: Mapping[str, int]) -> dict[int, dict[int, float]]:
+    require_extra("training a static encoder", "train", "Stemmer")
+    import Stemmer
+
     stemmer = Stemmer.Stemmer("english")
     classes: defaultdict[str, list[str]] = defaultdict(list)
     for piece in vocabulary:

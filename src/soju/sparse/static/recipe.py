@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from soju.core.files import write_json, write_manifest, write_text
-from soju.core.run import RunDirectory
+from soju.core.run import Run
 from soju.core.score import Score
 from soju.report import write_report
 from soju.report.model_card import Example, ModelCard, render_model_card
@@ -15,7 +15,7 @@ from soju.sparse.data import RunData, RunReader
 from soju.sparse.evaluate import SUBJECT, Measured, Subject, metrics_of, score
 from soju.sparse.export.formats import export
 from soju.sparse.finish import data_sources, write_examples, write_measured
-from soju.sparse.indexing import PACKAGED_MODEL
+from soju.sparse.model import PACKAGED_MODEL
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.training import TrainingLog, train_static
 
@@ -40,7 +40,7 @@ def read(config: StaticConfig) -> RunData:
     return RunReader(config).checked()
 
 
-def run(config: StaticConfig, run_dir: RunDirectory, *, data: RunData | None = None, workers: int = 2) -> Path:
+def run(config: StaticConfig, run_dir: Run, *, data: RunData | None = None, workers: int = 2) -> Path:
     """Train, score, export and report.
 
     Args:

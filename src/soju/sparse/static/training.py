@@ -18,11 +18,12 @@ from soju.alignment.bitext import Bitext, make_bitext
 from soju.alignment.hmm import train_hmm
 from soju.alignment.ibm1 import TranslationTable, train_ibm1
 from soju.alignment.tables import average, dictionary_table, expansion_weights, mix, prune_by_mass
+from soju.core.errors import UserError
 from soju.core.language import language_of
 from soju.core.progress import track
 from soju.data.rows import PairRow, TermRow
 from soju.search.lexical import ENGLISH_STOP_WORDS
-from soju.sparse.config import AlignmentSettings, ExpansionSettings, StaticConfig, TokenizerSettings
+from soju.sparse.config import AlignmentSettings, ExpansionSettings, StaticConfig, StaticSettings, TokenizerSettings
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.lexicon import (
     LexiconCounts,
@@ -51,8 +52,8 @@ class TrainingLog:
 
 def train_static(
     pairs: Sequence[PairRow],
-    terms: Sequence[TermRow],
-    config: StaticConfig,
+    terms: Sequence[TermRow] = (),
+    config: StaticConfig | StaticSettings | None = None,
     *,
     log: TrainingLog | None = None,
     workers: int = 2,
@@ -71,6 +72,9 @@ def train_static(
     Returns:
         The encoder.
     """
+    if not pairs:
+        raise UserError("no sentence pair to train on; give at least one")
+    config = config or StaticSettings()
     log = log if log is not None else TrainingLog()
 
     # 1. Let the analyser read Korean text once; its knowledge goes into the tokenizer.

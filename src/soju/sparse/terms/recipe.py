@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soju.core.files import read_json_lines
-from soju.core.run import RunDirectory
+from soju.core.run import Run
 from soju.sparse.data import RunData, RunReader, refuse_too_few
 from soju.sparse.terms.config import TermsConfig
 
@@ -32,9 +32,7 @@ def read(config: TermsConfig) -> RunData:
     return data
 
 
-def run(
-    config: TermsConfig, run_dir: RunDirectory, *, data: RunData, resume: Path | None = None, workers: int = 2
-) -> Path:
+def run(config: TermsConfig, run_dir: Run, *, data: RunData, resume: Path | None = None, workers: int = 2) -> Path:
     """Train, score and report; returns the HTML report. See `soju.sparse.neural.run`."""
     from soju.sparse import neural  # seconds, which a check of the data need not wait
     from soju.sparse.terms.training import TermsLesson

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soju.core.files import read_json_lines
-from soju.core.run import RunDirectory
+from soju.core.run import Run
 from soju.data.splits import held_out, normalise_for_overlap
 from soju.data.statistics import RowStatistics, counted
 from soju.sparse.data import RunData, RunReader, refuse_too_few
@@ -57,9 +57,7 @@ def _read_triplets(config: TripletsConfig, reader: RunReader) -> None:
     training.statistics["triplets"] = counts.to_json()
 
 
-def run(
-    config: TripletsConfig, run_dir: RunDirectory, *, data: RunData, resume: Path | None = None, workers: int = 2
-) -> Path:
+def run(config: TripletsConfig, run_dir: Run, *, data: RunData, resume: Path | None = None, workers: int = 2) -> Path:
     """Train, score and report; returns the HTML report. See `soju.sparse.neural.run`."""
     from soju.sparse import neural  # seconds, which a check of the data need not wait
     from soju.sparse.triplets.training import TripletsLesson

@@ -9,7 +9,7 @@ import pytest
 from soju.core import run as run_directory
 from soju.core.config import Settings
 from soju.core.errors import UserError
-from soju.core.run import RunDirectory, describe_environment
+from soju.core.run import Run, describe_environment
 from soju.core.score import Interval, Score
 
 
@@ -19,28 +19,28 @@ class Example(Settings):
 
 
 def create(path):
-    return RunDirectory.create(path, config_text="name: demo  # mine\n", config=Example(), seed=13)
+    return Run.create(path, config_text="name: demo  # mine\n", config=Example(), seed=13)
 
 
 def test_a_run_folder_holds_the_config_as_given_and_as_resolved(tmp_path):
     run = create(tmp_path / "runs" / "demo")
-    assert (run.path / "config.yaml").read_text() == "name: demo  # mine\n"
-    assert (run.path / "resolved.yaml").read_text() == "seed: 13\nname: demo\n"
-    assert json.loads((run.path / "environment.json").read_text())["seed"] == 13
-    assert run.final == run.path / "final"
+    assert (run.folder / "config.yaml").read_text() == "name: demo  # mine\n"
+    assert (run.folder / "resolved.yaml").read_text() == "seed: 13\nname: demo\n"
+    assert json.loads((run.folder / "environment.json").read_text())["seed"] == 13
+    assert run.final == run.folder / "final"
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path):
     run = create(tmp_path / "demo")
-    (run.path / "resolved.yaml").write_text("mine")
+    (run.folder / "resolved.yaml").write_text("mine")
     with pytest.raises(UserError, match="holds a run already; choose another with --out"):
         create(tmp_path / "demo")
-    assert (run.path / "resolved.yaml").read_text() == "mine"
+    assert (run.folder / "resolved.yaml").read_text() == "mine"
 
 
 def test_a_folder_with_other_files_may_become_a_run(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    assert create(tmp_path).path == tmp_path
+    assert create(tmp_path).folder == tmp_path
 
 
 @pytest.mark.parametrize("name", ["file", "file/deeper"])
@@ -133,15 +133,15 @@ SCORES = [
 def test_scores_survive_being_written(tmp_path):
     run = create(tmp_path)
     run.write_scores(SCORES)
-    assert run.read_scores() == SCORES
+    assert run.scores == SCORES
 
 
 def test_a_run_without_scores_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no scores\.json; is this the folder of a finished run\?"):
-        RunDirectory(tmp_path).read_scores()
+        _ = Run(tmp_path).scores
 
 
 def test_scores_that_are_not_json_are_refused(tmp_path):
     (tmp_path / "scores.json").write_text('[{"name": "rec')
     with pytest.raises(UserError, match=r"scores\.json: unreadable"):
-        RunDirectory(tmp_path).read_scores()
+        _ = Run(tmp_path).scores

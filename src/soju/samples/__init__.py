@@ -1,1 +1,0 @@
-"""Our own Korean–English samples; see README.md."""
