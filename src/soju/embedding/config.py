@@ -274,11 +274,6 @@ class StageSettings(TrainingSettings):
     eval_steps: int | None = Field(default=500, ge=1)
     """Optimiser steps between retention checks, each with a checkpoint."""
 
-    @field_validator("mixed_precision", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: object) -> object:
-        return "off" if value is False else value  # YAML reads a bare off as false
-
 
 class UnsupervisedSettings(StageSettings):
     """What the stages share: Korean texts without labels, and an objective."""
