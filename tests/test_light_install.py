@@ -71,7 +71,7 @@ def soju(tmp_path_factory):
         return done.returncode, done.stdout, done.stderr
 
     (folder / "corpus.tsv").write_text("a\tchest pain and a blocked artery\nb\tgreen tea leaves\n", encoding="utf-8")
-    (folder / "pairs.tsv").write_text("가슴 통증\tchest pain\n", encoding="utf-8")
+    (folder / "terms.jsonl").write_text('{"ko": "가슴", "terms": ["chest"]}\n', encoding="utf-8")
     return run
 
 
@@ -91,12 +91,20 @@ def test_a_text_is_expanded(soju):
 @pytest.mark.parametrize(
     ("arguments", "extra"),
     [
-        (("mine", "pairs.tsv", "out.jsonl", "--miner", "bm25"), "train"),
         (("train", "splade-pico", "--out", "run"), "neural"),
-        (("index", "ko-en-static", "corpus.tsv", "name", "--engine", "opensearch", "--url", "http://x"), "engines"),
         (("explore", "ko-en-static"), "explore"),
-        (("mteb", "ko-en-static", "corpus"), "mteb"),
-        (("check", "splade-static-samples", "data.pairs=[hub:owner/name:train]"), "hub"),
+        *(
+            pytest.param(arguments, extra, marks=pytest.mark.slow)
+            for arguments, extra in (
+                (("mine", "terms.jsonl", "out.jsonl", "--miner", "bm25"), "train"),
+                (
+                    ("index", "ko-en-static", "corpus.tsv", "x", "--engine", "opensearch", "--url", "http://x"),
+                    "engines",
+                ),
+                (("mteb", "ko-en-static", "corpus"), "mteb"),
+                (("check", "splade-static-samples", "data.pairs=[hub:owner/name:train]"), "hub"),
+            )
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
