@@ -155,8 +155,8 @@ def _points(axes: Axes, spec: FigureSpec, theme: Theme, fonts: Fonts) -> None:
         if spec.kind == "line":
             dashes: Any = _DASHES[index % len(_DASHES)]
             every = max(1, len(series.x) // 12)
-            look: dict[str, Any] = {"marker": marker, "markersize": 4.5, "markevery": every, "linewidth": 1.8}
-            axes.plot(series.x, series.y, color=colour, linestyle=dashes, label=fonts.readable(series.name), **look)
+            style: dict[str, Any] = {"marker": marker, "markersize": 4.5, "markevery": every, "linewidth": 1.8}
+            axes.plot(series.x, series.y, color=colour, linestyle=dashes, label=fonts.readable(series.name), **style)
             if series.low is not None and series.high is not None:
                 axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.14, linewidth=0)
         else:
@@ -194,9 +194,9 @@ def _bars(axes: Axes, spec: FigureSpec, theme: Theme, fonts: Fonts) -> None:
         shift = (index - (len(spec.series) - 1) / 2) * thickness
         places = [categories.index(_plain(x)) + shift for x in series.x]
         colour = theme.palette[index % len(theme.palette)]
-        look: dict[str, Any] = {"color": colour, "edgecolor": theme.background, "linewidth": 0.8, "ecolor": theme.ink}
-        look |= {"label": fonts.readable(series.name), "xerr" if across else "yerr": _errors(series)}
-        bars = (axes.barh if across else axes.bar)(places, series.y, thickness, **look)
+        style: dict[str, Any] = {"color": colour, "edgecolor": theme.background, "linewidth": 0.8, "ecolor": theme.ink}
+        style |= {"label": fonts.readable(series.name), "xerr" if across else "yerr": _errors(series)}
+        bars = (axes.barh if across else axes.bar)(places, series.y, thickness, **style)
         if few:
             texts = [_short(y) for y in series.y]
             axes.bar_label(bars, texts, padding=3, fontsize=8, color=theme.ink)
