@@ -1,4 +1,4 @@
-"""history.jsonl holds raw terms in full precision, once each."""
+"""history.jsonl holds unweighted loss components in full precision, once each."""
 
 import json
 
