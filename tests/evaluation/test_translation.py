@@ -220,6 +220,13 @@ def test_a_subset_scores_as_its_sentences_alone(case):
     assert measured.subset(np.isin(np.arange(len(measured)), chosen)).scores() == pytest.approx(alone.scores())
 
 
+def test_the_quality_of_a_sentence_is_that_of_a_corpus_of_one(case):
+    measured = case[-1]
+    alone = [measured.subset([index]).scores()["quality"] for index in range(len(measured))]
+    np.testing.assert_allclose(measured.sentence_quality(), alone)
+    assert alone[6] == pytest.approx(1)  # the hypothesis that is the reference
+
+
 def test_statistics_survive_a_file_bit_for_bit(tmp_path):
     measured = measure(["a b", "가"], ["a c", "가"], WORDS, given={"comet": [0.25, 1.0]})
     for name in ("one.npz", "two.npz"):

@@ -188,10 +188,9 @@ def test_the_most_active_parts_are_kept(teacher):
     for name, neurons in kept.neurons.items():
         others = [neuron for neuron in range(96) if neuron not in neurons]
         assert activity.neurons[name][list(neurons)].min() >= activity.neurons[name][others].max()
-    sines = [channel for channel in kept.channels if channel < 24]
-    assert len(sines) == 16
+    others = [channel for channel in range(48) if channel not in kept.channels]
+    assert activity.channels_D[list(kept.channels)].min() >= activity.channels_D[others].max()
     assert list(kept.channels) == sorted(kept.channels)
-    assert activity.channels_D[sines].min() >= activity.channels_D[[c for c in range(24) if c not in sines]].max()
     assert {len(heads) for heads in kept.heads.values()} == {2}
     assert len(kept.heads) == 2 + 2 * 2  # self-attention of both sides and cross-attention
     json.dumps(kept.to_json())

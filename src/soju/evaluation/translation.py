@@ -167,6 +167,10 @@ class SentenceStatistics:
         values = corpus_scores(self.additive_NA.sum(axis=0, keepdims=True), tuple(self.given), weights)
         return {name: float(value_D[0]) for name, value_D in values.items()}
 
+    def sentence_quality(self, weights: QualityWeights | None = None) -> Floats:
+        """Return the quality of each sentence alone, ``(N,)``, to find examples by; their mean is not the corpus's."""
+        return corpus_scores(self.additive_NA, tuple(self.given), weights)["quality"]
+
     @property
     def additive_NA(self) -> Floats:
         """What may be added up over sentences: the counts, a one, ROUGE F1, then what was given."""
