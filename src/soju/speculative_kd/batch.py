@@ -58,6 +58,10 @@ class Side:
             prompts = [*prompts, *[[0]] * (power_of_two(len(prompts)) - len(prompts))]
         self.cache: RowCache = reader.cache(len(prompts), slots=slots, most=most, fixed=step is not None)
         self.passes = int(reader.prefill(self.cache, prompts))
+        if step is not None and not self.passes:  # tensors must not be allocated within the compiled graph
+            reader.read(torch.zeros(len(prompts), 1, dtype=torch.long), self.cache)
+            self.cache.lengths = [0] * len(prompts)
+            self.passes = 1
         self.last = [prompt[-1] for prompt in prompts]
         self.before = list(self.cache.lengths)
 
@@ -194,15 +198,16 @@ class Batch:
         Each token is looked at on the host before the next is asked for: it may be the last that any row needs.
         """
         reader, temperature = self.student.reader, self.settings.student_temperature
-        slots = list(range(len(self.rows)))
+        slots, width = list(range(len(self.rows))), max(block.limits)
+        pairs = [(slot, place) for place in range(width) for slot in slots]
+        uniform_GB = self._uniform(block, pairs, Role.PROPOSE).view(width, -1).to(reader.device)
         last_B1 = self.student.last_B1()
         columns: list[list[int]] = []
         chances: list[list[float]] = []
         while len(columns) < max(block.limits):
             place = len(columns)
             logits_BV = reader.logits(self.student.read(last_B1)[:, -1])
-            uniform_B = self._uniform(block, slots, [place] * len(slots), Role.PROPOSE)
-            tokens_B = draw(logits_BV, temperature, uniform_B.to(logits_BV.device))
+            tokens_B = draw(logits_BV, temperature, uniform_GB[place].to(logits_BV.device))
             columns.append(tokens_B.tolist())
             if -1 in columns[-1]:
                 raise reader.not_finite(self._where(block, columns[-1].index(-1), place))
@@ -278,18 +283,19 @@ class Batch:
         """Draw the teacher's tokens for the rejected pairs, by their index."""
         if not rejected:
             return {}
-        slots, places = [pairs[index][0] for index in rejected], [pairs[index][1] for index in rejected]
+        places = [pairs[index] for index in rejected]
         logits_RV = logits_NV[torch.tensor(rejected, device=logits_NV.device)]
-        uniform_R = self._uniform(block, slots, places, Role.REPLACE).to(logits_NV.device)
+        uniform_R = self._uniform(block, places, Role.REPLACE).to(logits_NV.device)
         tokens_R = replace(logits_RV, uniform_R, self.rule)
-        for slot, passes in zip(slots, decide(logits_RV, tokens_R, self.rule).passed_N.tolist(), strict=True):
+        inside = decide(logits_RV, tokens_R, self.rule).passed_N.tolist()
+        for (slot, _), passes in zip(places, inside, strict=True):
             self.outside[self.rows[slot]] += not passes
         return dict(zip(rejected, tokens_R.tolist(), strict=True))
 
-    def _uniform(self, block: _Block, slots: list[int], places: list[int], role: Role) -> Tensor:
-        """Return the keyed noise of places in this block; an empty slot uses that of any row."""
-        keys = self.keys[[self.rows[slot] for slot in slots]]
-        positions = [block.before[slot] + place for slot, place in zip(slots, places, strict=True)]
+    def _uniform(self, block: _Block, pairs: list[tuple[int, int]], role: Role) -> Tensor:
+        """Return the keyed noise of (slot, place) pairs; an empty slot uses that of any row."""
+        keys = self.keys[[self.rows[slot] for slot, _ in pairs]]
+        positions = [block.before[slot] + place for slot, place in pairs]
         return torch.from_numpy(keyed_uniform(self.settings.seed, self.epoch, keys, positions, role))
 
     def _leave(self) -> None:

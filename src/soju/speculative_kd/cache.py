@@ -299,10 +299,9 @@ def reading(*readers: Reader) -> Iterator[None]:
     training, attention = [], []
     for reader in readers:
         training += [module for module in reader.model.modules() if module.training]
-        implementation = reader.config._attn_implementation
-        if implementation not in ("sdpa", "eager"):
-            attention.append((reader, implementation))
-            reader.body.set_attn_implementation("sdpa")
+        if reader.config._attn_implementation not in ("sdpa", "eager"):
+            attention.append((reader.config, reader.config._attn_implementation))
+            reader.config._attn_implementation = "sdpa"
     for module in training:
         module.training = False
     try:
@@ -311,8 +310,8 @@ def reading(*readers: Reader) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-        for reader, implementation in attention:
-            reader.body.set_attn_implementation(implementation)
+        for config, implementation in attention:
+            config._attn_implementation = implementation
 
 
 def power_of_two(least: int) -> int:

@@ -29,7 +29,7 @@ def row_keys(ids: Sequence[str | int]) -> NDArray[np.uint64]:
     """Hash the ids of rows to 64 bits; a number and its decimal digits are the same id.
 
     >>> row_keys(["tradition_001", 7])
-    array([9692894408283926098, 6489310637174241060], dtype=uint64)
+    array([10495331279448069142,  9407870976149377255], dtype=uint64)
     """
     digests = [hashlib.blake2b(str(row).encode(), digest_size=8).digest() for row in ids]
     return np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.uint64)

@@ -57,10 +57,13 @@ WAYS: dict[Implementation, _Way] = {
 class Rollout:
     """Writes texts with a student and a teacher.
 
-    >>> from soju.speculative_kd import Rollout, RolloutSettings
-    >>> text = Rollout(student, teacher, RolloutSettings(eos=(2,)))(  # doctest: +SKIP
-    ...     queries, privileged, ids=["tradition_001"], epoch=0
-    ... )
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    >>> student, teacher = (LlamaForCausalLM(LlamaConfig(**small, num_hidden_layers=n)) for n in (1, 2))
+    >>> settings = RolloutSettings(implementation="parallel", max_new_tokens=8, eos=(2,))
+    >>> text = Rollout(student, teacher, settings)([[5, 6]], [[9, 9, 5, 6]], ids=["tradition_001"])
+    >>> 1 <= len(text.tokens[0]) == len(text.teacher_hidden[0]) <= 8
+    True
     """
 
     def __init__(
