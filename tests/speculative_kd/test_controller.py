@@ -148,5 +148,5 @@ def test_its_state_goes_through_json_bit_for_bit():
     "state", [{}, {"tested": 3}, {"tested": "x", "passed": 1}, {"tested": 1, "passed": 2}, {"tested": 1, "passed": -1}]
 )
 def test_broken_states_are_refused(state):
-    with pytest.raises(UserError, match="controller state: .*; take another checkpoint"):
+    with pytest.raises(UserError, match=r"controller state: .*; take another checkpoint"):
         GammaController(FREE, 20).restore(state)

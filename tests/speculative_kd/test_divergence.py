@@ -1,6 +1,7 @@
 """Divergences: by hand, against plain autograd, finite differences and TRL; memory and refusals."""
 
 import importlib.util
+import itertools
 import math
 
 import pytest
@@ -79,7 +80,7 @@ def test_top_k_is_never_above_forward_kl_and_grows_to_it():
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(50, 20, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
     values = [top_k_kl(student, teacher, k) for k in (1, 5, 15, 19)] + [forward_kl(student, teacher)]
-    for smaller, larger in zip(values, values[1:], strict=False):
+    for smaller, larger in itertools.pairwise(values):
         assert (smaller <= larger + 1e-12).all()
     torch.testing.assert_close(values[-2], values[-1])  # a rest of one token
 

@@ -26,6 +26,11 @@ def models():
     return pair(0.8)
 
 
+@pytest.fixture(scope="module", params=["qwen3", "llama"])
+def kitchen(request):
+    return Kitchen(kind=request.param)
+
+
 def written(student, teacher, rows=3, keep_hidden=True, **settings):
     rollout = Rollout(
         student, teacher, RolloutSettings(**({"implementation": "parallel", "seed": 4} | settings)), costs=COSTS
@@ -34,11 +39,10 @@ def written(student, teacher, rows=3, keep_hidden=True, **settings):
 
 
 @pytest.mark.parametrize("implementation", ["sequential", "parallel", "adaptive", "compiled"])
-def test_caches_are_a_fresh_prefill_after_every_block(implementation):
-    kitchen = Kitchen(kind="qwen3")
+def test_caches_are_a_fresh_prefill_after_every_block(kitchen, implementation):
     blocks = 0
-    for number in range(20, 26):
-        case = draw_case(number, budget=9, rows=4)
+    for number in range(20, 23):
+        case = draw_case(number, budget=8, rows=4)
         case.settings["gamma"] = 4
         rollout = kitchen.rollout(case, implementation)
         with reading(rollout.student, rollout.teacher):
@@ -59,7 +63,7 @@ def test_caches_are_a_fresh_prefill_after_every_block(implementation):
                                 torch.testing.assert_close(
                                     getattr(found, name)[slot, :, : len(read)], getattr(expected, name)[0]
                                 )
-    assert blocks > 10
+    assert blocks > 5
 
 
 @pytest.mark.parametrize("implementation", ["parallel", "adaptive", "debug", "compiled"])
@@ -89,20 +93,10 @@ def test_sequential_reads_a_pass_for_each_tested_position(models):
     assert text.teacher_passes == text.tested + 1
 
 
-@pytest.mark.parametrize(
-    ("kind", "implementation"),
-    [
-        ("qwen3", "sequential"),
-        ("llama", "sequential"),
-        ("qwen3", "parallel"),
-        ("llama", "parallel"),
-        ("qwen3", "compiled"),
-    ],
-)
-def test_kept_states_are_those_of_a_teacher_forced_pass(kind, implementation):
-    kitchen = Kitchen(kind=kind)
-    for number in range(5):
-        case = draw_case(number, budget=8, rows=3)
+@pytest.mark.parametrize("implementation", ["sequential", "parallel", "compiled"])
+def test_kept_states_are_those_of_a_teacher_forced_pass(kitchen, implementation):
+    for number in range(20, 23):
+        case = draw_case(number, budget=8, rows=4)
         case.settings["gamma"] = 4
         text = kitchen.run(case, implementation)
         for prompt, tokens, found in zip(case.privileged, text.tokens, text.teacher_hidden, strict=True):
@@ -231,8 +225,9 @@ def test_counts_do_not_depend_on_the_block_length(models):
 
 def test_replacements_are_inside_unless_drawn_from_all_tokens():
     student, teacher = pair(0.3)
-    outside = {way: sum(written(student, teacher, max_new_tokens=30, top_k=2, replacement=way, teacher_temperature=1.0).outside)
-               for way in ("full", "accept_set", "argmax")}  # fmt: skip
+    settings = {"max_new_tokens": 30, "top_k": 2, "teacher_temperature": 1.0}
+    ways = ("full", "accept_set", "argmax")
+    outside = {way: sum(written(student, teacher, replacement=way, **settings).outside) for way in ways}
     assert outside["full"] > 0
     assert outside["accept_set"] == outside["argmax"] == 0
 

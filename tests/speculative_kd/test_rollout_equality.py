@@ -53,7 +53,7 @@ def test_all_implementations_write_the_same_texts(kitchen, start):
             assert ends in ([], [len(text) - 1])
             assert ends or len(text) == budget
     assert min(acceptances) < 0.3
-    assert max(acceptances) > 0.9
+    assert max(acceptances) > 0.8
 
 
 def written_plainly(kitchen, case, row):

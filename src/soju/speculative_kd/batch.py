@@ -19,6 +19,9 @@ from soju.speculative_kd.config import AcceptRule, RolloutSettings
 from soju.speculative_kd.noise import Role, draw, keyed_uniform, row_keys
 from soju.speculative_kd.outcome import Event, Outcome, RolloutResult
 
+LEAST_FIXED_SLOTS = 64
+"""Of a compiled batch: each size is a graph of its own, and small ones save nothing."""
+
 EMPTY = -1
 """In place of a row: this slot of a compiled batch holds none."""
 
@@ -54,7 +57,7 @@ class Side:
         if step is None:
             slots = min(power_of_two(longest + gamma), most)
         else:
-            slots = power_of_two(most)
+            slots = max(LEAST_FIXED_SLOTS, power_of_two(most))
             prompts = [*prompts, *[[0]] * (power_of_two(len(prompts)) - len(prompts))]
         self.cache: RowCache = reader.cache(len(prompts), slots=slots, most=most, fixed=step is not None)
         self.passes = int(reader.prefill(self.cache, prompts))
