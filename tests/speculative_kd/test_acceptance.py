@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from soju.speculative_kd.acceptance import accept_set, decide, replace
+from soju.speculative_kd.acceptance import accept_set, decide, decision_margin, replace
 from soju.speculative_kd.config import AcceptRule
 from soju.speculative_kd.outcome import Outcome
 
@@ -123,3 +123,30 @@ def test_logits_that_are_not_finite_are_marked():
     logits = LOGITS.repeat(2, 1)
     logits[1, 2] = torch.nan
     assert decide(logits, torch.tensor([0, 0]), rule()).finite_N.tolist() == [True, False]
+
+
+def test_a_margin_by_hand():
+    # Token 1 (.25) is second of two allowed: it falls to rank 2 below .15, at log .25/.15.
+    assert decision_margin(LOGITS[None], torch.tensor([1]), rule(2)).item() == pytest.approx(math.log(0.25 / 0.15))
+    # It needs a probability of .5, so its odds, now 1 : 3, must become 1 : 1.
+    assert decision_margin(LOGITS[None], torch.tensor([1]), rule(2, 0.5)).item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+@pytest.mark.parametrize("top_k", [1, 3, 39, 100])
+@pytest.mark.parametrize("min_prob", [0, 0.05, 0.3])
+def test_a_margin_is_where_the_decision_turns(temperature, top_k, min_prob):
+    the_rule = rule(top_k, min_prob, temperature=temperature)
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
+    tokens = torch.arange(40)
+    passed = decide(logits.expand(40, 40), tokens, the_rule).passed_N
+    margins = decision_margin(logits.expand(40, 40), tokens, the_rule)
+    for token in range(40):
+        if torch.isinf(margins[token]):  # nothing turns it
+            assert passed[token]
+            continue
+        towards = -1 if passed[token] else 1
+        for step, expected in ((1e-6, not passed[token]), (-1e-6, passed[token])):
+            moved = logits.clone()
+            moved[token] += towards * (margins[token] + step)
+            assert decide(moved[None], tokens[token : token + 1], the_rule).passed_N.item() == expected

@@ -107,6 +107,31 @@ def accept_set(logits_NV: Tensor, rule: AcceptRule) -> Tensor:
     return first_NV | ((logits_NV >= last_N) & probable_NV)
 
 
+def decision_margin(logits_NV: Tensor, proposals_N: Tensor, rule: AcceptRule) -> Tensor:
+    """Return how far each proposal's logit is from the other decision, ``(N,)`` in logits; other logits stay.
+
+    In half precision two ways of computing may decide differently; this says how close the decision was. Under `top_k`
+    ``auto`` the number of allowed tokens is taken as it is.
+    """
+    logits_NV = _at_least_float32(logits_NV)
+    top_k_N, _ = _allowed(logits_NV, rule)
+    own_N = logits_NV.gather(1, proposals_N[:, None]).squeeze(1)
+    others_NV = logits_NV.scatter(1, proposals_N[:, None], -torch.inf)
+    most = min(int(top_k_N.max()), logits_NV.shape[1])
+    ranked_NK = others_NV.topk(most, dim=1).values
+    first_N = ranked_NK[:, 0]
+    by_rank_N = ranked_NK.gather(1, (top_k_N.clamp_max(most) - 1)[:, None]).squeeze(1)
+    if rule.min_prob == 0:
+        by_probability_N = torch.full_like(own_N, -torch.inf)
+    elif rule.temperature == 0:
+        by_probability_N = first_N
+    else:
+        odds = torch.logit(torch.tensor(rule.min_prob, dtype=own_N.dtype))
+        by_probability_N = rule.temperature * (odds + torch.logsumexp(others_NV / rule.temperature, dim=1))
+    # It passes from the lower of: the first place, and the later of both limits.
+    return (own_N - torch.minimum(first_N, torch.maximum(by_rank_N, by_probability_N))).abs()
+
+
 def _allowed(logits_NV: Tensor, rule: AcceptRule) -> tuple[Tensor, Tensor]:
     """Return `top_k` at each position, and the logarithm of the sum of the tempered exponentials."""
     greedy = rule.temperature == 0

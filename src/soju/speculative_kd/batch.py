@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from soju.speculative_kd.acceptance import TESTED_AT_ONCE, Decisions, decide, replace
+from soju.speculative_kd.acceptance import TESTED_AT_ONCE, Decisions, decide, decision_margin, replace
 from soju.speculative_kd.cache import Reader, RowCache, power_of_two
 from soju.speculative_kd.config import AcceptRule, RolloutSettings
 from soju.speculative_kd.noise import Role, draw, keyed_uniform, row_keys
@@ -277,7 +277,9 @@ class Batch:
             for slot, end in ends.items():  # copies: a view would keep the rest of the block in memory
                 self.hidden[self.rows[slot]].append(hidden_BQH[slot, : pairs[end][1] - start + 1].clone())
         if self.logged:
-            self._log(block, [pairs[index] for index in tested], tested, decisions)
+            proposals_N = torch.tensor(proposed, device=logits_NV.device)
+            margins = decision_margin(logits_NV, proposals_N, self.rule)[tested].tolist()
+            self._log(block, [pairs[index] for index in tested], tested, decisions, margins)
         return [slot for slot, end in ends.items() if outcomes[end] == Outcome.PASSED]
 
     def _replace(
@@ -317,11 +319,18 @@ class Batch:
     def _where(self, block: _Block, slot: int, place: int) -> str:
         return f'row "{self.ids[self.rows[slot]]}" at position {block.before[slot] + place}'
 
-    def _log(self, block: _Block, pairs: list[tuple[int, int]], tested: list[int], decisions: Decisions) -> None:
+    def _log(
+        self,
+        block: _Block,
+        pairs: list[tuple[int, int]],
+        tested: list[int],
+        decisions: Decisions,
+        margins: list[float],
+    ) -> None:
         """Record an event for each tested position."""
         columns = (decisions.probability_N, decisions.rank_N, decisions.top_k_N, decisions.outcome_N)
-        seen = zip(*(column[tested].tolist() for column in columns), strict=True)
-        for (slot, place), (probability, rank, top_k, outcome) in zip(pairs, seen, strict=True):
+        seen = zip(pairs, margins, *(column[tested].tolist() for column in columns), strict=True)
+        for (slot, place), margin, probability, rank, top_k, outcome in seen:
             row, position = self.rows[slot], block.before[slot] + place
             self.events.append(
                 Event(
@@ -334,6 +343,7 @@ class Batch:
                     rank=rank,
                     top_k=top_k,
                     min_prob=self.rule.min_prob,
+                    margin=margin,
                     outcome=Outcome(outcome),
                     token=self.texts[row][position],
                     untested=0 if outcome == Outcome.PASSED else block.limits[slot] - place - 1,

@@ -40,6 +40,8 @@ class Event:
     top_k: int
     """Allowed at this position."""
     min_prob: float
+    margin: float
+    """How far the proposal's logit was from the other decision."""
     outcome: Outcome
     token: int
     """What was committed."""
