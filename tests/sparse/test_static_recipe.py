@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from soju.sparse.export.tables import read_term_table
 
 from fixtures.needs import DATA, needs_data
 from soju.core.config import apply_overrides, parse_yaml, preset_text, validate
@@ -16,6 +15,7 @@ from soju.core.errors import DataError, UserError
 from soju.core.files import verify_manifest
 from soju.core.run import Run
 from soju.sparse.config import StaticConfig
+from soju.sparse.export.formats import read_term_table
 from soju.sparse.indexing import Index, expand, read_documents
 from soju.sparse.recipe import read_run_data
 from soju.sparse.static.encoder import StaticEncoder
