@@ -13,7 +13,7 @@ from typing import Any
 from soju.core.errors import UserError
 from soju.data.log import ReadLog
 from soju.data.readers import BeirSet, SourceFilter, read_beir, read_rows
-from soju.data.rows import PairRow, TermRow, TripletRow
+from soju.data.rows import KINDS, PairRow, TermRow, TripletRow
 from soju.data.splits import held_out, normalise_for_overlap, refuse_overlap
 from soju.data.statistics import RowStatistics, counted
 from soju.evaluation.retrieval import RetrievalSet
@@ -90,13 +90,18 @@ class RunReader:
         self._test_rows = [self._read_test_rows(test_set) for test_set in config.evaluation.sets]
         self.training.unseen_terms.extend(self.rows(config.evaluation.terms, "terms"))
 
-    def rows(self, sources: Sequence[str], kind: Any, *, select: SourceFilter | None = None) -> Iterator[Any]:
-        """Yield the rows of files of one kind; see `read_rows`."""
+    def rows(self, sources: Sequence[str], kind: str, *, select: SourceFilter | None = None) -> Iterator[Any]:
+        """Yield the rows of files of one of the kinds in `KINDS`; see `read_rows`."""
         if not sources:
             return iter(())
         settings = self._settings
         return read_rows(
-            sources, kind, log=self._log, root=settings.root, select=select, max_line_bytes=settings.max_line_bytes
+            sources,
+            KINDS[kind],
+            log=self._log,
+            root=settings.root,
+            select=select,
+            max_line_bytes=settings.max_line_bytes,
         )
 
     def checked(self) -> RunData:
