@@ -22,8 +22,8 @@ from soju.presets import preset_text
 from soju.sparse.data import RunData
 from soju.sparse.evaluate import Subject, score_unseen_terms
 from soju.sparse.initial import Start
-from soju.sparse.model import NeuralEncoder
 from soju.sparse.neural import train
+from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.recipe import read_run_data, validate_mode
 from soju.sparse.terms.config import TermsConfig
 from soju.sparse.terms.training import TermsLesson

@@ -29,8 +29,8 @@ from soju.sparse.data import RunData
 from soju.sparse.evaluate import Subject, search_all
 from soju.sparse.initial import Start
 from soju.sparse.mine import mine
-from soju.sparse.model import NeuralEncoder
 from soju.sparse.neural import train
+from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.recipe import read_run_data, validate_mode
 from soju.sparse.triplets.config import TripletsConfig
 from soju.sparse.triplets.training import TripletsLesson

@@ -122,19 +122,9 @@ def report_student(
     teacher: TeacherSettings | None,
     summary: Sequence[str],
 ) -> Path:
-    """Write model cards, examples and the report of a neural student.
+    """Write model cards, examples and the report of a neural student; returns the HTML report.
 
-    Args:
-        student: The best model as it was saved.
-        measured: How it scored.
-        data: What the run read.
-        config: Settings of the run.
-        run_dir: The run folder.
-        teacher: The dense teacher that took part.
-        summary: The training in plain words, a sentence each; recall is added to it.
-
-    Returns:
-        The HTML report.
+    `teacher` is the dense teacher that took part; `summary` tells the training in plain words, and recall is added.
     """
     for folder in (run_dir.best, run_dir.final):
         write_text(folder / "README.md", student_card(config, data, measured.scores, teacher=teacher))

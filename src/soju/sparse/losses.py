@@ -237,16 +237,9 @@ class TermTargets:
 
     @classmethod
     def from_rows(cls, rows: Sequence[RowTargets]) -> TermTargets:
-        """Flatten the targets of a batch on the CPU.
+        """Flatten the targets of a batch on the CPU; an id named twice counts once, with its largest similarity.
 
-        Args:
-            rows: Targets of each text. An id named twice in one list counts once, with its largest similarity.
-
-        Returns:
-            Flat tensors.
-
-        Raises:
-            ValueError: If a similarity is not a finite number > 0, or an id is negative.
+        It is a `ValueError` if a similarity is not a finite number > 0, or an id is negative.
         """
         return cls(
             source=_flatten([(token, 1.0) for token in row.source] for row in rows),

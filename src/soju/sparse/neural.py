@@ -71,14 +71,7 @@ class Between:
 
 
 class Lesson(ABC, Generic[ConfigT]):
-    """What a mode teaches, made of the data of a run.
-
-    Args:
-        config: Settings of the run.
-        data: What to learn from.
-        vocabulary: The student's.
-        folder: The run folder.
-    """
+    """What a mode teaches, made of the data of a run and the vocabulary of its student; `folder` is that of the run."""
 
     losses: ClassVar[type[NamedLosses]]
     rows: Rows
