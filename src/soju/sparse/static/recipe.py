@@ -40,13 +40,16 @@ def read(config: StaticConfig) -> RunData:
     return RunReader(config).checked()
 
 
-def run(config: StaticConfig, run_dir: Run, *, data: RunData | None = None, workers: int = 2) -> Path:
+def run(
+    config: StaticConfig, run_dir: Run, *, data: RunData | None = None, resume: None = None, workers: int = 2
+) -> Path:
     """Train, score, export and report.
 
     Args:
         config: What to do.
         run_dir: Where everything goes.
         data: What `read` returned, when that was done before the folder was made.
+        resume: Never: the mode trains in minutes and has no checkpoints.
         workers: Threads of the morphological analyser.
 
     Returns:
