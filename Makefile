@@ -37,7 +37,7 @@ check: install  ## Lint, types, docstrings, import contracts
 	$(BIN)/pydoclint --quiet src
 	$(BIN)/lint-imports
 
-fix: install  ## Format and mend what can be mended
+fix: install  ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 

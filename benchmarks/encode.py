@@ -80,7 +80,7 @@ def build(terms: int, texts: list[str]) -> SpladeEncoder:
     with torch.inference_mode():
         maxima_BV = encoder.eval()(dict(encoder.preprocess(texts[:64])))["signed_maxima"]
         level = maxima_BV.kthvalue(terms - ACTIVE_TERMS, dim=1).values.median()
-    encoder[0].output_embedding.bias.data.fill_(-float(level))
+    encoder.output_embedding.bias.data.fill_(-float(level))
     return encoder
 
 

@@ -1,15 +1,13 @@
-"""How fast, and how well, do new rows of an embedding start beside mergekit's tokensurgeon and FOCUS?
+"""Speed and quality of new rows of an embedding, compared with mergekit's tokensurgeon.
 
 Same inputs in one process, each in turn. ``mean``: Korean words of our samples, from a byte-level BPE without
-Korean, against mergekit's ``subword_approximate``; both tokenize. ``omp``: against mergekit's ``batch_omp``. ``focus``:
-weights and rows, against the loop of deepfocus; both get the same auxiliary vectors.
+Korean, against mergekit's ``subword_approximate``; both tokenize. ``omp``: against mergekit's ``batch_omp``.
 
 With ``--base`` and ``--donor`` every initialiser expands a real model, and the Korean and English similarity of the
 expanded, untrained models is compared with the base's.
 
-The peers are no extra of soju: mergekit 0.1.5 brings three dozen packages, and deepfocus 1.0.1 needs fasttext, which
-has no wheel and must be compiled. A peer that is not installed is left out of the claims and named under ``missing``.
-To have both: pip install mergekit deepfocus
+The peer is no extra of soju: mergekit 0.1.5 brings three dozen packages. Where it is not installed it is left out of
+the claims and named under ``missing``. To have it: pip install mergekit
 
     python benchmarks/expansion.py [--quick] [--base MODEL --donor TOKENIZER --data ../shared/data --corpus TEXT]
 """
@@ -37,7 +35,6 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from soju.core.files import write_json
@@ -46,19 +43,18 @@ from soju.embedding.embedder import Subject
 from soju.embedding.evaluate import measure_models
 from soju.embedding.expansion.byte_bpe import ByteBpe
 from soju.embedding.expansion.expand import expand_model, read_pairs
-from soju.embedding.expansion.initial_rows import donor_vectors
 from soju.embedding.expansion.initialise import (
     INITIALISERS,
     NEED_DONOR,
     SPARSITY,
-    DonorVectors,
+    donor_vectors,
     initialise,
     matching_pursuit,
 )
 from soju.embedding.expansion.merges import Expansion
 
 RESULTS = Path(__file__).parent / "results"
-PEERS = {"mergekit": "mergekit", "deepfocus": "deepfocus"}
+PEERS = ("mergekit",)
 GOAL_SPEED = 1.0
 PeerRows = Callable[[Tensor, Expansion, str, Path, Path | None], Tensor]
 
@@ -127,28 +123,6 @@ def compare_omp(size: int, repetitions: int) -> list[dict[str, Any]]:
     ratio = float(our_rest / peer_rest)
     rest |= {"ratio": round(ratio, 3), "goal": "<= 1.01", "holds": ratio <= 1.01}
     return [claim(name, "tokens per second", size / our_seconds, size / peer_seconds, GOAL_SPEED), rest]
-
-
-def compare_focus(size: int, repetitions: int) -> list[dict[str, Any]]:
-    """Time weights and rows, and check that both made the same rows."""
-    from deepfocus.focus import entmax
-
-    target_BF, anchor_AF, old_AD = space(size)
-    donor = DonorVectors(target_BF, torch.ones(size, dtype=torch.bool), anchor_AF, torch.arange(len(anchor_AF)))
-
-    def peer() -> Tensor:
-        cosine_BA = normalize(target_BF, dim=1) @ normalize(anchor_AF, dim=1).T
-        rows = []
-        for cosine_A in cosine_BA:  # the loop of focus_additional_token_initialization
-            weight_A = entmax.sparsemax(cosine_A)
-            mask_A = weight_A > 0
-            rows.append((weight_A[mask_A, None] * old_AD[mask_A]).sum(dim=0))
-        return torch.stack(rows)
-
-    our_seconds, our_rows = timed(lambda: initialise(old_AD, [(0,)] * size, "focus", donor=donor), repetitions)
-    peer_seconds, peer_rows = timed(peer, repetitions)
-    torch.testing.assert_close(our_rows, peer_rows, atol=1e-3, rtol=1e-3)
-    return [claim(f"expansion.focus.{size}", "tokens per second", size / our_seconds, size / peer_seconds, GOAL_SPEED)]
 
 
 def space(size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -237,20 +211,20 @@ def mergekit_omp(old_VD: Tensor, expansion: Expansion, base: str, out: Path, cor
 
 
 def main() -> None:
-    """Measure beside the peers that are installed and print the claims."""
+    """Measure with the peers that are installed and print the claims."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few tokens, to try the script out; no claim")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--base", help="a model to expand, for similarity without training")
     parser.add_argument("--donor", help="a tokenizer to expand it with")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--corpus", type=Path, help="texts, for the order of merges, omp and focus")
+    parser.add_argument("--corpus", type=Path, help="texts, for the order of merges and omp")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     size, repetitions = (50, 1) if arguments.quick else (500, 3)
     lines: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
-    for peer, compare in (("mergekit", compare_mean), ("mergekit", compare_omp), ("deepfocus", compare_focus)):
+    for peer, compare in (("mergekit", compare_mean), ("mergekit", compare_omp)):
         try:
             lines += compare(size, repetitions)
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""What does training only the new rows of an embedding save against training the whole matrix?
+"""What training only the new rows of an embedding saves, compared with training the whole matrix.
 
 219,698 rows of width 1,024 (Qwen3-Embedding-0.6B with 68,029 new tokens), AdamW, the same ids (80 % old ones) and the
 same gradient. Ours is `PartitionedEmbedding`; the peer is a plain embedding whose gradient is zeroed for old rows, as
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from soju.core.files import write_json
-from soju.embedding.trainable import PartitionedEmbedding
+from soju.embedding.trainer import PartitionedEmbedding
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, NEW, WIDTH = 219_698, 68_029, 1024

@@ -1,8 +1,10 @@
-"""Are block-max pruning and Seismic three times as fast as exact posting lists at 0.95 recall@10?
+"""Block-max pruning is three times as fast as exact posting lists, misses nothing, and is faster than Seismic.
 
 The engines search the same index in one process, one thread, all queries with one engine and then with the next,
 several times; recall is measured against the exact engine, whose code is the one `soju search --engine exact` runs. The
-peak memory of a build is that of the process so far, so it includes the builds before. Two kinds of corpora:
+peer is Seismic (Bruch et al. 2024, arXiv:2404.18812), an approximate engine: soju had it until block-max pruning was
+faster; here it has the settings that were best on real sentences. The peak memory of a build is that of the process so
+far, so it includes the builds before. Two kinds of corpora:
 
 - synthetic: Zipf-distributed terms with topics, BM25 impacts; queries are a few terms of a document with decaying
   expansions, as a translation table or a learned sparse encoder gives them;
@@ -28,9 +30,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import seismic
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
@@ -42,8 +45,7 @@ from soju.search.folder import IndexSettings
 from soju.search.index import SparseIndex
 from soju.search.postings import Postings
 from soju.search.segment import DocumentStore
-from soju.search.seismic_engine import SEISMIC_FILE, SeismicEngine, SeismicSettings
-from soju.search.weighting import WeightingSettings
+from soju.search.weighting import WeightingSettings, idf
 
 TERMS = 24_000
 TOPICS, TOPIC_TERMS = 400, 1500
@@ -54,6 +56,58 @@ GOAL_RATIO, GOAL_RECALL = 3.0, 0.95
 RESULTS = Path(__file__).parent / "results"
 
 Query = tuple[NDArray[np.int32], NDArray[np.float32]]
+
+
+class Seismic:
+    """The peer: an index of pyseismic-lsr over the rows of a segment, at most 65,535 terms.
+
+    Impacts are held in half precision inside. Those below 300,000 chunks are multiplied by the root of idf and query
+    weights divided by it, so that products stay and summaries follow the rare terms, which decide BM25 scores.
+    """
+
+    FILE = "engine.index.seismic"
+    SCALE = "engine.scale.npy"
+    BUILD: ClassVar[dict[str, Any]] = {
+        "n_postings": 6000, "max_fraction": 1.5, "min_cluster_size": 2, "doc_cut": 10, "nknn": 0, "num_threads": 1,
+    }  # fmt: skip
+    QUERY_CUT, HEAP_FACTOR = 60, 0.7
+
+    def __init__(self, folder: Path) -> None:
+        self._scale_V = np.load(folder / self.SCALE)
+        self._index = seismic.SeismicIndexRaw.load(str(folder / self.FILE))
+
+    @classmethod
+    def build(cls, folder: Path, postings: Postings) -> Seismic:
+        """Build the file of a segment and open it."""
+        small, terms = postings.chunks < 300_000, len(postings.offsets) - 1
+        rarity_V = np.maximum(idf(postings.document_frequency, postings.chunks), 0.01) ** (0.5 if small else 0.0)
+        scale_V = rarity_V.astype(np.float32)
+        dataset = seismic.SeismicDataset(dim=terms)
+        for start in range(0, postings.chunks, 50_000):
+            rows = postings.rows(start, min(start + 50_000, postings.chunks))
+            # The library drops rows without terms, which would shift the numbers of later ones: they get a zero.
+            empty = np.diff(rows.indptr) == 0
+            places = rows.indptr[:-1][empty]
+            dataset.add_documents_by_id(
+                [str(start + row) for row in range(rows.shape[0])],
+                np.insert(rows.indices, places, 0).astype(np.int64),
+                np.insert(rows.data * scale_V[rows.indices], places, 0).astype(np.float32),
+                (rows.indptr + np.concatenate([[0], np.cumsum(empty)])).astype(np.int64),
+            )
+        blocks = {"centroid_fraction": 0.35, "summary_energy": 0.4} if small else {
+            "centroid_fraction": 0.05, "summary_energy": 0.3
+        }  # fmt: skip
+        index = seismic.SeismicIndex.build_from_dataset(dataset, batched_indexing=None, **cls.BUILD, **blocks)
+        index.save(str(folder / cls.FILE.removesuffix(".index.seismic")))
+        np.save(folder / cls.SCALE, scale_V)
+        return cls(folder)
+
+    def search(self, terms: Any, weights: Any, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Return chunks and approximate scores, best first; every document of these corpora has one chunk."""
+        scaled = weights / self._scale_V[terms]
+        found = self._index.search(terms, scaled, k, self.QUERY_CUT, self.HEAP_FACTOR, 0, True)
+        scores, chunks = zip(*(pair for pair in found if pair[0] > 0), strict=True) if found else ((), ())
+        return np.array(chunks, dtype=np.int32), np.array(scores, dtype=np.float32)
 
 
 class Corpus:
@@ -157,11 +211,11 @@ def probe(engine: str, index: Path) -> None:
     """Run as the child of `search_peak_mib`; only the engine asked for is loaded."""
     folder = index / "segments" / "0000"
     saved = np.load(index.parent / "queries.npz")
-    queries = [(saved[f"terms{i}"], saved[f"weights{i}"]) for i in range((len(saved.files) - 1) // 2)]
-    documents, terms = DocumentStore.open(folder).documents, int(saved["vocabulary"])
+    queries = [(saved[f"terms{i}"], saved[f"weights{i}"]) for i in range(len(saved.files) // 2)]
+    documents = DocumentStore.open(folder).documents
     chosen: Any
     if engine == "seismic":
-        chosen = SeismicEngine.open(folder, documents, SeismicSettings(), terms=terms)
+        chosen = Seismic(folder)
     else:
         postings = Postings.open(folder / "postings", chunks=len(documents))
         exact = engine == "exact"
@@ -170,11 +224,11 @@ def probe(engine: str, index: Path) -> None:
     print(peak_mib())
 
 
-def save_queries(path: Path, queries: list[Query], vocabulary: int) -> None:
+def save_queries(path: Path, queries: list[Query]) -> None:
     """Write queries where `probe` reads them."""
     arrays: dict[str, Any] = {f"terms{i}": terms for i, (terms, _) in enumerate(queries)}
     arrays |= {f"weights{i}": weights for i, (_, weights) in enumerate(queries)}
-    np.savez(path, allow_pickle=False, vocabulary=vocabulary, **arrays)
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def measure_synthetic(documents: int, *, query_count: int, repetitions: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -217,7 +271,7 @@ def measure_sentences(data: Path, *, query_count: int, repetitions: int, folder:
 
 def measure(index: SparseIndex, queries: list[Query], *, build_seconds: float, repetitions: int) -> dict[str, Any]:
     """Build the fast engines on an index of posting lists and measure all three."""
-    segment, seismic_settings = index.segments[0], SeismicSettings()
+    segment = index.segments[0]
     documents_C, terms, peaks = segment.store.documents, len(index.terms), {"exact": peak_mib()}
     seconds = {"exact": build_seconds}
     engines: dict[str, Any] = {"exact": segment.exact}
@@ -225,13 +279,13 @@ def measure(index: SparseIndex, queries: list[Query], *, build_seconds: float, r
     engines["block-max"] = BlockMaxEngine.build(segment.folder, segment.postings, documents_C)
     seconds["block-max"], peaks["block-max"] = time.perf_counter() - start, peak_mib()
     start = time.perf_counter()
-    engines["seismic"] = SeismicEngine.build(segment.folder, segment.postings, documents_C, seismic_settings)
+    engines["seismic"] = Seismic.build(segment.folder, segment.postings)
     seconds["seismic"], peaks["seismic"] = time.perf_counter() - start, peak_mib()
-    save_queries(index.folder.parent / "queries.npz", queries, terms)
+    save_queries(index.folder.parent / "queries.npz", queries)
     sizes = {
         "exact": sum(path.stat().st_size for path in (segment.folder / "postings").iterdir()),
         "block-max": sum(path.stat().st_size for path in (segment.folder / FOLDER).iterdir()),
-        "seismic": (segment.folder / SEISMIC_FILE).stat().st_size,
+        "seismic": (segment.folder / Seismic.FILE).stat().st_size,
     }
     found = {name: latencies(engine, queries)[1] for name, engine in engines.items()}  # warms them up, too
     runs: dict[str, list[list[float]]] = {name: [] for name in engines}
@@ -248,17 +302,15 @@ def measure(index: SparseIndex, queries: list[Query], *, build_seconds: float, r
         "terms_per_query": float(np.mean([len(terms) for terms, _ in queries])),
         "postings_per_query": float(np.mean([frequency[terms].sum() for terms, _ in queries])),
         "repetitions": repetitions,
-        "settings": seismic_settings.for_chunks(index.chunks).model_dump(),
+        "seismic": {**Seismic.BUILD, "query_cut": Seismic.QUERY_CUT, "heap_factor": Seismic.HEAP_FACTOR},
+        "times_faster_than_seismic": _times_faster(runs["block-max"], runs["seismic"]),
         "engines": {
             name: {
                 **_summary(runs[name]),
                 "recall@10": float(
                     np.mean([len(a & b) / max(1, len(a)) for a, b in zip(found["exact"], found[name], strict=True)])
                 ),
-                "times_faster": sorted(
-                    float(np.median(exact) / np.median(run))
-                    for exact, run in zip(runs["exact"], runs[name], strict=True)
-                ),
+                "times_faster": _times_faster(runs[name], runs["exact"]),
                 "build_seconds": seconds[name],
                 "bytes": sizes[name],
                 "build_peak_mib": peaks[name],
@@ -269,6 +321,11 @@ def measure(index: SparseIndex, queries: list[Query], *, build_seconds: float, r
     }
 
 
+def _times_faster(runs: list[list[float]], peer: list[list[float]]) -> list[float]:
+    """Return, for each repetition, how many times a query of the peer takes longer."""
+    return sorted(float(np.median(theirs) / np.median(ours)) for ours, theirs in zip(runs, peer, strict=True))
+
+
 def _summary(runs: list[list[float]]) -> dict[str, float]:
     """Return medians over repetitions, in milliseconds."""
     return {f"p{level}_ms": float(np.median([np.percentile(run, level) for run in runs])) for level in (50, 99)}
@@ -276,13 +333,16 @@ def _summary(runs: list[list[float]]) -> dict[str, float]:
 
 def claims(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the lines that `make bench` reads."""
-    exact, lines = result["engines"]["exact"]["p50_ms"], []
-    for engine in ("block-max", "seismic"):
-        measured = result["engines"][engine]
-        ratio, recall = float(np.median(measured["times_faster"])), measured["recall@10"]
-        faster = f"{engine}: p50 latency, ms (peer: exact; ratio = times faster, median of pairs)"
-        lines.append((faster, measured["p50_ms"], exact, ratio, GOAL_RATIO))
-        lines.append((f"{engine}: recall@10 against exact", recall, 1.0, recall, GOAL_RECALL))
+    ours, exact, peer = (result["engines"][name] for name in ("block-max", "exact", "seismic"))
+    latency = "block-max: p50 latency, ms (peer: {}; ratio = times faster, median of pairs)"
+    faster, recall = float(np.median(ours["times_faster"])), ours["recall@10"]
+    than_peer = float(np.median(result["times_faster_than_seismic"]))
+    seismic_with_recall = f"Seismic, recall@10 {peer['recall@10']:.3f}"
+    lines = [
+        (latency.format("exact"), ours["p50_ms"], exact["p50_ms"], faster, GOAL_RATIO),
+        ("block-max: recall@10 against exact", recall, 1.0, recall, GOAL_RECALL),
+        (latency.format(seismic_with_recall), ours["p50_ms"], peer["p50_ms"], than_peer, 1.0),
+    ]
     return [
         {
             "benchmark": f"search.{result['name']}",

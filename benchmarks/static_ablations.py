@@ -14,8 +14,9 @@ from soju.core.config import apply_overrides, parse_yaml, preset_text, validate
 from soju.evaluation.retrieval import evaluate
 from soju.evaluation.significance import Measurement, compare
 from soju.sparse.config import StaticConfig
-from soju.sparse.data import RunData, read_run_data
+from soju.sparse.data import RunData
 from soju.sparse.evaluate import SUBJECT, Subject, search_all
+from soju.sparse.recipe import read_run_data
 from soju.sparse.static.lexicon import analyse
 from soju.sparse.static.training import texts_to_analyse, train_static
 

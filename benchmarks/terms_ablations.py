@@ -17,16 +17,15 @@ from pathlib import Path
 
 from soju.core.config import apply_overrides, parse_yaml, preset_text
 from soju.core.progress import set_quiet
-from soju.core.run import RunDirectory
-from soju.sparse.data import RunData, read_run_data
+from soju.core.run import Run
+from soju.sparse.data import RunData
 from soju.sparse.evaluate import Subject, score_unseen_terms
-from soju.sparse.finish import Start
+from soju.sparse.initial import Start
+from soju.sparse.neural import train
 from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.recipe import RECIPE
-from soju.sparse.term_activation import PROBES
+from soju.sparse.recipe import RECIPE, read_run_data
 from soju.sparse.terms.config import TermsConfig
-from soju.sparse.terms.rows import training_rows
-from soju.sparse.terms.training import train_student
+from soju.sparse.terms.training import TermsLesson
 
 PRESET = "splade-v19-small"
 TERMS_ALONE = [
@@ -47,7 +46,7 @@ def config_of(arguments: argparse.Namespace, seed: int, overrides: list[str]) ->
     """Return the preset, cut down to the term list, with one variant's overrides."""
     changes = [
         f"data.root={arguments.data}", f"training.max_steps={arguments.steps}",
-        f"training.validate_every={arguments.steps}",
+        f"training.eval_steps={arguments.steps}",
     ]  # fmt: skip
     values = parse_yaml(preset_text(PRESET), place=PRESET)
     config = RECIPE.configure(apply_overrides(values, [*changes, *TERMS_ALONE, *overrides]), place=PRESET)
@@ -56,12 +55,10 @@ def config_of(arguments: argparse.Namespace, seed: int, overrides: list[str]) ->
 
 
 def measure(start: Start, data: RunData, config: TermsConfig) -> dict[str, float]:
-    """Train one student and return what its unseen words light up."""
-    banned = [probe.source for probe in PROBES]
-    rows = training_rows(data.training.terms, [], start.vocabulary, config, banned=banned)
+    """Train one student and return what its unseen words activate."""
     folder = Path(tempfile.mkdtemp())
     try:
-        trained = train_student(start.student, rows, None, start.vocabulary, data.training.dev_terms, config, folder)
+        trained = train(TermsLesson(config, data.training, start.vocabulary, folder), start.student)
         return unseen(NeuralEncoder.load(trained.last), start, data)
     finally:
         shutil.rmtree(folder)
@@ -89,7 +86,7 @@ def main() -> None:
     base = config_of(arguments, 13, [])
     data = read_run_data(base)
     with tempfile.TemporaryDirectory() as temporary:
-        start = Start(base, RunDirectory(arguments.start or Path(temporary)), data, workers=2)
+        start = Start(base, Run(arguments.start or Path(temporary)), data, workers=2)
         start.prepare()
         print("| variant | " + " | ".join(COLUMNS) + " |\n| --- |" + " ---: |" * len(COLUMNS))
         before = unseen(NeuralEncoder(start.student()), start, data)

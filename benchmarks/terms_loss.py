@@ -32,8 +32,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from soju.core.files import write_json
-from soju.sparse.losses import RowTargets, TermTargets, flops, in_batch_distillation, signed_terms, v19_terms
+from soju.sparse.losses import RowTargets, TermTargets, flops
 from soju.sparse.splade import SpladeEncoder
+from soju.sparse.terms.losses import in_batch_distillation, signed_terms, v19_terms
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from sparse.reference_terms import row_by_row

@@ -21,19 +21,18 @@ import numpy as np
 
 from soju.core.config import apply_overrides, parse_yaml, preset_text
 from soju.core.progress import set_quiet
-from soju.core.run import RunDirectory
+from soju.core.run import Run
 from soju.data.splits import spread
 from soju.evaluation.retrieval import evaluate
-from soju.sparse.data import RunData, read_run_data
+from soju.sparse.data import RunData
 from soju.sparse.evaluate import Subject, search_all
-from soju.sparse.finish import Start
+from soju.sparse.initial import Start
 from soju.sparse.mine import mine
+from soju.sparse.neural import train
 from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.recipe import RECIPE
-from soju.sparse.term_activation import PROBES
+from soju.sparse.recipe import RECIPE, read_run_data
 from soju.sparse.triplets.config import TripletsConfig
-from soju.sparse.triplets.rows import teacher_scores, triplet_rows
-from soju.sparse.triplets.training import train_student
+from soju.sparse.triplets.training import TripletsLesson
 
 PRESET = "splade-v23-small"
 BASE = [
@@ -69,7 +68,7 @@ def config_of(arguments: argparse.Namespace, seed: int, overrides: list[str]) ->
     """Return the preset, cut down, with one variant's overrides."""
     changes = [
         f"data.root={arguments.data}", f"training.max_steps={arguments.steps}",
-        f"training.validate_every={arguments.steps}",
+        f"training.eval_steps={arguments.steps}",
     ]  # fmt: skip
     values = parse_yaml(preset_text(PRESET), place=PRESET)
     config = RECIPE.configure(apply_overrides(values, [*changes, *BASE, *overrides]), place=PRESET)
@@ -86,14 +85,11 @@ def write_subset(source: Path, target: Path, rows: int) -> None:
 
 def measure(start: Start, data: RunData, config: TripletsConfig) -> dict[str, float]:
     """Train one student and return what it finds."""
-    banned = [probe.source for probe in PROBES]
-    length = config.student.max_length
-    rows = triplet_rows(data.training.triplets, start.vocabulary, max_length=length, banned=banned)
-    dev = triplet_rows(spread(data.training.dev_triplets, config.data.dev_rows), start.vocabulary, max_length=length)
-    teacher = teacher_scores(config.teacher, rows, seed=config.seed) if config.teacher else None
     folder = Path(tempfile.mkdtemp())
     try:
-        trained = train_student(start.student, rows, dev, teacher, start.vocabulary, config, folder)
+        lesson = TripletsLesson(config, data.training, start.vocabulary, folder)
+        lesson.ask_teacher()
+        trained = train(lesson, start.student)
         return retrieval(NeuralEncoder(NeuralEncoder.load(trained.last).model, similarity=config.similarity), data)
     finally:
         shutil.rmtree(folder)
@@ -131,7 +127,7 @@ def main() -> None:
         write_subset(Path(arguments.data) / "triplets.train.jsonl.gz", given, arguments.rows)
         base = config_of(arguments, 13, [f"data.triplets=[{given}]"])
         data = read_run_data(base)
-        start = Start(base, RunDirectory(arguments.start or Path(temporary)), data.training, workers=2)
+        start = Start(base, Run(arguments.start or Path(temporary)), data.training, workers=2)
         start.prepare()
         print("| variant | " + " | ".join(COLUMNS) + " |\n| --- |" + " ---: |" * len(COLUMNS))
         before = retrieval(NeuralEncoder(start.student(), similarity="cosine"), data)

@@ -4,6 +4,7 @@ import pytest
 
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
+from soju.data.rows import KINDS
 
 
 @pytest.fixture
@@ -14,6 +15,6 @@ def read(tmp_path):
         path = Path(tmp_path / name)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         log = ReadLog()
-        return list(read_rows([name], kind, log=log, root=tmp_path, **options)), log
+        return list(read_rows([name], KINDS[kind], log=log, root=tmp_path, **options)), log
 
     return write_and_read

@@ -6,7 +6,7 @@ import pytest
 from soju.core.errors import DataError
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import Term, TermRow
+from soju.data.rows import TERMS, Term, TermRow
 
 _FILE = Path(__file__).parent.parent / "fixtures" / "broken_rows.py"
 _SPEC = importlib.util.spec_from_file_location("broken_rows", _FILE)
@@ -39,7 +39,7 @@ REMEDIES = {
 def broken(tmp_path):
     expected = broken_rows.write_broken_terms(tmp_path / "terms.jsonl")
     log = ReadLog()
-    rows = list(read_rows(["terms.jsonl"], "terms", log=log, root=tmp_path))
+    rows = list(read_rows(["terms.jsonl"], TERMS, log=log, root=tmp_path))
     return rows, log, expected
 
 

@@ -7,7 +7,7 @@ import pytest
 from soju.core.errors import DataError
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import Document, PairRow, TripletRow
+from soju.data.rows import DOCUMENTS, PAIRS, Document, PairRow, TripletRow
 
 PAIR = PairRow("안녕", "Hello")
 
@@ -50,7 +50,7 @@ def test_plain_text_is_one_document_a_line_numbered_from_one(read):
 def test_documents_of_several_text_files_have_different_ids(tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("물\n", encoding="utf-8")
-    rows = list(read_rows(["*.txt"], "documents", log=ReadLog(), root=tmp_path))
+    rows = list(read_rows(["*.txt"], DOCUMENTS, log=ReadLog(), root=tmp_path))
     assert [row.id for row in rows] == ["a.txt:1", "b.txt:1"]
 
 
@@ -121,7 +121,7 @@ def test_a_long_line_is_refused_without_being_held_in_memory(tmp_path):
         file.write("\n안녕\tHello\n".encode())
     log = ReadLog()
     tracemalloc.start()
-    rows = list(read_rows(["data.tsv"], "pairs", log=log, root=tmp_path))
+    rows = list(read_rows(["data.tsv"], PAIRS, log=log, root=tmp_path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (rows, reasons(log)) == ([PAIR], [(1, "too-long")])

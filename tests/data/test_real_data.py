@@ -3,6 +3,7 @@ import pytest
 from fixtures.needs import DATA, needs_data
 from soju.data.log import ReadLog
 from soju.data.readers import SourceFilter, read_rows
+from soju.data.rows import KINDS, PAIRS
 
 pytestmark = [pytest.mark.slow, needs_data]
 
@@ -26,13 +27,13 @@ pytestmark = [pytest.mark.slow, needs_data]
 )
 def test_no_row_of_the_real_data_is_refused(name, kind, count):
     log = ReadLog()
-    assert sum(1 for _ in read_rows([name], kind, log=log, root=DATA)) == count
+    assert sum(1 for _ in read_rows([name], KINDS[kind], log=log, root=DATA)) == count
     log.raise_if_broken()
 
 
 def test_one_source_of_the_real_pairs_can_be_selected():
     log = ReadLog()
     select = SourceFilter("parallel.train.src.gz", ("stylekqc",))
-    rows = read_rows(["parallel.train.tsv.gz"], "pairs", log=log, root=DATA, select=select)
+    rows = read_rows(["parallel.train.tsv.gz"], PAIRS, log=log, root=DATA, select=select)
     assert sum(1 for _ in rows) == 22_411
     log.raise_if_broken()

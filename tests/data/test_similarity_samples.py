@@ -9,6 +9,7 @@ import pytest
 from soju.core.language import language_of
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
+from soju.data.rows import SIMILARITY
 
 SAMPLES = Path(__file__).resolve().parents[2] / "src" / "soju" / "samples"
 DOMAINS = ("culture", "economy", "everyday", "it", "law", "medicine", "news", "science")
@@ -23,7 +24,7 @@ def rows():
 
 def test_the_sample_is_read_without_a_problem(rows):
     log = ReadLog()
-    pairs = list(read_rows(["samples:similarity.heldout"], "similarity", log=log))
+    pairs = list(read_rows(["samples:similarity.heldout"], SIMILARITY, log=log))
     assert (len(pairs), log.problems) == (len(rows), [])
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from soju.data.log import ReadLog
 from soju.data.readers import SourceFilter, read_rows
+from soju.data.rows import PAIRS
 
 DATA = "하나\tone\nbroken\n둘\ttwo\n"
 
@@ -13,7 +14,7 @@ def read_selected(folder, data, companion, keep, source="data.tsv"):
     (folder / "data.src.gz").write_bytes(gzip.compress(companion.encode()))
     log = ReadLog()
     select = SourceFilter("data.src.gz", keep)
-    rows = list(read_rows([source], "pairs", log=log, root=folder, select=select))
+    rows = list(read_rows([source], PAIRS, log=log, root=folder, select=select))
     return [row.en for row in rows], log
 
 
@@ -44,5 +45,5 @@ def test_a_missing_companion_is_refused(tmp_path):
     (tmp_path / "data.tsv").write_text(DATA, encoding="utf-8")
     log = ReadLog()
     select = SourceFilter("nowhere.src.gz", ("a",))
-    assert list(read_rows(["data.tsv"], "pairs", log=log, root=tmp_path, select=select)) == []
+    assert list(read_rows(["data.tsv"], PAIRS, log=log, root=tmp_path, select=select)) == []
     assert log.reasons == {"missing-file": 1}

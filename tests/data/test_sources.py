@@ -6,14 +6,14 @@ import pytest
 from soju.data import sources
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import PairRow
+from soju.data.rows import KINDS, PairRow
 
 LINE = "안녕\tHello\n"
 
 
 def read_from(root, *names, kind="pairs"):
     log = ReadLog()
-    return list(read_rows(names, kind, log=log, root=root)), log
+    return list(read_rows(names, KINDS[kind], log=log, root=root)), log
 
 
 def test_a_pattern_reads_its_matches_in_the_order_of_their_names(tmp_path):

@@ -7,25 +7,27 @@ from importlib.resources import files
 from soju.core.config import apply_overrides, validate
 from soju.core.files import write_manifest
 from soju.core.run import open_run_folder
+from soju.embedding.adapters import load_float32
 from soju.embedding.config import EmbeddingConfig
-from soju.embedding.data import read_embedding_data, read_evaluation
+from soju.embedding.data import read_embedding_data
+from soju.embedding.evaluate import read_evaluation
 from soju.embedding.expansion.expand import expand_model
 from soju.embedding.recipe import read_run, run
-from soju.embedding.retention import RetentionGuard
-from soju.embedding.scratch_base import load_float32, make_scratch_base
-from soju.embedding.stages import StageRun
+from soju.embedding.retention import RetentionCheck
+from soju.embedding.scratch_base import make_scratch_base
+from soju.embedding.stages import STAGES
 
 STAGE = {
-    "batch_size": 4,
+    "per_device_train_batch_size": 4,
     "max_steps": 4,
     "learning_rate": 1e-3,
-    "warm_up": 0,
+    "warmup_steps": 0,
     "dropout": 0.3,
     "mixed_precision": "off",
-    "validate_every": 2,
-    "log_every": 1,
+    "eval_steps": 2,
+    "logging_steps": 1,
     "max_length": 16,
-    "keep_checkpoints": 9,
+    "save_total_limit": 9,
 }
 PICO = {
     "recipe": "embedding",
@@ -42,7 +44,7 @@ PICO = {
         "key_value_heads": 1,
         "intermediate_size": 32,
         "max_length": 24,
-        "distillation": {"max_steps": 4, "batch_size": 8, "save_every": 2},
+        "distillation": {"max_steps": 4, "per_device_train_batch_size": 8, "save_steps": 2},
     },
     "stages": [0, 1, 2, 3],
     "expansion": {"order": "donor", "speed": False},
@@ -103,10 +105,10 @@ class PicoStages:
     def stage(self, name, folder, *overrides, start=None):
         config = embedding_config(self.root, *overrides)
         data = read_embedding_data(config)
-        return StageRun(name, getattr(config, name), config, data, start or self.expanded, self.base, folder)
+        return STAGES[name](name, getattr(config, name), config, data, start or self.expanded, self.base, folder)
 
-    def guard(self, stage):
+    def check(self, stage):
         data = stage.data
-        return RetentionGuard(
+        return RetentionCheck(
             data.watched_korean, data.watched_english, load_float32(self.base), stage.config.retention
         )

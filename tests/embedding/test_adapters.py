@@ -6,10 +6,10 @@ from soju.core.errors import UserError
 from soju.embedding.adapter_modules import AdapterSettings, Bottleneck
 from soju.embedding.adapters import (
     adapter_parameters,
-    adapter_parameters_by_layer,
     add_adapters,
     describe_adapters,
     fold_adapters,
+    parameters_by_layer,
 )
 from sparse.tiny_encoders import KINDS, batch, tiny_encoder
 
@@ -129,7 +129,7 @@ def test_parameters_are_counted_in_words(kind, adapter, a_layer):
     whole = sum(parameter.numel() for parameter in model.parameters())
     expected = f"adapters in 1 of 2 layers: {a_layer:,} of {whole:,} parameters ({a_layer / whole:.2%})"
     assert describe_adapters(model) == expected
-    assert list(adapter_parameters_by_layer(model)) == [1]
+    assert list(parameters_by_layer(model)) == [1]
 
 
 def test_dropout_is_for_training_only():

@@ -10,8 +10,7 @@ from embedding.pico_expansion import MERGES, parts_of, save_pico_base, save_pico
 from soju.embedding.expansion.byte_bpe import ByteBpe, token_spelling
 from soju.embedding.expansion.certificate import CertificateError, certify
 from soju.embedding.expansion.difference import find_candidates
-from soju.embedding.expansion.merges import expand_by_added_tokens, expand_by_merges
-from soju.embedding.expansion.tokenizer_files import expanded_spec, write_tokenizer
+from soju.embedding.expansion.merges import expand_by_added_tokens, expand_by_merges, expanded_spec, write_tokenizer
 
 KOREAN = {"ko": ["한국어 회의", "오늘 한국 서울"]}
 

@@ -5,7 +5,6 @@ import pytest
 from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.embedding.expansion import initialise as module
 from soju.embedding.expansion.initialise import cooccurrence_vectors, count_neighbours, positive_pmi
 
 
@@ -35,7 +34,7 @@ def test_neighbours_are_counted_within_the_window_and_the_text():
 
 def test_blocks_change_nothing(monkeypatch):
     expected = counted(corpus(), 10)
-    monkeypatch.setattr(module, "BLOCK", 7)
+    monkeypatch.setattr("soju.embedding.expansion.initialise.BLOCK", 7)
     assert np.array_equal(counted(iter(corpus()), 10), expected)
 
 

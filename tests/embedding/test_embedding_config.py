@@ -30,6 +30,39 @@ PRESETS = [name for name in preset_names() if name.startswith("embedding-")]
 
 
 @pytest.mark.parametrize(
+    ("former", "name"),
+    [
+        ("stage1.batch_size=4", "per_device_train_batch_size"),
+        ("stage1.accumulation=2", "gradient_accumulation_steps"),
+        ("stage1.epochs=1", "num_train_epochs"),
+        ("stage2.warm_up=0.1", "warmup_steps"),
+        ("stage2.max_gradient_norm=1", "max_grad_norm"),
+        ("stage2.validate_every=4", "eval_steps"),
+        ("stage2.log_every=4", "logging_steps"),
+        ("stage3.keep_checkpoints=4", "save_total_limit"),
+        ("stage3.mini_batch=4", "mini_batch_size"),
+        ("stage3.start_weight=0.1", "l2_sp_weight"),
+        ("base.distillation.batch_size=4", "per_device_train_batch_size"),
+        ("base.distillation.save_every=4", "save_steps"),
+        ("supervised={similarity: [a.tsv], start_weight: 0.1}", "l2_sp_weight"),
+        ("stage2.adapters={kind: lora, hidden: 8}", "r"),
+        ("stage2.adapters={kind: lora, dropout: 0.1}", "lora_dropout"),
+    ],
+)
+def test_a_former_name_is_refused_with_the_new_one(former, name):
+    key = former.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf'pico: {key}\S*: the setting is called "{name}" now; rename it'):
+        embedding_config(".", former)
+
+
+def test_adapters_are_a_bottleneck_unless_a_kind_is_named():
+    assert embedding_config(".", "stage2.adapters={hidden: 8}").stage2.adapters.kind == "bottleneck"
+    assert embedding_config(".", "stage2.adapters={kind: lora}").stage2.adapters.r == 256
+    with pytest.raises(ConfigError, match=r"pico: stage2.adapters.hidden: got 0"):
+        embedding_config(".", "stage2.adapters={kind: gated, hidden: 0}")
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("stage1.dropout=0", "simcse needs dropout"),
@@ -64,8 +97,8 @@ def test_the_initialiser_that_reads_pairs_is_refused_without_them():
 
 def test_defaults_are_the_published_settings():
     first, second = Stage1Settings(), Stage2Settings()
-    assert (first.batch_size, first.epochs, first.learning_rate) == (48, 2, 5e-5)
-    assert (second.batch_size, second.epochs, second.learning_rate) == (48, 1, 3e-5)
+    assert (first.per_device_train_batch_size, first.num_train_epochs, first.learning_rate) == (48, 2, 5e-5)
+    assert (second.per_device_train_batch_size, second.num_train_epochs, second.learning_rate) == (48, 1, 3e-5)
     assert (first.temperature, second.adapters.hidden) == (0.05, 256)
 
 
@@ -75,7 +108,7 @@ def test_the_published_preset_says_what_was_published():
         "kind": "pretrained", "model": "Qwen/Qwen3-Embedding-0.6B", "donor": "KORMo-Team/KORMo-10B",
     }  # fmt: skip
     assert (values["stage1"]["max_texts"], values["stage2"]["max_texts"]) == (1_000_000, 500_000)
-    assert (values["stage1"]["batch_size"], values["stage1"]["epochs"]) == (48, 2)
+    assert (values["stage1"]["per_device_train_batch_size"], values["stage1"]["num_train_epochs"]) == (48, 2)
 
 
 def write_named(folder, settings):
@@ -170,5 +203,13 @@ def test_every_setting_that_the_page_names_exists():
         for group, name in named
         if name not in (scratch if group == "base" else fields[group].model_fields)
     } == set()
-    alone = ("dropout", "temperature", "anchor_weight", "matryoshka", "mini_batch", "hidden_weight", "pooled_weight")
+    alone = (
+        "dropout",
+        "temperature",
+        "anchor_weight",
+        "matryoshka",
+        "mini_batch_size",
+        "hidden_weight",
+        "pooled_weight",
+    )
     assert all(name in Stage2Settings.model_fields and f"`{name}`" in PAGE for name in alone)

@@ -8,7 +8,6 @@ from scipy import stats
 
 from soju.core.errors import ConfigError, DataError, UserError
 from soju.embedding.config import EvaluationSettings
-from soju.embedding.data import read_evaluation
 from soju.embedding.embedder import Embedder, load_model
 from soju.embedding.evaluate import (
     Subject,
@@ -16,6 +15,7 @@ from soju.embedding.evaluate import (
     compare_models,
     evaluation_of,
     measure_models,
+    read_evaluation,
     subjects_of,
 )
 from soju.evaluation.significance import Measurement

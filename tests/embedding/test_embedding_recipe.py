@@ -14,18 +14,19 @@ from embedding.pico_expansion import save_pico_base
 from soju.cli import app
 from soju.core.errors import RegressionError, UserError
 from soju.core.files import verify_manifest
+from soju.embedding.adapters import load_float32
 from soju.embedding.config import DistillationSettings
 from soju.embedding.data import read_embedding_data
-from soju.embedding.retention import KOREAN, RetentionGuard
-from soju.embedding.scratch_base import load_float32, make_scratch_base, projection, rows_from_teacher, taught_rows
-from soju.embedding.trainable import transformer_of
+from soju.embedding.retention import KOREAN, RetentionCheck
+from soju.embedding.scratch_base import make_scratch_base, projection, rows_from_teacher, taught_rows
+from soju.embedding.trainer import transformer_of
 
 QUICK = (
     "base.vocabulary=700", "base.donor_vocabulary=600", "base.hidden_size=16", "base.heads=2",
     "base.key_value_heads=1", "base.intermediate_size=32", "base.max_length=24", "base.tokenizer_texts=100",
     "base.distillation.max_steps=4", "base.distillation.texts=64", "expansion.init_probe=[mean, noise]",
-    "expansion.probe_steps=1", "stage1.max_steps=2", "stage1.validate_every=2", "stage2.max_steps=2",
-    "stage2.validate_every=2", "stage3.max_steps=2", "stage3.validate_every=2", "retention.max_pairs=12",
+    "expansion.probe_steps=1", "stage1.max_steps=2", "stage1.eval_steps=2", "stage2.max_steps=2",
+    "stage2.eval_steps=2", "stage3.max_steps=2", "stage3.eval_steps=2", "retention.max_pairs=12",
     "retention.max_sentences=8", "retention.english_drop=2", "retention.korean_drop=2", "retention.min_cosine=-1",
     "evaluation.limit=8", "evaluation.resamples=100", "evaluation.timed_texts=4",
 )  # fmt: skip
@@ -73,7 +74,13 @@ def test_base_and_stages_are_measured_side_by_side(finished):
 
 def test_the_report_shows_curves_neighbours_and_drift(finished):
     page = (finished / "report.md").read_text(encoding="utf-8")
-    for part in ("stage1: losses", "stage2: what the guard saw", "how far they turned", "Length of rows", "S3"):
+    for part in (
+        "stage1: losses",
+        "stage2: what the retention check saw",
+        "how far they turned",
+        "Length of rows",
+        "S3",
+    ):
         assert part in page
     searches = json.loads((finished / "searches.json").read_text(encoding="utf-8"))
     assert {search["engine"] for search in searches} == {"rows nearest in S0", "rows nearest in S3"}
@@ -100,7 +107,7 @@ def test_a_finished_run_that_is_resumed_changes_nothing(finished):
 
 def test_a_stage_that_is_not_accepted_ends_the_run_with_a_report_of_the_rest(tmp_path, monkeypatch):
     write_passages(tmp_path)
-    original = RetentionGuard.__call__
+    original = RetentionCheck.__call__
     seen = []
 
     def look(self, model, *args, **more):
@@ -110,7 +117,7 @@ def test_a_stage_that_is_not_accepted_ends_the_run_with_a_report_of_the_rest(tmp
             found[KOREAN] = 0.5 if len(seen) == 1 else 0.1
         return found
 
-    monkeypatch.setattr(RetentionGuard, "__call__", look)
+    monkeypatch.setattr(RetentionCheck, "__call__", look)
     quick = ("stages=[0, 1]", "stage1.max_steps=2", "retention.korean_drop=0.1", "retention.max_rollbacks=0")
     with pytest.raises(RegressionError, match="korean_spearman"):
         run_embedding(tmp_path / "run", tmp_path, *quick)

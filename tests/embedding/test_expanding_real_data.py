@@ -9,8 +9,7 @@ from fixtures.needs import DATA, needs_data
 from soju.embedding.expansion.byte_bpe import ByteBpe
 from soju.embedding.expansion.certificate import certify
 from soju.embedding.expansion.difference import fertility, find_candidates
-from soju.embedding.expansion.merges import count_pre_tokens, expand_by_corpus, expand_by_merges
-from soju.embedding.expansion.tokenizer_files import write_tokenizer
+from soju.embedding.expansion.merges import count_pre_tokens, expand_by_corpus, expand_by_merges, write_tokenizer
 from soju.embedding.scratch_base import train_byte_bpe
 
 pytestmark = [pytest.mark.slow, needs_data]

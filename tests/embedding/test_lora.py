@@ -19,7 +19,7 @@ def states(model):
 def test_a_model_starts_as_it_was_learns_and_is_merged_into_a_plain_one(kind):
     pytest.importorskip("peft")
     model, plain = tiny_encoder(kind), tiny_encoder(kind)
-    parameters = add_lora(model, rank=2)
+    parameters = add_lora(model, r=2)
     assert torch.equal(states(model), states(plain))
     model(**batch(TEXTS)).last_hidden_state.sin().sum().backward()
     assert all((parameter.grad is None) != parameter.requires_grad for parameter in model.parameters())
@@ -36,7 +36,7 @@ def test_a_model_starts_as_it_was_learns_and_is_merged_into_a_plain_one(kind):
 def test_only_the_layers_that_were_named_get_updates():
     pytest.importorskip("peft")
     model = tiny_encoder()
-    add_lora(model, rank=2, layers=(1,))
+    add_lora(model, r=2, layers=(1,))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert len(trained) == 6
     assert all(name.startswith("layers.1.mlp.") for name in trained)

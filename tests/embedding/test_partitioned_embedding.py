@@ -5,7 +5,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, Qwen3Config, Qwen3ForCausalLM
 
 from soju.core.errors import UserError
-from soju.embedding.trainable import PartitionedEmbedding, fold_embedding, partition_embedding
+from soju.embedding.trainer import PartitionedEmbedding, fold_embedding, partition_embedding
 from sparse.tiny_encoders import KINDS, VOCABULARY, batch, tiny_encoder
 
 ROWS, FIRST, WIDTH = 9, 6, 4

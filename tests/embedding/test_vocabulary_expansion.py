@@ -15,8 +15,8 @@ from soju.embedding.expansion.merges import (
     expand_by_added_tokens,
     expand_by_corpus,
     expand_by_merges,
+    expanded_spec,
 )
-from soju.embedding.expansion.tokenizer_files import expanded_spec
 
 
 def spelled(*texts):

@@ -6,8 +6,7 @@ import pytest
 from engines.engine_models import QUERIES, exact_search
 from soju.core.errors import UserError
 from soju.core.files import verify_manifest
-from soju.sparse.export.formats import write_vectors
-from soju.sparse.export.tables import Quantised, anserini_query, quantise, write_bulk
+from soju.sparse.export.vectors import Quantised, anserini_query, quantise, write_bulk, write_vectors
 
 
 @pytest.fixture(scope="module")

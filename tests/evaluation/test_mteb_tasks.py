@@ -20,8 +20,7 @@ from soju.evaluation import mteb_tasks
 from soju.evaluation.mteb_tasks import METRICS, folder_task, refuse_without_mteb, run_tasks
 from soju.evaluation.retrieval import RetrievalSet, evaluate
 from soju.sparse.config import SearchSettings
-from soju.sparse.evaluate import Subject, search_all
-from soju.sparse.mteb_searcher import MtebSearcher
+from soju.sparse.evaluate import MtebSearcher, Subject, search_all
 from sparse.small_bilingual import train_small
 
 

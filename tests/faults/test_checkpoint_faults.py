@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 
 from soju.core.errors import DiskFullError
 from soju.core.files import verify_manifest
-from soju.training import checkpoints
-from soju.training import checkpoints as whole_checkpoints
+from soju.training import checkpoints, reliable
 from soju.training.checkpoints import list_checkpoints, newest_verified
 from training import pico_trainers
 from training.pico_trainers import plain_trainer, weights
@@ -232,7 +231,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_checkpoint_before(tmp_pat
         "weights": (type(trainer.model), "save_pretrained"),
         "optimizer": (type(trainer), "_save_optimizer_and_scheduler"),
         "manifest": (checkpoints, "write_manifest"),
-        "state": (whole_checkpoints, "write_extra_state"),
+        "state": (reliable, "write_extra_state"),
     }[writer]
     monkeypatch.setattr(module, name, fail_the_second_time(getattr(module, name)))
     with pytest.raises(DiskFullError, match=r"bytes are missing; checkpoint-2 is intact; free space"):
@@ -245,7 +244,7 @@ def test_another_failure_while_writing_keeps_its_own_name_and_clears_up(tmp_path
         raise ZeroDivisionError
 
     trainer = plain_trainer(tmp_path, save_steps=2)
-    monkeypatch.setattr(whole_checkpoints, "write_extra_state", fail)
+    monkeypatch.setattr(reliable, "write_extra_state", fail)
     with pytest.raises(ZeroDivisionError):
         trainer.train()
     assert list((tmp_path / "checkpoints").iterdir()) == []
@@ -270,7 +269,7 @@ def test_a_real_full_disk_loses_nothing_and_training_goes_on_when_there_is_room(
     trained, tmp_path, small_disk, monkeypatch, checked
 ):
     if not checked:  # the estimate was too low: the disk fills up in the middle of a file
-        monkeypatch.setattr(whole_checkpoints.WholeCheckpoints, "_bytes_needed", lambda self, folder: 0)
+        monkeypatch.setattr(reliable.WholeCheckpoints, "_bytes_needed", lambda self, folder: 0)
     with pytest.raises(DiskFullError, match=r"bytes are missing; checkpoint-\d is intact"):
         plain_trainer(small_disk, save_steps=1, max_steps=6).train()
     left_intact(small_disk, checkpoints.checkpoint_step(list_checkpoints(small_disk / "checkpoints")[-1]))

@@ -15,7 +15,7 @@ from soju.core.errors import DataError
 from soju.core.language import is_hangul
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import DIFFICULTIES, PAIR_TYPES, PairRow, TermRow, TripletRow
+from soju.data.rows import DIFFICULTIES, KINDS, PAIR_TYPES, PairRow, TermRow, TripletRow
 
 TERMS = [
     {"ko": "프로그램", "terms": [{"term": "program", "sim": 0.95}, "software"], "src": ["a"]},
@@ -156,7 +156,7 @@ def read_damaged(seed, changes, compressed, damage_before):
         name = f"data.{ending}{'.gz' if compressed else ''}"
         (Path(folder) / name).write_bytes(data)
         log = ReadLog()
-        rows = list(read_rows([name], kind, log=log, root=Path(folder), max_line_bytes=2000))
+        rows = list(read_rows([name], KINDS[kind], log=log, root=Path(folder), max_line_bytes=2000))
     for row in rows:
         check_promises(row)
     assert log.kept == len(rows)

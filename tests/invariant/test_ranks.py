@@ -78,7 +78,7 @@ PICO = [
     "student.heads=2",
     "student.intermediate_size=32",
     "training.max_steps=4",
-    "training.validate_every=2",
+    "training.eval_steps=2",
     "evaluation.sets=[]",
     "evaluation.terms=[]",
 ]

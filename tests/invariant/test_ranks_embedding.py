@@ -32,6 +32,6 @@ def test_every_stage_ends_on_two_processes(tmp_path):
     assert state["run"]["processes"] == 2
     rows = [row for row in read_json_lines(tmp_path / "run/training/stage2/history.jsonl") if "loss" in row]
     assert rows
-    refused = on_two_ranks(tmp_path / "other", "stage2.mini_batch=4")
+    refused = on_two_ranks(tmp_path / "other", "stage2.mini_batch_size=4")
     assert refused.returncode != 0
-    assert "stage2.mini_batch: works on one process" in refused.stderr
+    assert "stage2.mini_batch_size: works on one process" in refused.stderr

@@ -6,7 +6,7 @@ import sys
 SCRIPT = """
 import sys
 from pathlib import Path
-from soju.sparse.evaluate import probe_models
+from soju.sparse.term_activation import probe_models
 from soju.sparse.export.formats import export
 from soju.sparse.model import load
 assert load("ko-en-static").expand("물")

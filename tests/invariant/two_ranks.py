@@ -9,9 +9,7 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from soju.sparse.losses import flops
-from soju.sparse.terms.training import make_trainer
 from soju.training.ranks import join_ranks
-from soju.training.rollback import Attempt
 from sparse.pico_terms import ROWS, Pretrained
 
 BATCH = 8
@@ -25,9 +23,13 @@ UNEVEN = (slice(0, 3), slice(3, BATCH))
 
 def train(start, folder, *, ranks):
     """Train three steps of eight rows together; returns the weights."""
-    sizes = (f"training.batch_size={BATCH // ranks}", "training.max_steps=3", "training.log_every=1")
+    sizes = (
+        f"training.per_device_train_batch_size={BATCH // ranks}",
+        "training.max_steps=3",
+        "training.logging_steps=1",
+    )
     pico = Pretrained(folder, *sizes, "losses.flops=0.1", start=start, terms=ALL_ENGLISH)
-    trainer = make_trainer(pico.student(), pico.rows, None, pico.vocabulary, None, pico.config, folder, Attempt())
+    trainer = pico.trainer()
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # each rank would draw its own

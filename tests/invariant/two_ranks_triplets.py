@@ -10,9 +10,7 @@ from torch import distributed
 from soju.core.files import write_json
 from soju.sparse.config import ScratchStudent
 from soju.sparse.initial import scratch_student
-from soju.sparse.triplets.training import make_trainer
 from soju.training.ranks import join_ranks
-from soju.training.rollback import Attempt
 from sparse.pico_triplets import PretrainedOnTriplets
 from sparse.small_bilingual import train_small
 
@@ -32,12 +30,12 @@ def save_start(folder):
 def train(start, folder, *, ranks):
     """Train on eight rows a step together; returns what the controllers ended with."""
     overrides = (
-        f"training.batch_size={BATCH // ranks}", f"training.max_steps={STEPS}", f"training.validate_every={STEPS}",
-        "losses.flops=0.01",
+        f"training.per_device_train_batch_size={BATCH // ranks}", "losses.flops=0.01",
+        f"training.max_steps={STEPS}", f"training.eval_steps={STEPS}",
         f"sparsity.query_terms={WANTED['query']}", f"sparsity.document_terms={WANTED['document']}",
     )  # fmt: skip
     pico = PretrainedOnTriplets(folder, *overrides, start=start)
-    trainer = make_trainer(pico.student(), pico.rows, None, None, pico.config, folder, Attempt(), pad_id=0)
+    trainer = pico.trainer()
     trainer.train()
     return {side: part.state_dict() for side, part in trainer.loss.controllers.items()}
 

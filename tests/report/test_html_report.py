@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from report_runs import HOSTILE, comparison, expansion, figure, score, search, write_run
 
-from soju.report.run_report import write_report
+from soju.report import write_report
 
 VOID = {"meta", "img", "source", "br", "link", "input", "hr"}
 

@@ -3,8 +3,8 @@ import re
 import pytest
 from report_runs import HOSTILE, expansion, score, write_run
 
+from soju.report import write_report
 from soju.report.markdown import code, code_block, escape, table
-from soju.report.run_report import write_report
 
 
 def read(run):

@@ -4,8 +4,10 @@ import json
 import pytest
 from rich.console import Console
 
-from soju.core.score import Comparison, Interval, Score
-from soju.report.tables import model_rows, models_table
+from soju.core.score import Interval, Score
+from soju.report.contents import Comparison
+from soju.report.tables import model_rows
+from soju.report.terminal import models_table
 
 MODELS = ("BASE", "S0", "S1")
 

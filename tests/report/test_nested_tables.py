@@ -1,4 +1,4 @@
-from soju.report.tables import Block, lay_out
+from soju.report.page import Block, lay_out
 
 
 def test_plain_values_come_first_and_groups_get_headings():

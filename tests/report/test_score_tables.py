@@ -1,8 +1,9 @@
 import pytest
 from report_runs import comparison, score
 
-from soju.core.score import Comparison, Score
-from soju.report.tables import build_tables, describe_tests, direction_label, find
+from soju.core.score import Score
+from soju.report.contents import Comparison
+from soju.report.tables import build_tables, describe_tests, direction_label, finding_of
 
 
 def scores(*rows):
@@ -110,7 +111,7 @@ def test_no_mark_is_given_when_the_baseline_was_measured_differently():
     ],
 )
 def test_a_difference_counts_when_p_is_below_one_minus_the_level(difference, p_value, higher, finding):
-    assert find(compared(difference=difference, p_value=p_value), higher_is_better=higher) == finding
+    assert finding_of(compared(difference=difference, p_value=p_value), higher_is_better=higher) == finding
 
 
 def test_a_comparison_whose_metric_has_no_score_has_no_finding():

@@ -9,7 +9,8 @@ from scipy.sparse import csr_array
 from search.segments import write
 from soju.core.errors import IntegrityError
 from soju.search import block_max as loops
-from soju.search.block_max import FOLDER, BlockMaxEngine, similar_order
+from soju.search.block_layout import similar_order
+from soju.search.block_max import FOLDER, BlockMaxEngine
 from soju.search.exact import ExactEngine
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,6 @@ from soju.data.rows import Document
 from soju.search.chunking import ChunkSettings
 from soju.search.folder import IndexSettings
 from soju.search.index import SparseIndex
-from soju.search.seismic_engine import SeismicSettings
 from soju.search.weighting import WeightingSettings
 
 TERMS = ["소주", "soju", "rice", "쌀", "물", "still", "열", "heat"]
@@ -50,9 +51,9 @@ def test_a_hit_tells_what_matched_and_why(tmp_path):
     assert index.search(encode(["소주"]), explain_hits=False)[0][0].matched == ()
 
 
-@pytest.mark.parametrize("engine", ["exact", "block-max", "seismic"])
+@pytest.mark.parametrize("engine", ["exact", "block-max"])
 def test_contributions_sum_to_the_score(tmp_path, engine):
-    settings = BM25.model_copy(update={"engine": engine, "seismic": SeismicSettings(threads=1)})
+    settings = BM25.model_copy(update={"engine": engine})
     index = SparseIndex.build(tmp_path / "index", random_documents(80), encode, TERMS, settings)
     for hits in index.search(QUERIES, 20, engine=engine):
         for hit in hits:
@@ -101,16 +102,29 @@ def test_many_small_additions_are_merged_beside_the_first_segment(tmp_path):
     assert index.documents == 22
 
 
-def test_additions_to_a_seismic_index_are_found(tmp_path):
-    settings = IndexSettings(engine="seismic", seismic=SeismicSettings(threads=1))
-    index = SparseIndex.build(tmp_path / "index", random_documents(200), encode, TERMS, settings)
-    index.add([Document("new", " ".join(["heat"] * 50))], encode)
-    hits = index.search(encode(["heat rice"]), 5, engine="seismic")[0]
-    assert hits[0].document_id == "new"
-    exact = index.search(encode(["heat rice"]), 5, engine="exact")[0]
-    assert [hit.score for hit in hits] == [hit.score for hit in exact]  # which of equal ones it finds is open
-    index.add(random_documents(100, seed=5, first=1000), encode)
-    assert [segment.entry.fast for segment in index.segments] == ["seismic"]
+SEISMIC_INDEX = Path(__file__).parents[1] / "fixtures" / "index_with_seismic.zip"
+"""Three documents, indexed with ``engine: seismic`` when there was one."""
+
+
+def test_an_index_built_with_the_former_engine_seismic_is_searched_and_grows(tmp_path):
+    with zipfile.ZipFile(SEISMIC_INDEX) as archive:
+        archive.extractall(tmp_path / "index")
+    index = SparseIndex.open(tmp_path / "index", fingerprint="m", full_check=True)
+    assert (index.description.settings.engine, index.segments[0].entry.fast) == ("auto", None)
+    query = csr_array(np.float32([[1.0, 0.8, 0.0, 0.5]]))  # 소주, soju, rice
+    (hits,) = index.search(query)
+    # Every document counts two known terms: tf 1 gives 1, tf 2 gives 2 * 2.2 / (2 + 1.2). Two of three hold rice.
+    rare, common = np.log(1 + 2.5 / 1.5), np.log(1 + 1.5 / 2.5)
+    assert {hit.document_id: hit.score for hit in hits} == {
+        "가": pytest.approx(rare),
+        "b": pytest.approx(0.8 * rare + 0.5 * common),
+        "c": pytest.approx(0.5 * common * 4.4 / 3.2),
+    }
+    index.add([Document("d", "rice")], lambda texts: csr_array(np.float32([[0.0, 0.0, 0.0, 1.0]])))
+    assert {path.name for path in index.segments[0].folder.iterdir()}.isdisjoint({"engine.index.seismic"})
+    assert "seismic" not in (tmp_path / "index" / "index.json").read_text(encoding="utf-8")
+    (hits,) = SparseIndex.open(tmp_path / "index", full_check=True).search(query)
+    assert {hit.document_id for hit in hits} == {"가", "b", "c", "d"}
 
 
 def test_block_max_is_built_from_the_given_size_on_and_engines_that_are_not_there_are_refused(tmp_path):
@@ -118,11 +132,8 @@ def test_block_max_is_built_from_the_given_size_on_and_engines_that_are_not_ther
     small = SparseIndex.build(tmp_path / "small", random_documents(9), encode, TERMS, settings)
     large = SparseIndex.build(tmp_path / "large", random_documents(10), encode, TERMS, settings)
     assert [index.segments[0].entry.fast for index in (small, large)] == [None, "block-max"]
-    for engine in ("block-max", "seismic"):
-        with pytest.raises(UserError, match=f"has no {engine} engine"):
-            small.search(QUERIES, engine=engine)
-    with pytest.raises(UserError, match="has no seismic engine"):
-        large.search(QUERIES, engine="seismic")
+    with pytest.raises(UserError, match="has no block-max engine"):
+        small.search(QUERIES, engine="block-max")
 
 
 def test_the_default_engine_finds_what_the_exact_one_finds_also_after_additions_and_many_results(tmp_path):

@@ -15,13 +15,14 @@ from soju.core.config import apply_overrides
 from soju.core.run import open_run_folder
 from soju.data.log import ReadLog
 from soju.data.rows import Term, TermRow
-from soju.report import run_report
+from soju.report import plots
 from soju.sparse.data import RunData, TrainingData
 from soju.sparse.initial import plain_vocabulary
+from soju.sparse.neural import make_trainer, train
 from soju.sparse.recipe import RECIPE
 from soju.sparse.splade import SpladeEncoder
-from soju.sparse.terms.rows import training_rows
-from soju.sparse.terms.training import train_student
+from soju.sparse.terms.training import TermsLesson
+from soju.training.rollback import Attempt
 from sparse.pico_masked_lms import build
 from sparse.small_bilingual import PAIRS, TERMS
 
@@ -52,13 +53,13 @@ SCRATCH = {
     },
     "losses": {"distillation": 0},
     "training": {
-        "batch_size": 4,
-        "accumulation": 1,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
         "max_steps": 12,
         "learning_rate": 1e-3,
         "mixed_precision": "off",
-        "validate_every": 3,
-        "log_every": 2,
+        "eval_steps": 3,
+        "logging_steps": 2,
         "max_drop": 0.9,
     },
     "evaluation": {"bootstrap_samples": 100, "latency_queries": 2},
@@ -115,7 +116,7 @@ def save_start(folder):
 
 
 class Pretrained:
-    """`train_student` on a masked language model with its own vocabulary."""
+    """A lesson of mode ``terms`` for a masked language model with its own vocabulary."""
 
     def __init__(self, folder, *overrides, start, terms=ROWS):
         self.folder = folder
@@ -124,15 +125,19 @@ class Pretrained:
         data = {"terms": ["unused.jsonl"]}
         self.config = config_of({**SCRATCH, "student": student, "data": data}, *overrides)
         self.vocabulary = plain_vocabulary(self.student().tokenizer)
-        self.rows = training_rows(terms, [], self.vocabulary, self.config)
+        training = TrainingData([], terms, [], DEV_ROWS, {}, ReadLog(), {})
+        self.lesson = TermsLesson(self.config, training, self.vocabulary, folder)
+        self.rows = self.lesson.rows
 
     def student(self):
         return SpladeEncoder(self.start, max_seq_length=16, device="cpu")
 
-    def train(self, *, resume=None, vectors=None):
-        return train_student(
-            self.student, self.rows, vectors, self.vocabulary, DEV_ROWS, self.config, self.folder, resume=resume
-        )
+    def train(self, *, resume=None):
+        return train(self.lesson, self.student, resume=resume)
+
+    def trainer(self):
+        """Return a trainer that validates nothing."""
+        return make_trainer(self.lesson, self.student(), Attempt(), validates=False)
 
 
 def no_figures(figures, folder):
@@ -141,7 +146,7 @@ def no_figures(figures, folder):
 
 
 def run_line(kind, folder, start):
-    run_report.draw_figures = no_figures
+    plots.draw_figures = no_figures
     if kind == "recipe":
         run_pico(folder)
     else:

@@ -7,10 +7,11 @@ from soju.data.log import ReadLog
 from soju.data.rows import TripletRow
 from soju.sparse.data import RunData, TrainingData
 from soju.sparse.initial import plain_vocabulary
+from soju.sparse.neural import make_trainer, train
 from soju.sparse.recipe import RECIPE
 from soju.sparse.splade import SpladeEncoder
-from soju.sparse.triplets.rows import triplet_rows
-from soju.sparse.triplets.training import train_student
+from soju.sparse.triplets.training import TripletsLesson
+from soju.training.rollback import Attempt
 from sparse.pico_terms import config_of
 from sparse.small_bilingual import PAIRS, TERMS
 
@@ -30,12 +31,12 @@ SCRATCH = {
     },
     "similarity": "cosine",
     "training": {
-        "batch_size": 4,
+        "per_device_train_batch_size": 4,
         "max_steps": 12,
         "learning_rate": 1e-3,
         "mixed_precision": "off",
-        "validate_every": 3,
-        "log_every": 2,
+        "eval_steps": 3,
+        "logging_steps": 2,
         "max_drop": 0.9,
         "patience": None,
     },
@@ -85,7 +86,7 @@ def run_triplets(folder, *overrides, resume=None):
 
 
 class PretrainedOnTriplets:
-    """`train_student` on a masked language model with its own vocabulary."""
+    """A lesson of mode ``triplets`` for a masked language model with its own vocabulary."""
 
     def __init__(self, folder, *overrides, start, triplets=TRIPLETS):
         self.folder = folder
@@ -93,13 +94,16 @@ class PretrainedOnTriplets:
         student = {"init": "pretrained", "model": str(start), "max_length": 16}
         self.config = triplets_config(*overrides, student=student, data={"triplets": ["unused.jsonl"]})
         self.vocabulary = plain_vocabulary(self.student().tokenizer)
-        self.rows = triplet_rows(triplets, self.vocabulary, max_length=16)
-        self.dev = triplet_rows(DEV, self.vocabulary, max_length=16)
+        training = TrainingData([], [], [], [], {}, ReadLog(), {}, triplets=triplets, dev_triplets=DEV)
+        self.lesson = TripletsLesson(self.config, training, self.vocabulary, folder)
+        self.rows, self.dev = self.lesson.rows, self.lesson.dev
 
     def student(self):
         return SpladeEncoder(self.start, max_seq_length=16, similarity_fn_name="cosine", device="cpu")
 
-    def train(self, *, resume=None, teacher=None):
-        return train_student(
-            self.student, self.rows, self.dev, teacher, self.vocabulary, self.config, self.folder, resume=resume
-        )
+    def train(self, *, resume=None):
+        return train(self.lesson, self.student, resume=resume)
+
+    def trainer(self):
+        """Return a trainer that validates nothing."""
+        return make_trainer(self.lesson, self.student(), Attempt(), validates=False)

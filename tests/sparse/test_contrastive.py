@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from soju.sparse.losses import in_batch_translation
+from soju.sparse.terms.losses import in_batch_translation
 
 KO, EN, OTHER = [1.0, 0.0], [0.6, 0.8], [0.0, 2.0]  # cosines: KO·EN 0.6, KO·OTHER 0, EN·OTHER 0.8
 BATCH = torch.tensor([KO, EN, OTHER])

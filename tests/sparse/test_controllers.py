@@ -85,7 +85,7 @@ def test_its_state_is_all_it_needs_to_go_on():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"wanted": 0},
+        {"target": 0},
         {"weight": 0.0},
         {"rate": 0.0},
         {"tolerance": 0.0},
@@ -96,7 +96,7 @@ def test_its_state_is_all_it_needs_to_go_on():
 )
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
-        SparsityController(**{"wanted": 10, "weight": 1.0, **wrong})
+        SparsityController(**{"target": 10, "weight": 1.0, **wrong})
 
 
 def test_the_alarm_names_collapse_and_rings_when_it_lasts():

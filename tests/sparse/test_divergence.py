@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import kl_div, normalize
 
-from soju.sparse.losses import in_batch_distillation
+from soju.sparse.terms.losses import in_batch_distillation
 
 
 def drawn(*shape, seed=0):

@@ -3,7 +3,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.sparse.export.onnx import fidelity, pool_by_maximum
+from soju.sparse.export.onnx import fidelity
 
 EXACT = csr_array(np.float32([[3, 4, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]))
 
@@ -38,9 +38,3 @@ def test_vectors_of_other_texts_are_refused():
 def test_texts_without_terms_are_refused():
     with pytest.raises(UserError, match="pass other texts"):
         fidelity(EXACT[[1]], EXACT[[1]])
-
-
-def test_maximum_pooling_takes_the_largest_weight_of_any_piece():
-    weights = csr_array(np.float32([[1, 0.7, 0], [0, 0.5, 0], [0, 0, 0]]))
-    pooled = pool_by_maximum([[0, 1, 1], [1], [], [2]], weights).toarray()
-    np.testing.assert_array_equal(pooled, np.float32([[1, 0.7, 0], [0, 0.5, 0], [0, 0, 0], [0, 0, 0]]))

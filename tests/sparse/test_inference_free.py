@@ -8,7 +8,7 @@ from engines.engine_models import save_static_model
 from soju.core.errors import UserError
 from soju.core.files import verify_manifest
 from soju.sparse.config import SearchSettings
-from soju.sparse.export.inference_free import make_inference_free, piece_frequency, save_inference_free
+from soju.sparse.export.stock import make_inference_free, piece_frequency, save_inference_free
 from soju.sparse.indexing import Index, index_settings, read_documents
 from soju.sparse.model import load_encoder
 from soju.sparse.splade import SpladeEncoder

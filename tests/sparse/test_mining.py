@@ -15,7 +15,7 @@ from soju.core.errors import DataError, StoppedError, UserError
 from soju.core.language import language_of
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import Document
+from soju.data.rows import PASSAGES, TRIPLETS, Document
 from soju.sparse import mine as mining
 from soju.sparse.indexing import Index
 from soju.sparse.mine import ALL_DROPPED, NOTHING_FOUND, POSITIVE_UNKNOWN, mine
@@ -42,7 +42,7 @@ def pairs(*texts):
 @pytest.fixture(scope="module")
 def passages(tmp_path_factory):
     """Forty of the packaged passages: 160 questions, 80 documents."""
-    rows = [asdict(row) for row in islice(read_rows(["samples:passages.heldout"], "passages", log=ReadLog()), 40)]
+    rows = [asdict(row) for row in islice(read_rows(["samples:passages.heldout"], PASSAGES, log=ReadLog()), 40)]
     return write(tmp_path_factory.mktemp("rows") / "passages.jsonl", rows)
 
 
@@ -55,13 +55,13 @@ def mined(tmp_path_factory, passages):
 
 
 def passage_rows(path):
-    return list(read_rows([path], "passages", log=ReadLog()))
+    return list(read_rows([path], PASSAGES, log=ReadLog()))
 
 
 def test_mined_rows_are_triplets(mined):
     out, report = mined
     log = ReadLog()
-    rows = list(read_rows([str(out)], "triplets", log=log))
+    rows = list(read_rows([str(out)], TRIPLETS, log=log))
     log.raise_if_broken()
     assert len(rows) == report.negatives > 130
     assert {row.pair_type for row in rows} <= {"monolingual", "cross_lingual"}
@@ -130,7 +130,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, min
 @pytest.mark.slow
 def test_a_killed_process_loses_no_finished_part(tmp_path, mined, passages):
     code = (
-        "import os, signal; from pathlib import Path; from soju.sparse import mining\n"
+        "import os, signal; from pathlib import Path; from soju.sparse import mine as mining\n"
         "mining.CHUNK, real = 35, mining.Parts.write\n"
         "def write(self, number, value):\n"
         "    os.kill(os.getpid(), signal.SIGKILL) if number == 3 else real(self, number, value)\n"

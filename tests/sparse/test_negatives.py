@@ -8,7 +8,7 @@ from soju.sparse.negatives import (
     Choice,
     Negative,
     Question,
-    TermGuard,
+    RelatedTerms,
     Text,
     choose,
     distinct,
@@ -35,7 +35,7 @@ FOUND = candidates(
 
 
 def chosen(choice, *, found=FOUND, question=QUERY, guard=None, positive_score=10.0, known=None):
-    return choose(question, found, known or {}, guard or TermGuard(), choice, positive_score=positive_score)
+    return choose(question, found, known or {}, guard or RelatedTerms(), choice, positive_score=positive_score)
 
 
 def test_the_best_that_scores_at_most_the_share_of_the_positive_is_taken():
@@ -137,13 +137,13 @@ TERMS = [
     ],
 )
 def test_related_terms_are_no_negatives(query, candidate, reason):
-    assert TermGuard(TERMS).reason([Text.of(query)], Text.of(candidate)) == reason
+    assert RelatedTerms(TERMS).reason([Text.of(query)], Text.of(candidate)) == reason
 
 
 def test_the_guard_looks_at_every_answer_and_its_drops_are_counted():
     question = Question("임상증상", "clinical manifestation", "single_term", other_positives=("clinical picture",))
     found = candidates(("clinical", 1.0), ("picture", 1.0), ("manifestation", 1.0), ("hospital", 1.0))
-    result = chosen(Choice(), found=found, question=question, guard=TermGuard(TERMS), positive_score=9.0)
+    result = chosen(Choice(), found=found, question=question, guard=RelatedTerms(TERMS), positive_score=9.0)
     assert result.negatives == [Negative("hospital", 4, 1.0)]
     assert result.dropped == {"base term or compound": 3}
 

@@ -224,7 +224,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match="exists already"):
         export_graph(encoder, tmp_path / "taken", fingerprint="")
-    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'soju\[export\]'"):
         export_graph(encoder, tmp_path / "out", fingerprint="")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]

@@ -7,15 +7,9 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.sparse.export.tables import (
-    escape_token,
-    index_body,
-    query_tokens,
-    search_body,
-    unescape_token,
-    write_query_tokens,
-    write_token_table,
-)
+from soju.search.remote import escape_token, unescape_token
+from soju.sparse.export.formats import query_tokens, write_token_table
+from soju.sparse.export.vectors import query_body
 
 TERMS = ["서버", "server", "v1.5", ""]
 VECTORS = csr_array(np.float32([[1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 2.0, 1.0]]))
@@ -85,14 +79,6 @@ def test_a_bound_the_engines_do_not_take_is_refused(bound):
         list(query_tokens(["1", "2"], ["x", "y"], VECTORS, TERMS, max_weight=bound))
 
 
-def test_rows_are_written_as_readable_json_lines(tmp_path):
-    path = tmp_path / "queries.jsonl"
-    assert write_query_tokens(path, query_tokens(["1", "2"], ["서버", "나"], VECTORS, TERMS)) == 2
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert '"서버"' in lines[0]
-    assert json.loads(lines[1])["query_tokens"] == {"v1%2E5": 2.0, "%": 1.0}
-
-
 def test_adding_up_the_token_table_gives_the_query_vector(tmp_path):
     weights = csr_array(np.float32([[1, 0.5, 0], [0, 1, 0], [0, 0, 0]]))
     pieces = ["▁a▁", "▁b▁", "<unk>"]
@@ -110,17 +96,11 @@ def test_a_token_table_above_the_bound_is_refused_with_the_divisor(tmp_path):
 
 
 def test_bodies_have_the_shape_the_engines_document():
-    assert index_body(field="tokens") == {
-        "mappings": {"properties": {"text": {"type": "text"}, "tokens": {"type": "rank_features"}}}
-    }
-    assert search_body({"서버": 4.0}, field="tokens", size=3) == {
+    assert query_body({"서버": 4.0}, field="tokens", size=3) == {
         "size": 3,
         "query": {"neural_sparse": {"tokens": {"query_tokens": {"서버": 4.0}}}},
     }
-    assert index_body(field="tokens", engine="elasticsearch")["mappings"]["properties"]["tokens"] == {
-        "type": "sparse_vector"
-    }
-    assert search_body({"a": 1.0}, field="tokens", engine="elasticsearch")["query"] == {
+    assert query_body({"a": 1.0}, field="tokens", engine="elasticsearch")["query"] == {
         "sparse_vector": {"field": "tokens", "query_vector": {"a": 1.0}, "prune": False}
     }
 
@@ -137,4 +117,4 @@ def test_bodies_have_the_shape_the_engines_document():
 )
 def test_a_search_body_the_engines_would_refuse_is_not_rendered(tokens, message):
     with pytest.raises(UserError, match=message):
-        search_body(tokens, field="tokens")
+        query_body(tokens, field="tokens")

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.functional import embedding, linear
 
 from soju.sparse import splade_head
-from soju.sparse.splade_head import TiedEmbedding, offered_gradient, share_gradient, signed_maxima, sum_rows
+from soju.sparse.splade_head import TiedEmbedding, offered_gradient, signed_maxima, sum_rows
 
 TERMS, WIDTH = 9, 4
 IDS = torch.tensor([[1, 3, 3, 0], [5, 1, 0, 0]])
@@ -47,8 +47,7 @@ def plain(module, ids):
 def weight_gradient(head, combine, *, padding_idx=None):
     module = tied(padding_idx)
     if head is ours:
-        share_gradient(module)
-        assert type(module) is TiedEmbedding
+        module = TiedEmbedding(module)
     combine(lambda ids: head(module, ids).square().sum(), module.weight).backward()
     return module.weight.grad
 
@@ -80,7 +79,7 @@ def test_all_uses_add_up(monkeypatch, offers, use, padding_idx, cells):
 
 def test_gradients_accumulate_over_backward_passes(offers):
     module, expected = tied(), tied()
-    share_gradient(module)
+    module = TiedEmbedding(module)
     for ids in (IDS, OTHERS):
         ours(module, ids).sum().backward()
         plain(expected, ids).sum().backward()
@@ -95,21 +94,21 @@ def test_the_gradient_is_handed_over_not_copied(monkeypatch):
         splade_head, "lazy_zeros_like", lambda weight: [t := zeros(weight), made.append(t.data_ptr())][0]
     )
     module = tied()
-    share_gradient(module)
+    module = TiedEmbedding(module)
     (ours(module, IDS).sum() + ours(module, OTHERS).sum()).backward()
     assert made == [module.weight.grad.data_ptr()]
 
 
 def test_asking_autograd_for_the_gradient_gives_the_same():
     module, expected = tied(), tied()
-    share_gradient(module)
+    module = TiedEmbedding(module)
     (found,) = torch.autograd.grad(ours(module, IDS).sum(), module.weight)
     torch.testing.assert_close(found, torch.autograd.grad(plain(expected, IDS).sum(), expected.weight)[0])
 
 
 def test_hooks_see_the_whole_gradient():
     module, expected = tied(), tied()
-    share_gradient(module)
+    module = TiedEmbedding(module)
     seen = []
     for each, head in ((module, ours), (expected, plain)):
         each.weight.register_hook(lambda gradient: seen.append(gradient.clone()))
@@ -119,8 +118,8 @@ def test_hooks_see_the_whole_gradient():
 
 def test_another_weight_gets_nothing_of_it():
     module, other = tied(), tied()
-    share_gradient(module)
-    share_gradient(other)
+    module = TiedEmbedding(module)
+    other = TiedEmbedding(other)
     (ours(module, IDS).sum() + other(IDS).sum()).backward()
     torch.testing.assert_close(
         other.weight.grad, torch.zeros(TERMS, WIDTH).double().index_add(0, IDS.flatten(), torch.ones(8, 4).double())
@@ -129,7 +128,7 @@ def test_another_weight_gets_nothing_of_it():
 
 def test_nothing_is_offered_after_a_backward_pass():
     module = tied()
-    share_gradient(module)
+    module = TiedEmbedding(module)
     ours(module, IDS).sum().backward()
     assert offered_gradient(module.weight) is None
     module.weight.grad = None
@@ -139,7 +138,7 @@ def test_nothing_is_offered_after_a_backward_pass():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_precision_and_autocast(dtype):
     module, expected = tied().to(dtype), tied().to(dtype)
-    share_gradient(module)
+    module = TiedEmbedding(module)
     with torch.autocast("cpu", torch.bfloat16):
         ours(module, IDS).sum().backward()
         plain(expected, IDS).sum().backward()
@@ -149,7 +148,7 @@ def test_low_precision_and_autocast(dtype):
 
 def test_looking_up_is_what_torch_does():
     module = tied(padding_idx=3)
-    share_gradient(module)
+    module = TiedEmbedding(module)
     assert torch.equal(module(IDS), embedding(IDS, module.weight))
     with torch.no_grad():
         assert torch.equal(module(IDS), embedding(IDS, module.weight))
@@ -160,9 +159,8 @@ def test_looking_up_is_what_torch_does():
 
 @pytest.mark.parametrize("options", [{"sparse": True}, {"scale_grad_by_freq": True}, {"max_norm": 1.0}])
 def test_other_kinds_of_embedding_are_left_alone(options):
-    module = nn.Embedding(3, 2, **options)
-    share_gradient(module)
-    assert type(module) is nn.Embedding
+    assert not TiedEmbedding.can_replace(nn.Embedding(3, 2, **options))
+    assert TiedEmbedding.can_replace(nn.Embedding(3, 2, padding_idx=1))
 
 
 def test_values_of_equal_rows_are_added_up():

@@ -6,8 +6,7 @@ from sentence_transformers.sparse_encoder.modules import SpladePooling
 from torch.nn.functional import embedding, linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from soju.sparse import splade_head as splade_gradients
-from soju.sparse import splade_loops
+from soju.sparse import splade_head, splade_loops
 from soju.sparse.splade import keep_largest, sparse_weights
 from soju.sparse.splade_head import TileReducer, padded_rows, signed_maxima, splade_weights, tile_width, tiles
 
@@ -25,8 +24,8 @@ LOOPS, TORCH, DENSE = "loops", "torch", "dense"
 def path(request, monkeypatch):
     """Take one of the ways to the same numbers: the CPU's loops, the operators of other devices, dense products."""
     cells = 1e9 if request.param == DENSE else 1e-9
-    monkeypatch.setattr(splade_gradients, "CELLS_PER_ENTRY", cells)
-    monkeypatch.setattr(splade_gradients, "CELLS_PER_ENTRY_WITH_TORCH", cells)
+    monkeypatch.setattr(splade_head, "CELLS_PER_ENTRY", cells)
+    monkeypatch.setattr(splade_head, "CELLS_PER_ENTRY_WITH_TORCH", cells)
     if request.param == TORCH:
         monkeypatch.setattr(splade_loops, "usable", lambda tensor: False)
     return request.param
@@ -180,8 +179,8 @@ def test_all_ways_give_the_same_gradients(monkeypatch, share):
     gradient *= torch.rand(4, 300, generator=generator) < share
     found = {}
     for cells, usable in ((1e-9, True), (1e9, True), (1e-9, False), (1e9, False)):
-        monkeypatch.setattr(splade_gradients, "CELLS_PER_ENTRY", cells)
-        monkeypatch.setattr(splade_gradients, "CELLS_PER_ENTRY_WITH_TORCH", cells)
+        monkeypatch.setattr(splade_head, "CELLS_PER_ENTRY", cells)
+        monkeypatch.setattr(splade_head, "CELLS_PER_ENTRY_WITH_TORCH", cells)
         monkeypatch.setattr(splade_loops, "usable", lambda tensor, usable=usable: usable)
         found[cells, usable] = gradients(ours(*inputs, mask_BS, tile=64), inputs, gradient)
     first, *others = found.values()
@@ -193,7 +192,7 @@ def test_gathering_in_steps_gives_the_same_sums(monkeypatch):
     monkeypatch.setattr(splade_loops, "usable", lambda tensor: False)
     *inputs, mask_BS = factors(4, 6, 8, 50, seed=6)
     whole = gradients(ours(*inputs, mask_BS).sum(), inputs, None)
-    monkeypatch.setattr(splade_gradients, "GATHERED_NUMBERS", 24)  # three entries a step
+    monkeypatch.setattr(splade_head, "GATHERED_NUMBERS", 24)  # three entries a step
     torch.testing.assert_close(gradients(ours(*inputs, mask_BS).sum(), inputs, None), whole)
 
 
@@ -260,7 +259,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_nothing_as_large_as_the_logits_is_ever_made(monkeypatch, path):
-    monkeypatch.setattr(splade_gradients, "GATHERED_NUMBERS", 1 << 12)
+    monkeypatch.setattr(splade_head, "GATHERED_NUMBERS", 1 << 12)
     texts, longest, width, terms = 6, 40, 4, 500
     *inputs, _ = factors(texts, longest, width, terms, seed=9, dtype=torch.float32)
     mask_BS = torch.ones(texts, longest, dtype=torch.long)

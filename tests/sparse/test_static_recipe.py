@@ -13,11 +13,11 @@ from fixtures.needs import DATA, needs_data
 from soju.core.config import apply_overrides, parse_yaml, preset_text, validate
 from soju.core.errors import DataError, UserError
 from soju.core.files import verify_manifest
-from soju.core.run import RunDirectory
+from soju.core.run import Run
 from soju.sparse.config import StaticConfig
-from soju.sparse.data import read_run_data
-from soju.sparse.export.tables import read_term_table
+from soju.sparse.export.formats import read_term_table
 from soju.sparse.indexing import Index, expand, read_documents
+from soju.sparse.recipe import read_run_data
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.recipe import run
 
@@ -36,7 +36,7 @@ def sample_config(*overrides: str) -> StaticConfig:
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "samples"
     config = sample_config()
-    run_dir = RunDirectory.create(folder, config_text="as given", config=config, seed=config.seed)
+    run_dir = Run.create(folder, config_text="as given", config=config, seed=config.seed)
     report = run(config, run_dir, workers=1)
     assert report == folder / "report.html"
     return folder
@@ -98,7 +98,7 @@ def test_the_exported_table_reads_back_as_the_models_translations(finished):
 
 def test_the_same_rows_give_the_same_model(finished, tmp_path):
     config = sample_config("evaluation.sets=[]", "evaluation.terms=[]")
-    run(config, RunDirectory.create(tmp_path / "again", config_text="", config=config, seed=1), workers=2)
+    run(config, Run.create(tmp_path / "again", config_text="", config=config, seed=1), workers=2)
     for name in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / "again" / "final" / name).read_bytes() == (finished / "final" / name).read_bytes()
 
@@ -134,7 +134,7 @@ def test_the_index_of_a_run_can_be_searched_as_it_lies(finished):
 
 def test_an_index_weighs_documents_as_the_run_that_scored_the_model(tmp_path):
     config = sample_config("search.k1=0.4", "search.prior_documents=7", "evaluation.sets=[]", "evaluation.terms=[]")
-    run(config, RunDirectory.create(tmp_path / "run", config_text="", config=config, seed=1), workers=1)
+    run(config, Run.create(tmp_path / "run", config_text="", config=config, seed=1), workers=1)
     index = Index.build(["tea"], tmp_path / "run", tmp_path / "index")
     weighting = index.vectors.description.settings.weighting
     assert (weighting.kind, weighting.k1, weighting.prior_documents) == ("bm25", 0.4, 7)
@@ -195,7 +195,7 @@ def test_every_real_data_preset_reads_its_data_without_a_problem(preset):
 @pytest.mark.slow
 def test_the_real_data_preset_reaches_the_published_recall(tmp_path):
     config = config_of("splade-static", f"data.root={DATA}", "evaluation.bootstrap_samples=100")
-    run(config, RunDirectory.create(tmp_path / "run", config_text="", config=config, seed=1))
+    run(config, Run.create(tmp_path / "run", config_text="", config=config, seed=1))
     floors = {
         ("parallel.dev", "ko-en"): 0.970,
         ("parallel.dev", "en-ko"): 0.965,

@@ -4,7 +4,6 @@ from scipy import sparse
 
 from soju.core.errors import UserError
 from soju.core.score import Setting
-from soju.data.rows import Term, TermRow
 from soju.sparse.term_activation import (
     KOREAN_FUNCTION_WORDS,
     evaluate_terms,
@@ -12,7 +11,6 @@ from soju.sparse.term_activation import (
     is_noise,
     noise_share,
     top_terms,
-    unseen,
 )
 
 VOCABULARY = ["▁검색", "▁엔진", "▁search", "▁engine", "▁s", "▁the", "検索"]
@@ -87,11 +85,6 @@ def test_what_is_not_noise(piece):
 
 def test_noise_of_nothing_is_none():
     assert noise_share([np.array([], dtype=np.int64)], VOCABULARY, FUNCTION_WORDS) == 0.0
-
-
-def test_trained_head_words_are_taken_out_whatever_their_spaces():
-    rows = [TermRow("기계 학습", (Term("machine learning", 1.0),)), TermRow("신경망", ()), TermRow("GPU", ())]
-    assert [row.ko for row in unseen(rows, ["기계학습", "gpu "])] == ["신경망"]
 
 
 def test_unusable_input_is_refused():

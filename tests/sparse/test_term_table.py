@@ -3,7 +3,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from soju.core.errors import DataError, UserError
-from soju.sparse.export.tables import read_term_table, write_term_table
+from soju.sparse.export.formats import read_term_table, write_term_table
 
 TERMS = ["쌀", "rice", "a\tb\\n\n"]
 WEIGHTS = csr_array(np.float32([[1.0, 0.25, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 0.1]]))

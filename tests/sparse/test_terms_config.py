@@ -9,8 +9,7 @@ from pico_terms import SCRATCH, config_of, run_pico
 from soju.core.config import apply_overrides, parse_yaml, preset_names, preset_text
 from soju.core.errors import ConfigError, UserError
 from soju.sparse.config import PretrainedStudent, ScratchStudent, StaticConfig
-from soju.sparse.data import read_run_data
-from soju.sparse.recipe import RECIPE
+from soju.sparse.recipe import RECIPE, read_run_data
 from soju.sparse.terms.config import TermsConfig
 from soju.sparse.triplets.config import TripletsConfig
 
@@ -87,8 +86,12 @@ def test_the_published_preset_holds_the_published_numbers():
     assert (losses.self_terms, losses.korean_terms, losses.english_terms) == (3.0, 2.0, 12.0)
     assert (losses.margin, losses.distillation, losses.flops) == (2.0, 1.5, 5e-5)
     assert (losses.target_margin, losses.english_margin_factor, losses.temperature) == (2.0, 1.5, 0.05)
-    assert (training.batch_size, training.accumulation, training.epochs) == (64, 2, 15)
-    assert (training.learning_rate, training.weight_decay, training.warm_up) == (3e-6, 0.01, 0.1)
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps, training.num_train_epochs) == (
+        64,
+        2,
+        15,
+    )
+    assert (training.learning_rate, training.weight_decay, training.warmup_steps) == (3e-6, 0.01, 0.1)
     assert (training.mixed_precision, config.student.max_length, losses.terms) == ("fp16", 64, "v19")
 
 

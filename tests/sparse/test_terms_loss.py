@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soju.sparse.losses import RowTargets, TermTargets, signed_terms, signed_weights, v19_terms
+from soju.sparse.losses import RowTargets, TermTargets, signed_weights
+from soju.sparse.terms.losses import signed_terms, v19_terms
 from sparse.reference_terms import row_by_row
 
 E = math.e

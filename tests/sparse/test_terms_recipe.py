@@ -69,7 +69,7 @@ def run(folder):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    monkeypatch.setattr("soju.report.run_report.draw_figures", no_figures)
+    monkeypatch.setattr("soju.report.plots.draw_figures", no_figures)
 
 
 def test_a_run_leaves_everything_the_report_promises(run):
@@ -261,8 +261,13 @@ def test_the_published_preset_trains_a_pretrained_student_of_a_teacher(tmp_path,
     rows = [{"ko": ko, "terms": list(terms)} for ko, *terms in WORDS]
     (tmp_path / "terms.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     pico = ["student.model=start", "student.max_length=16", "teacher.model=teacher", "teacher.cache=cache"]
-    pico += ["teacher.max_length=16", "training.mixed_precision=off", "training.max_steps=2", "training.batch_size=4"]
-    pico += ["data.dev_terms=0.3", "data.held_out_terms=0.1", "losses.flops_cost=inverse", "training.log_every=1"]
+    pico += [
+        "teacher.max_length=16",
+        "training.mixed_precision=off",
+        "training.max_steps=2",
+        "training.per_device_train_batch_size=4",
+    ]
+    pico += ["data.dev_terms=0.3", "data.held_out_terms=0.1", "losses.flops_cost=inverse", "training.logging_steps=1"]
     soju("check", "splade-v19", *pico)
     assert "No problem found" in capsys.readouterr().out
     soju("train", "splade-v19", *pico)

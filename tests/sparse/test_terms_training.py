@@ -12,12 +12,13 @@ from soju.core.files import read_json_lines, verify_manifest
 from soju.data.rows import Term, TermRow
 from soju.sparse import term_activation as probes
 from soju.sparse.losses import flops
+from soju.sparse.neural import term_costs
 from soju.sparse.term_activation import Probe, probe_report
+from soju.sparse.terms.losses import TermsLoss
 from soju.sparse.terms.rows import NO_TEACHER_TEXT, TermsCollator
-from soju.sparse.terms.training import CHOSEN_BY, TermsLoss, Validation, make_trainer, term_costs
+from soju.sparse.terms.training import CHOSEN_BY, Validation
 from soju.teachers.cache import Embeddings
 from soju.training.checkpoints import list_checkpoints
-from soju.training.rollback import Attempt
 from sparse.reference_terms import row_by_row
 
 
@@ -42,8 +43,8 @@ def teacher_vectors(pico, dimensions=8):
 def computed(pico, *, vectors=None, progress=1.0, rows=(0, 3, 5, 8)):
     """Return the loss terms of one batch, the raw ones, and the batch."""
     student = pico.student().eval()
-    cost_V = term_costs(pico.rows, student, pico.config.losses)
-    loss = TermsLoss(student, pico.config.losses, term_cost_V=cost_V, progress=lambda: progress)
+    cost_V = term_costs(pico.rows, student, pico.config.losses.flops_cost)
+    loss = TermsLoss(student, pico.config, term_cost_V=cost_V, position=lambda: (round(100 * progress), 100))
     batch = TermsCollator(pico.rows, vectors, pad_id=1)([{"row": row} for row in rows])
     features = {"input_ids": batch["text_input_ids"], "attention_mask": batch["text_attention_mask"]}
     weighted = loss([dict(features)], batch["label"])
@@ -87,7 +88,7 @@ def test_the_penalty_begins_at_its_share_of_the_training(tmp_path, start):
 
 def test_the_penalty_charges_common_terms_more_than_rare_ones(tmp_path, start):
     pico = pretrained(tmp_path, start, "losses.flops_cost=inverse")
-    cost_V = term_costs(pico.rows, pico.student(), pico.config.losses)
+    cost_V = term_costs(pico.rows, pico.student(), pico.config.losses.flops_cost)
     counts_V = torch.from_numpy(pico.rows.texts_with_term(len(cost_V)))
     assert counts_V.max() > 1
     assert cost_V[counts_V.argmax()] == cost_V.max() > cost_V[counts_V.argmin()]
@@ -170,7 +171,7 @@ def test_a_regression_that_comes_back_ends_the_run_and_loses_nothing(tmp_path, s
 
 
 def test_going_back_to_a_checkpoint_that_was_named_is_obeyed(tmp_path, start):
-    pico = pretrained(tmp_path, start, "training.keep_checkpoints=9")
+    pico = pretrained(tmp_path, start, "training.save_total_limit=9")
     straight = pico.train()
     bytes_ = (straight.last / "model.safetensors").read_bytes()
     resumed = pico.train(resume=tmp_path / "checkpoints" / "checkpoint-6")
@@ -222,7 +223,7 @@ def test_probes_that_a_vocabulary_cannot_spell_stop_nothing(tmp_path, start, mon
 
 def test_layers_may_learn_at_a_rate_of_their_own(tmp_path, start):
     pico = pretrained(tmp_path, start, "training.layers_learning_rate=0.01")
-    trainer = trainer_of(pico)
+    trainer = pico.trainer()
     trainer.create_optimizer()
     rates = {}
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
@@ -234,17 +235,17 @@ def test_layers_may_learn_at_a_rate_of_their_own(tmp_path, start):
     assert {rates[name] for name in rates.keys() - layers} == {1e-3}
 
 
-def trainer_of(pico):
-    return make_trainer(pico.student(), pico.rows, None, pico.vocabulary, None, pico.config, pico.folder, Attempt())
-
-
 def test_one_text_eight_times_is_eight_texts_once(tmp_path, start):
     terms = [row for row in ROWS if any(term.text.isascii() for term in row.terms)][:8]
     found = []
     for name, batch, accumulation in (("one", 8, 1), ("eight", 1, 8)):
-        sizes = (f"training.batch_size={batch}", f"training.accumulation={accumulation}", "training.max_steps=3")
-        pico = pretrained(tmp_path / name, start, *sizes, "losses.flops=0", "training.log_every=1", terms=terms)
-        trainer = trainer_of(pico)
+        sizes = (
+            f"training.per_device_train_batch_size={batch}",
+            f"training.gradient_accumulation_steps={accumulation}",
+            "training.max_steps=3",
+        )
+        pico = pretrained(tmp_path / name, start, *sizes, "losses.flops=0", "training.logging_steps=1", terms=terms)
+        trainer = pico.trainer()
         for module in trainer.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

@@ -1,11 +1,14 @@
 """What can and cannot be set about mode triplets; the presets that ship."""
 
 import pytest
+from transformers import TrainingArguments
 
 from soju.core.config import parse_yaml, preset_text
 from soju.core.errors import ConfigError
 from soju.sparse.recipe import RECIPE
-from sparse.pico_triplets import triplets_config
+from sparse.pico_terms import SCRATCH as TERMS_SCRATCH
+from sparse.pico_terms import config_of
+from sparse.pico_triplets import SCRATCH, triplets_config
 
 
 def preset(name, *overrides):
@@ -24,7 +27,7 @@ def test_v23_has_the_published_settings():
     assert [losses.infonce * stage.infonce for stage in config.curriculum] == [1.25, 1.875, 2.5]
     assert [stage.learning_rate for stage in config.curriculum] == [1.0, 0.5, 0.25]
     training = config.training
-    assert (training.learning_rate, training.epochs, training.batch_size) == (2e-5, 20, 64)
+    assert (training.learning_rate, training.num_train_epochs, training.per_device_train_batch_size) == (2e-5, 20, 64)
     assert (config.student.max_length, config.student.dropout, config.similarity) == (128, 0.1, "cosine")
 
 
@@ -36,7 +39,11 @@ def test_v22_has_the_published_settings():
     assert (losses.triplet_margin, losses.form, losses.regularize) == (1.5, "published", "query")
     assert [stage.temperature for stage in config.curriculum] == [0.07, 0.05, 0.03]
     assert [losses.infonce * stage.infonce for stage in config.curriculum] == [1.0, 1.5, 2.0]
-    assert (config.training.learning_rate, config.training.epochs, config.student.max_length) == (3e-6, 30, 64)
+    assert (config.training.learning_rate, config.training.num_train_epochs, config.student.max_length) == (
+        3e-6,
+        30,
+        64,
+    )
 
 
 def test_the_defaults_are_those_of_v23():
@@ -83,3 +90,35 @@ def test_a_student_from_a_static_model_needs_no_pairs():
     assert config.student.static_model == "ko-en-static"
     with pytest.raises(ConfigError, match="static_model"):
         triplets_config("data={triplets: [a.jsonl]}")
+
+
+FORMER = {
+    "batch_size": "per_device_train_batch_size",
+    "accumulation": "gradient_accumulation_steps",
+    "epochs": "num_train_epochs",
+    "warm_up": "warmup_steps",
+    "max_gradient_norm": "max_grad_norm",
+    "validate_every": "eval_steps",
+    "log_every": "logging_steps",
+    "keep_checkpoints": "save_total_limit",
+}
+
+
+@pytest.mark.parametrize(("former", "name"), FORMER.items())
+@pytest.mark.parametrize("values", [SCRATCH, TERMS_SCRATCH], ids=["triplets", "terms"])
+def test_a_former_name_of_a_training_setting_is_refused_with_the_new_one(values, former, name):
+    with pytest.raises(ConfigError) as refused:
+        config_of(values, f"training.{former}=1")
+    assert str(refused.value) == f'pico: training.{former}: the setting is called "{name}" now; rename it'
+    assert getattr(config_of(values, f"training.{name}=1").training, name) == 1
+
+
+@pytest.mark.parametrize(("given", "steps"), [(0, 0), (0.1, 2), (0.99, 12), (1, 1), (5, 5)])
+def test_a_warm_up_below_one_is_a_share_of_the_run(given, steps):
+    training = triplets_config(f"training.warmup_steps={given}").training
+    assert training.warmup_of(12) == steps
+    assert TrainingArguments(output_dir="unused", warmup_steps=given).get_warmup_steps(12) == steps
+
+
+def test_a_bare_off_is_the_word_although_yaml_reads_false():
+    assert triplets_config("training.mixed_precision=off").training.mixed_precision == "off"

@@ -7,7 +7,6 @@ import torch
 from soju.sparse.triplets.config import TripletsTeacherSettings
 from soju.sparse.triplets.losses import TripletsLoss, info_nce, similarities
 from soju.sparse.triplets.rows import PairScores, TeacherScores, TripletsCollator, teacher_scores
-from soju.sparse.triplets.training import TripletsValidation
 from sparse.pico_terms import save_start
 from sparse.pico_triplets import PretrainedOnTriplets
 from teachers.pico_teacher import save_pico_teacher
@@ -23,8 +22,7 @@ def computed(start, tmp_path, *overrides, rows=range(6), teacher: TeacherScores 
     pico = PretrainedOnTriplets(tmp_path, *overrides, start=start)
     batch = TripletsCollator(pico.rows, teacher, pad_id=0)([{"row": row} for row in rows])
     model = pico.student()
-    loss = TripletsLoss(model, pico.config)
-    loss.position = lambda: position
+    loss = TripletsLoss(model, pico.config, position=lambda: position)
     features = {name.removeprefix("text_"): value for name, value in batch.items() if name != "label"}
     return loss, loss([features], batch["label"]), features, batch["label"]
 
@@ -33,7 +31,7 @@ def test_infonce_is_weighted_by_base_and_stage(start, tmp_path):
     loss, weighted, features, label = computed(start, tmp_path, position=(0, 12))
     weights = loss.model(features)["sentence_embedding"]
     scores = similarities(weights[:6], weights[6:], similarity="cosine")
-    expected = info_nce(scores, label["same"], temperature=0.08).loss
+    expected = info_nce(scores, label["same"], temperature=0.08)
     torch.testing.assert_close(loss.raw_terms["infonce"], expected.detach())
     torch.testing.assert_close(weighted["infonce"], 2.5 * 0.5 * expected)
 
@@ -91,7 +89,12 @@ def test_the_loss_of_a_validation_moves_no_controller(start, tmp_path):
 def test_the_cached_path_gives_the_losses_and_gradients_of_the_large_batch(start, tmp_path):
     found = {}
     for cached in ("true", "false"):
-        overrides = ("training.batch_size=2", "training.accumulation=3", f"training.cached={cached}", "losses.margin=1")
+        overrides = (
+            "training.per_device_train_batch_size=2",
+            "training.gradient_accumulation_steps=3",
+            f"training.cached={cached}",
+            "losses.margin=1",
+        )
         loss, weighted, *_ = computed(start, tmp_path, *overrides)
         sum(weighted.values()).backward()
         gradients = [parameter.grad for parameter in loss.model.parameters() if parameter.grad is not None]
@@ -132,8 +135,8 @@ def test_rows_the_teacher_did_not_read_are_validated_without_it(start, tmp_path)
     overrides = ("losses.distillation=1", "teacher={model: unused}")
     pico = PretrainedOnTriplets(tmp_path, *overrides, start=start)
     student = pico.student()
-    validation = TripletsValidation(pico.dev, pico.config, pad_id=0)
-    validation.loss = TripletsLoss(student, pico.config)
-    assert validation(student)["loss"] > 0
+    loss = TripletsLoss(student, pico.config, position=lambda: (0, 12))
+    assert pico.lesson.validation.with_loss(loss)(student)["loss"] > 0
+    assert "loss" not in pico.lesson.validation(student)
     with pytest.raises(KeyError, match="teacher"):  # in training it is never left out
         computed(start, tmp_path, *overrides)

@@ -9,9 +9,11 @@ from pico_triplets import DEV, SCRATCH, TRIPLETS, run_triplets
 from small_bilingual import PAIRS, TERMS
 
 from soju.cli import app
+from soju.core.config import read_config
 from soju.core.errors import UserError
 from soju.core.files import read_json_lines, verify_manifest
 from soju.sparse.neural_encoders import NeuralEncoder
+from soju.sparse.recipe import RECIPE
 from soju.sparse.splade import SpladeEncoder
 from sparse.without_soju import encode_without_soju
 
@@ -94,7 +96,7 @@ def test_sentence_transformers_encodes_with_it_where_soju_cannot_be_imported(run
 
 
 def test_a_finished_run_can_be_resumed_and_stays_what_it_was(run, folder, monkeypatch):
-    monkeypatch.setattr("soju.report.run_report.draw_figures", no_figures)
+    monkeypatch.setattr("soju.report.plots.draw_figures", no_figures)
     before = (run / "best" / "model.safetensors").read_bytes()
     soju("train", folder / "pico.yaml", "--out", run, "--resume", "--workers", 1)
     assert (run / "best" / "model.safetensors").read_bytes() == before
@@ -130,9 +132,7 @@ def test_a_triplet_that_holds_a_text_of_a_test_set_is_refused_or_left_out(folder
 
 
 def test_held_out_head_words_are_no_single_term_triplets(folder):
-    from soju.core.config import read_config
-    from soju.sparse.data import read_run_data
-    from soju.sparse.recipe import RECIPE
+    from soju.sparse.recipe import read_run_data
 
     values = read_config(folder / "pico.yaml", ["data.held_out_terms=0.4"])[0]
     training = read_run_data(RECIPE.configure(values, place="pico")).training
@@ -144,7 +144,7 @@ def test_held_out_head_words_are_no_single_term_triplets(folder):
 
 
 def test_a_run_goes_on_from_a_run_of_mode_terms_with_its_vocabulary(tmp_path, monkeypatch):
-    monkeypatch.setattr("soju.report.run_report.draw_figures", no_figures)
+    monkeypatch.setattr("soju.report.plots.draw_figures", no_figures)
     run_pico(tmp_path / "terms")
     student = f"student={{init: pretrained, model: {tmp_path / 'terms'}, max_length: 16}}"
     run_triplets(tmp_path / "triplets", student)
@@ -159,7 +159,7 @@ def test_a_run_goes_on_from_a_run_of_mode_terms_with_its_vocabulary(tmp_path, mo
 
 @pytest.mark.slow
 def test_a_run_starts_from_the_packaged_static_model(tmp_path, monkeypatch):
-    monkeypatch.setattr("soju.report.run_report.draw_figures", no_figures)
+    monkeypatch.setattr("soju.report.plots.draw_figures", no_figures)
     run_triplets(tmp_path / "run", "student.static_model=ko-en-static", "training.max_steps=1")
     assert (tmp_path / "run" / "static" / "tokenizer.json").is_file()
 
@@ -167,11 +167,11 @@ def test_a_run_starts_from_the_packaged_static_model(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["splade-v22", "splade-v23"])
 def test_a_published_preset_is_checked_and_trained_with_a_pico_student(folder, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("soju.report.run_report.draw_figures", no_figures)
+    monkeypatch.setattr("soju.report.plots.draw_figures", no_figures)
     start = save_start(tmp_path / "start")
     pico = (
         f"data.root={folder}", "data.dev_triplets=[dev.jsonl]", f"student.model={start}", "student.max_length=16",
-        "training.batch_size=4", "training.max_steps=3", "training.mixed_precision=off",
+        "training.per_device_train_batch_size=4", "training.max_steps=3", "training.mixed_precision=off",
     )  # fmt: skip
     soju("check", name, *pico)
     soju("train", name, *pico, "--workers", 1)

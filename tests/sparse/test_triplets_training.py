@@ -12,9 +12,10 @@ from soju.core.errors import RegressionError, StoppedError
 from soju.core.files import read_json_lines
 from soju.data.splits import spread
 from soju.sparse.curriculum import stage_ends
+from soju.sparse.neural import term_costs
 from soju.sparse.triplets import training as triplets_training
-from soju.sparse.triplets.training import TripletsValidation, make_trainer, planned_steps, term_costs
-from soju.training.rollback import Attempt
+from soju.sparse.triplets.losses import stages_of
+from soju.sparse.triplets.training import TripletsValidation
 from sparse.pico_terms import save_start
 from sparse.pico_triplets import PretrainedOnTriplets
 
@@ -40,7 +41,7 @@ OVERRIDES = (
     "sparsity.query_terms=15",
     "sparsity.document_terms=20",
     "losses.flops=0.01",
-    "training.keep_checkpoints=9",
+    "training.save_total_limit=9",
 )
 
 
@@ -70,8 +71,6 @@ def stop_after(monkeypatch, step):
 
 
 def test_the_stages_of_this_run_end_where_the_test_says(straight):
-    from soju.sparse.triplets.losses import stages_of
-
     assert stage_ends(stages_of(straight.config), STEPS) == ENDS
 
 
@@ -140,7 +139,7 @@ def test_validation_is_retrieval_over_the_texts_of_the_dev_triplets(straight):
 
 def test_patience_ends_a_training_that_does_not_improve(start, tmp_path, monkeypatch):
     monkeypatch.setattr(TripletsValidation, "__call__", lambda self, *a, **k: {"mrr@10": 0.5, "loss": 1.0})
-    overrides = ("training.patience=2", "training.validate_every=1", "training.max_steps=12")
+    overrides = ("training.patience=2", "training.eval_steps=1", "training.max_steps=12")
     pico = PretrainedOnTriplets(tmp_path, *overrides, start=start)
     trained = pico.train()
     assert trained.last.name == "checkpoint-3"  # the first is the best, then two without a better one
@@ -149,8 +148,8 @@ def test_patience_ends_a_training_that_does_not_improve(start, tmp_path, monkeyp
 def test_a_collapse_is_recorded_and_rolled_back_until_the_run_gives_up(start, tmp_path):
     overrides = (
         "losses.flops=50", "losses.infonce=0", "losses.positive_terms=0", "losses.self_terms=0",
-        "losses.minimum_activation=0", "training.log_every=1", "training.learning_rate=1.0", "training.max_rollbacks=1",
-        "training.validate_every=100", "training.max_steps=100",
+        "losses.minimum_activation=0", "training.logging_steps=1", "training.learning_rate=1.0",
+        "training.max_rollbacks=1", "training.eval_steps=100", "training.max_steps=100",
     )  # fmt: skip
     pico = PretrainedOnTriplets(tmp_path, *overrides, start=start)
     with pytest.raises(RegressionError, match="collapse"):
@@ -164,11 +163,11 @@ def test_accumulation_is_one_large_batch_for_losses_by_row_and_with_cached_for_a
 
     def weights(name, *overrides):
         common = (
-            "training.max_steps=1", "training.warm_up=0", "training.learning_rate=0.1",
-            "training.max_gradient_norm=1000", *overrides,
+            "training.max_steps=1", "training.warmup_steps=0", "training.learning_rate=0.1",
+            "training.max_grad_norm=1000", *overrides,
         )  # fmt: skip
         pico = PretrainedOnTriplets(tmp_path / name, *common, start=start)
-        trainer = make_trainer(pico.student(), pico.rows, None, None, pico.config, tmp_path / name, Attempt(), pad_id=0)
+        trainer = pico.trainer()
         trainer.args.optim = "sgd"
         for module in trainer.model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -176,9 +175,13 @@ def test_accumulation_is_one_large_batch_for_losses_by_row_and_with_cached_for_a
         trainer.train()
         return {key: value.clone() for key, value in trainer.model.state_dict().items()}
 
-    one = ("training.batch_size=8", "training.accumulation=1")
-    cached = ("training.batch_size=2", "training.accumulation=4", "training.cached=true")
-    pieces = ("training.batch_size=2", "training.accumulation=4")
+    one = ("training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=1")
+    cached = (
+        "training.per_device_train_batch_size=2",
+        "training.gradient_accumulation_steps=4",
+        "training.cached=true",
+    )
+    pieces = ("training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=4")
     by_row = ("losses.infonce=0", "losses.flops=0", "losses.margin=1")
     expected, found = weights("one", *one), weights("cached", *cached)
     for name, value in expected.items():
@@ -191,8 +194,8 @@ def test_accumulation_is_one_large_batch_for_losses_by_row_and_with_cached_for_a
 
 
 def test_planned_steps_count_whole_batches(start, tmp_path):
-    pico = PretrainedOnTriplets(tmp_path, "training.max_steps=null", "training.epochs=3", start=start)
-    assert planned_steps(pico.rows, pico.config.training) == {"batches": 7, "steps": 21}  # 30 rows of 4
+    pico = PretrainedOnTriplets(tmp_path, "training.max_steps=null", "training.num_train_epochs=3", start=start)
+    assert pico.lesson.planned() == {"batches": 7, "steps": 21}  # 29 rows of 4
 
 
 def test_term_costs_punish_common_terms_unless_asked_otherwise(start, tmp_path):
@@ -200,11 +203,10 @@ def test_term_costs_punish_common_terms_unless_asked_otherwise(start, tmp_path):
     student = pico.student()
     counts = pico.rows.texts_with_term(student.get_embedding_dimension())
     common, rare = int(counts.argmax()), int((counts == 1).argmax())
-    inverse = term_costs(pico.rows, student, pico.config.losses)
-    direct = term_costs(pico.rows, student, pico.config.losses.model_copy(update={"flops_cost": "direct"}))
+    inverse, direct = (term_costs(pico.rows, student, form) for form in ("inverse", "direct"))
     assert inverse[common] > inverse[rare]
     assert direct[common] < direct[rare]
-    assert term_costs(pico.rows, student, pico.config.losses.model_copy(update={"flops_cost": None})) is None
+    assert term_costs(pico.rows, student, None) is None
 
 
 def test_rows_to_validate_on_are_spread_evenly():

@@ -1,4 +1,4 @@
-"""Encode texts in a fresh interpreter in which soju cannot be imported."""
+"""Encode texts with sentence-transformers alone: in this process, or in one in which soju cannot be imported."""
 
 import json
 import subprocess
@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csr_array
+from sentence_transformers import SparseEncoder
 
 _SCRIPT = """
 import json, sys
@@ -37,3 +39,8 @@ def encode_without_soju(folder: Path, texts: list[str]) -> np.ndarray:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return np.array(json.loads(done.stdout.split("VECTORS")[1]), np.float32)
+
+
+def encode_stock(folder: Path, texts: list[str]) -> csr_array:
+    encoder = SparseEncoder(str(folder), device="cpu")
+    return csr_array(encoder.encode(texts, convert_to_sparse_tensor=False, show_progress_bar=False).float().numpy())

@@ -1,4 +1,4 @@
-"""history.jsonl holds raw terms in full precision, once each."""
+"""history.jsonl holds unweighted loss components in full precision, once each."""
 
 import json
 
@@ -88,7 +88,7 @@ def trained(tmp_path_factory):
     return trainer, rows(folder / "history.jsonl")
 
 
-def test_raw_terms_are_logged_unweighted_and_unrounded(trained):
+def test_loss_components_are_logged_unweighted_and_unrounded(trained):
     _, history = trained
     row = history[1]
     assert row["loss_flops"] > 0.5  # weighted with 5e-5 and rounded to four decimals it would read 0.0001

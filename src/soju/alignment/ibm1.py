@@ -122,14 +122,7 @@ def train_ibm1(
 
 
 def find_cooccurring(bitext: Bitext) -> tuple[Offsets, Ids]:
-    """List, for every source word, the distinct target words of its sentences, ascending.
-
-    Args:
-        bitext: The pairs.
-
-    Returns:
-        Row offsets ``(source_size + 1,)`` and the target words of all rows ``(K,)``.
-    """
+    """List, for every source word, the distinct target words of its sentences, ascending."""
     postings = find_postings(bitext.target_M, bitext.target_offsets, size=bitext.target_size)
     arrays = (postings.offsets, postings.sentences, bitext.source_N.view(np.uint32), bitext.source_offsets)
     row_offsets = np.zeros(bitext.source_size + 1, np.int64)
@@ -148,6 +141,8 @@ def _count_cooccurring(
     source_size: int,
 ) -> Offsets:
     """Count the distinct target words of each source word."""
+    # Target words are visited one after the other, so the last one seen with a source word tells whether this one was
+    # counted: one number a source word instead of a set of pairs.
     counts = np.zeros(source_size, np.int64)
     seen_with = np.full(source_size, -1, np.int32)
     for target in range(len(posting_offsets) - 1):
@@ -212,12 +207,16 @@ def _sweep(
         probabilities_K: Old table in, new table out.
         total_M: Zeros in, ``sum_f t(e | f)`` of each target token under the new table out.
     """
+    # After the sentences of one source word its counts are complete: nothing else adds to that row. So it can be
+    # divided by its sum at once, and the new row be added to the totals that the next round divides by. Source words
+    # come in order, hence so do the additions to each total: equal input gives equal bits. Sharing the words out to
+    # threads would change the order of the float32 additions.
     for word in range(len(posting_offsets) - 1):
         first, last = posting_offsets[word], posting_offsets[word + 1]
         for p in range(first, last):
             sentence = posting_sentences[p]
             for m in range(target_offsets[sentence], target_offsets[sentence + 1]):
-                row_E[target_M[m]] += share_M[m]
+                row_E[target_M[m]] += share_M[m]  # t(e | f) of the old table is multiplied in below, once a word pair
         row = slice(row_offsets[word], row_offsets[word + 1])
         targets, probabilities = targets_K[row], probabilities_K[row]
         for k in range(len(targets)):
@@ -230,7 +229,7 @@ def _sweep(
             sentence = posting_sentences[p]
             for m in range(target_offsets[sentence], target_offsets[sentence + 1]):
                 total_M[m] += row_E[target_M[m]]
-        for k in range(len(targets)):
+        for k in range(len(targets)):  # all that was touched: the sentences hold no other target word
             row_E[targets[k]] = 0.0
 
 

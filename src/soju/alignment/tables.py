@@ -1,15 +1,13 @@
-"""One table from the two directions of an aligner.
+"""From the tables of an aligner to the weights a query is expanded with.
 
-Shape letters: F = source words, E = target words. ``forward`` is ``t(target | source)``, ``(F, E)``; ``backward`` is
+The two directions become one table. ``forward`` is ``t(target | source)``, ``(F, E)``; ``backward`` is
 ``t(source | target)``, ``(E, F)``; both as `TranslationTable.to_csr` returns them. Results are ``(F, E)`` float32 with
-an empty row and column for `NULL`, which explains words but translates none.
+an empty row and column for `NULL`, which explains words but translates none. A direction errs on its own side:
+``t(e | f)`` of a rare f spreads over all that stood beside it, while ``t(f | e)`` of the same words does not. What both
+directions believe is mostly right.
 
-A direction errs on its own side: ``t(e | f)`` of a rare f spreads over all that stood beside it, while ``t(f | e)`` of
-the same words does not. What both directions believe is mostly right.
-
-From translation probabilities to the weights a query is expanded with.
-
-Shape letters: V = terms of both languages; a table is ``(V, V)``, row = source term, column = its translation.
+Shape letters: F = source words, E = target words, V = terms of both languages; a table of terms is ``(V, V)``, row =
+source term, column = its translation.
 """
 
 from __future__ import annotations
@@ -24,15 +22,7 @@ from soju.alignment.bitext import NULL, Ids
 
 
 def average(forward: csr_array, backward: csr_array) -> csr_array:
-    """Return ``(t(e | f) + t(f | e)) / 2``: word pairs of either direction, the safest for recall.
-
-    Args:
-        forward: ``(F, E)``.
-        backward: ``(E, F)``.
-
-    Returns:
-        ``(F, E)`` float32.
-    """
+    """Return ``(t(e | f) + t(f | e)) / 2``: word pairs of either direction, the safest for recall."""
     first, second = _both(forward, backward)
     return csr_array((first + second) * np.float32(0.5))
 
@@ -42,13 +32,6 @@ def geometric_mean(forward: csr_array, backward: csr_array) -> csr_array:
 
     The root of the product of Liang et al. 2006, "Alignment by Agreement", so that values stay on the scale of
     probabilities.
-
-    Args:
-        forward: ``(F, E)``.
-        backward: ``(E, F)``.
-
-    Returns:
-        ``(F, E)`` float32.
     """
     first, second = _both(forward, backward)
     product = csr_array(first.multiply(second))
@@ -60,13 +43,6 @@ def agreement(forward: csr_array, backward: csr_array) -> csr_array:
     """Return the harmonic mean ``2 ab / (a + b)``: high only where both directions are sure.
 
     It lies between the smaller probability and twice that, so one sure direction cannot make up for an unsure one.
-
-    Args:
-        forward: ``(F, E)``.
-        backward: ``(E, F)``.
-
-    Returns:
-        ``(F, E)`` float32.
     """
     first, second = _both(forward, backward)
     product = csr_array(first.multiply(second))

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from soju.core import __version__
-from soju.core.errors import UserError
+from soju.core.errors import UserError, missing_extra
 from soju.core.progress import set_quiet
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def main() -> None:
     except OSError as error:
         _exit(f"{error.filename or 'soju'}: {error.strerror or error}; free space or choose another place", 2)
     except Exception as error:  # the last line of defence: one sentence instead of a traceback
+        if missing := missing_extra(error):
+            _exit(str(missing), missing.exit_code)
         _exit(f"soju failed: {type(error).__name__}: {error}. Run again with --debug and report it.", 1)
 
 

@@ -37,7 +37,7 @@ def export(
     from soju.sparse.model import load
 
     if to == "inference-free":
-        from soju.sparse.export.inference_free import make_inference_free
+        from soju.sparse.export.stock import make_inference_free
 
         tell_skipped(make_inference_free(model, corpus or (), target, on_error=on_error))
         say(f"{target}: {FORMATS[to]}")
@@ -94,9 +94,7 @@ def expand(
     method: Annotated[
         Literal["merges", "added-tokens"], typer.Option(help="added-tokens is for comparison, not for use.")
     ] = "merges",
-    init: Annotated[
-        str, typer.Option(help="Where new rows start: mean, weighted_mean, omp, focus, aligned or noise.")
-    ] = "mean",
+    init: Annotated[str, typer.Option(help="Where new rows start: mean, omp, aligned or noise.")] = "mean",
     limit: Annotated[int | None, typer.Option(min=1, help="New tokens at most.")] = None,
     max_intermediates: Annotated[
         int | None, typer.Option(min=0, help="New tokens at most that are only parts of others.")

@@ -88,7 +88,7 @@ def train(
             tell_skipped(report)
 
     def tell_run(run: Run) -> None:
-        from soju.report.run_report import run_tables
+        from soju.report.terminal import run_tables
 
         if speaks and run.report.is_file():
             console.print(run_tables(run.folder))
@@ -172,9 +172,10 @@ def mteb(
     """Measure a model with mteb on tasks of the hub or on local folders; a sparse one on retrieval alone."""
     from soju.core.recipe import Evaluation, recipe_of_model
     from soju.evaluation.mteb_tasks import refuse_without_mteb, run_tasks
-    from soju.report.run_report import measured_tables
 
     refuse_without_mteb()
+    from soju.report.terminal import measured_tables
+
     subject, name, retrieval_only = recipe_of_model(model).mteb(model)
     languages = language or ("kor", "eng")
     scores = run_tasks(subject, tasks, name=name, languages=languages, split=split, retrieval_only=retrieval_only)
@@ -184,7 +185,7 @@ def mteb(
 @app.command(rich_help_panel="Runs")
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Write the report of a run again."""
-    from soju.report.run_report import write_report
+    from soju.report import write_report
 
     say(str(write_report(run_folder)))
 

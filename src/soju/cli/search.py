@@ -5,27 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from soju.cli.console import ModelName, OnError, OnErrorOption, app, console, readable, say, tell_skipped
 from soju.core.errors import UserError, require_extra
+from soju.search.engines import ENGINES, SERVERS
 
-if TYPE_CHECKING:
-    from soju.sparse.indexing import RemoteEngine
+_SERVERS = " and ".join(SERVERS)
 
 
-AnyEngine = Literal["auto", "exact", "block-max", "seismic", "opensearch", "qdrant"]
-Url = Annotated[str | None, typer.Option(help="opensearch and qdrant: the server, or a local folder of Qdrant.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="opensearch and qdrant: key=value; repeat for more.")]
+def _known_engine(name: str) -> str:
+    if name not in ENGINES:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(ENGINES)}")
+    return name
+
+
+def _engine_option(text: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        help=f"{text} Known: {', '.join(ENGINES)}.", metavar="ENGINE", callback=_known_engine
+    )
+    return option
+
+
+Url = Annotated[str | None, typer.Option(help=f"{_SERVERS}: the server, or a local folder of Qdrant.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help=f"{_SERVERS}: key=value; repeat for more.")]
 
 
 @app.command(rich_help_panel="Search")
 def index(
     model: ModelName,
     corpus: Annotated[list[str], typer.Argument(help="CORPUS... INDEX: .jsonl, .tsv or .txt files, then the folder.")],
-    engine: Annotated[AnyEngine, typer.Option(help="auto adds block-max from 20,000 passages on.")] = "auto",
+    engine: Annotated[str, _engine_option("auto adds block-max from 20,000 passages on.")] = "auto",
     add: Annotated[bool, typer.Option("--add", help="Add to the index instead of making a new one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
     on_error: OnErrorOption = "stop",
@@ -39,20 +51,16 @@ def index(
     from soju.sparse.model import load
 
     *files, last = corpus
-    match engine:
-        case "opensearch" | "qdrant":
-            if add or not files:
-                raise UserError(
-                    f"soju index MODEL CORPUS... NAME --engine {engine} makes a whole index; leave out --add"
-                )
-            _load(model, files, last, engine, url, settings, dead_letters, on_error=on_error, overwrite=overwrite)
-            return
-        case own:
-            _refuse_remote(url, settings, dead_letters)
+    if engine in SERVERS:
+        if add or not files:
+            raise UserError(f"soju index MODEL CORPUS... NAME --engine {engine} makes a whole index; leave out --add")
+        _load(model, files, last, engine, url, settings, dead_letters, on_error=on_error, overwrite=overwrite)
+        return
+    _refuse_remote(url, settings, dead_letters)
     folder = Path(last)
     if not files or folder.is_file():
         raise UserError(f"{last}: the last argument is the index folder: soju index MODEL CORPUS... INDEX")
-    if add and (overwrite or own != "auto"):
+    if add and (overwrite or engine != "auto"):
         raise UserError("--add keeps the index as it was made; leave out --overwrite and --engine")
     log = ReadLog()
     documents = read_documents(files, on_error, log)
@@ -60,7 +68,7 @@ def index(
         made = Index.open(folder, model)
         say(f"{made.add(documents):,} documents added")
     else:
-        made = Index.build(documents, load(model), folder, engine=own, overwrite=overwrite)
+        made = Index.build(documents, load(model), folder, engine=engine, overwrite=overwrite)
     tell_skipped(log)
     say(f"{folder}: {made.documents:,} documents, {made.passages:,} passages")
     _tell_empty(*made.vectors.empty_documents)
@@ -71,7 +79,7 @@ def search(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="A folder made with soju index, or a name.")],
     query: Annotated[str, typer.Argument(help="Korean or English.")],
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Documents to show.")] = 10,
-    engine: Annotated[AnyEngine, typer.Option(help="Only seismic may miss documents.")] = "auto",
+    engine: Annotated[str, _engine_option("Which one searches; all of ours find the same.")] = "auto",
     model: Annotated[str | None, typer.Option(help="Where the model is, if not inside the index.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     url: Url = None,
@@ -79,17 +87,14 @@ def search(
 ) -> None:
     """Search an index; show which terms matched, in both languages."""
     from soju.report.terminal import hits_table
-    from soju.sparse.indexing import Index, search_index
+    from soju.sparse.indexing import Index, search_index, search_url
 
-    match engine:
-        case "opensearch" | "qdrant":
-            from soju.sparse.indexing import search_url
-
-            found = search_url(engine, url, index, readable(query), model, k=k, settings=settings or ())
-        case own:
-            _refuse_remote(url, settings, None)
-            opened = Index.open(index, model)
-            (found,) = search_index(opened.vectors, opened.model.encoder, [readable(query)], k=k, engine=own)
+    if engine in SERVERS:
+        found = search_url(engine, url, index, readable(query), model, k=k, settings=settings or ())
+    else:
+        _refuse_remote(url, settings, None)
+        opened = Index.open(index, model)
+        (found,) = search_index(opened.vectors, opened.model.encoder, [readable(query)], k=k, engine=engine)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     elif found.hits:
@@ -102,7 +107,7 @@ def _load(
     model: str,
     files: list[str],
     name: str,
-    engine: RemoteEngine,
+    engine: str,
     url: str | None,
     settings: list[str] | None,
     dead_letters: Path | None,
@@ -142,7 +147,7 @@ def _tell_empty(empty: int, names: Sequence[str]) -> None:
 
 def _refuse_remote(url: str | None, settings: list[str] | None, dead_letters: Path | None) -> None:
     if url is not None or settings or dead_letters is not None:
-        raise UserError("--url, --set and --dead-letters belong to --engine opensearch and qdrant; leave them out")
+        raise UserError(f"--url, --set and --dead-letters belong to --engine {_SERVERS}; leave them out")
 
 
 @app.command("expand-text", rich_help_panel="Search")
@@ -202,7 +207,7 @@ def vectors(
     on_error: OnErrorOption = "stop",
 ) -> None:
     """Write the weighted terms of a corpus: soju vectors MODEL CORPUS... OUT --to FORMAT."""
-    from soju.sparse.export.formats import VECTOR_FORMATS, write_vectors
+    from soju.sparse.export.vectors import VECTOR_FORMATS, write_vectors
 
     *files, last = corpus
     folder = Path(last)

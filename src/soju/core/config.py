@@ -164,9 +164,9 @@ def validate(values: Mapping[str, Any], model: type[ConfigT], *, place: str) -> 
 
 def _explain(place: str, item: Any, model: type[BaseModel]) -> str:
     path = [part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
-    where = ".".join(str(part) for part in path)
+    section, path = _section_at(model, path)
+    where = ".".join(map(str, path))
     if item["type"] == "extra_forbidden":
-        section = _section_at(model, path[:-1])
         if new := getattr(section, "renamed", {}).get(str(path[-1])):
             return f'{place}: {where}: the setting is called "{new}" now; rename it'
         known = list(section.model_fields)
@@ -183,13 +183,24 @@ def _explain(place: str, item: Any, model: type[BaseModel]) -> str:
     return f"{place}: {where}: got {got}; {message[0].lower()}{message[1:]}"
 
 
-def _section_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
+def _section_at(model: type[BaseModel], path: Sequence[str | int]) -> tuple[type[BaseModel], list[str | int]]:
+    """Return the last section on a path, and the path as the user wrote it: the tag of a union names its class only."""
+    choices, discriminator, written = [model], None, []
     for part in path:
-        field = model.model_fields.get(str(part))
-        if field is None:
+        if isinstance(discriminator, str) and (
+            tagged := [one for one in choices if _is_tagged(one, discriminator, part)]
+        ):
+            model, choices, discriminator = tagged[0], tagged, None
             continue
-        model = next(_models_in(field.annotation), model)
-    return model
+        written.append(part)
+        if field := model.model_fields.get(str(part)):
+            choices, discriminator = list(_models_in(field.annotation)), field.discriminator
+            model = next(iter(choices), model)
+    return model, written
+
+
+def _is_tagged(model: type[BaseModel], discriminator: str, tag: str | int) -> bool:
+    return tag in get_args(model.model_fields[discriminator].annotation)
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

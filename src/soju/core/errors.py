@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
+from importlib.util import find_spec
 
 
 class UserError(ValueError):
@@ -42,20 +42,43 @@ class StoppedError(UserError):
         self.exit_code = 128 + signal_number
 
 
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("bm25s", "jinja2", "kiwipiepy", "matplotlib", "Stemmer"),
+    "neural": ("accelerate", "sentence_transformers", "tensorboardX", "torch", "transformers"),
+    "hub": ("datasets",),
+    "engines": ("opensearchpy", "qdrant_client"),
+    "explore": ("starlette", "uvicorn"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "lora": ("peft",),
+    "mteb": ("mteb",),
+}
+"""Modules that searching and indexing with a static model do without, by the extra that installs them first."""
+
+
 class MissingExtraError(UserError):
     """An optional package is needed; the message is the line that installs it."""
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional package; run: pip install 'soju[{extra}]'")
+    def __init__(self, what: str, extra: str, package: str = "an optional package") -> None:
+        super().__init__(f"{what} needs {package}; run: pip install 'soju[{extra}]'")
 
 
 def require_extra(what: str, extra: str, *packages: str) -> None:
-    """Raise `MissingExtraError` unless all packages of an extra can be imported."""
-    for package in packages:
-        try:
-            import_module(package)
-        except ImportError:
-            raise MissingExtraError(what, extra) from None
+    """Raise `MissingExtraError` unless some packages of an extra, or all without names, are installed.
+
+    Nothing is imported, so that asking costs no time.
+    """
+    for package in packages or EXTRAS[extra]:
+        if find_spec(package) is None:
+            raise MissingExtraError(what, extra, package)
+
+
+def missing_extra(error: Exception) -> MissingExtraError | None:
+    """Return what to say of an import that failed because an extra is not installed; ``None`` for other errors."""
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+    return None if extra is None else MissingExtraError("this command", extra, package)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,14 @@
-"""Which language a term belongs to, told by its script.
-
-The Korean morphological analyser, one instance for the whole process.
-"""
+"""Languages: which one a text is in, told by its script, and the process's one Korean morphological analyser."""
 
 from __future__ import annotations
 
 import threading
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from kiwipiepy import Kiwi
+from soju.core.errors import require_extra
+
+if TYPE_CHECKING:
+    from kiwipiepy import Kiwi
 
 Language = Literal["ko", "en", "other"]
 
@@ -51,5 +51,8 @@ def shared_kiwi(workers: int = 1) -> Kiwi:
     """
     with _lock:
         if workers not in _kiwis:
+            require_extra("Korean morphological analysis", "train", "kiwipiepy")
+            from kiwipiepy import Kiwi
+
             _kiwis[workers] = Kiwi(num_workers=workers)
         return _kiwis[workers]

@@ -34,7 +34,6 @@ _PACKAGES = (
     "bm25s",
     "kiwipiepy",
     "kiwipiepy_model",
-    "pyseismic-lsr",
     "scikit-learn",
 )
 _FOLDERS = re.compile(r"""(?:(?<=[\s=,\["'])|^)(?:~|[A-Za-z]:)?[/\\](?:[^/\\,\]"']*[/\\])*""")
@@ -149,7 +148,7 @@ class Run:
         write_json(self.folder / "scores.json", [score.to_json() for score in scores])
 
 
-RunDirectory = Run
+Run = Run
 """The name recipes still use."""
 
 

@@ -1,4 +1,4 @@
-"""Bytes of a file, compressed or not, become lines, with a bound on memory whatever the file holds."""
+"""Lines of files, compressed or not, with a bound on memory whatever a file holds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What reading kept, what it refused and why.
-
-Is one value of a row a clean text, a similarity, an id?
-"""
+"""What reading kept and what it refused: the log, the place of a row, and the checks of a row's values."""
 
 from __future__ import annotations
 

@@ -1,14 +1,9 @@
-"""The rows that travel between parts. Readers in `soju.data` make them; nothing else parses text.
+"""Rows: what they hold, and how a raw object of a file becomes one.
 
-Rows that say how alike two texts are: scored pairs, pairs with a relation, questions with several answers.
-
-The files that are published name and order their columns each in its own way, so a TSV file of these kinds needs a
-header; columns that are not needed are passed over.
-
-One raw object of a file becomes one typed row, or a list of what is wrong with it.
-
-A row with any problem is refused whole. Every text of a row that is handed out is not empty, has no white space at its
-ends, is in Unicode NFC, encodes as UTF-8, and holds no control character but tab and line ends.
+`KINDS` has a row for each kind of data: its parser, its file formats, its columns. A parser returns a typed row, or
+records what is wrong and returns ``None``; a row with any problem is refused whole. Every text of a row that is handed
+out is not empty, has no white space at its ends, is in Unicode NFC, encodes as UTF-8, and holds no control character
+but tab and line ends.
 """
 
 from __future__ import annotations
@@ -17,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from soju.data.log import (
     HANGUL,
@@ -135,188 +130,59 @@ class Judgement:
     """1 or more is relevant, the more the better; 0 or less is not."""
 
 
-__all__ = ["HEADED", "ChoiceQuestion", "InferencePair", "SimilarityPair", "header_columns"]
-
+PAIR_TYPES = ("single_term", "monolingual", "cross_lingual")
+DIFFICULTIES = ("easy", "medium", "hard")
 HIGHEST = 5.0
 """Similarity of two texts that mean the same, on the scale of the STS tasks; 0 is no relation at all."""
 RELATIONS = ("entailment", "neutral", "contradiction")
 CONNECTORS = {"결과": "그래서", "원인": "왜냐하면"}
 """How a sentence goes on with its effect (결과) or its cause (원인)."""
-_DECIMAL = re.compile("[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE | re.ASCII)
 LETTERS = ("A", "B", "C", "D", "E")
+"""How questions of KMMLU name their answers."""
 
-HeadedKind = Literal["similarity", "inference", "choices"]
-HEADED: dict[str, tuple[str, ...]] = {
-    "similarity": ("sentence1", "sentence2", "score"),
-    "inference": ("premise", "hypothesis", "label"),
-    "choices": (),
-}
-"""Columns that the header of a TSV file must name, in any order; ``choices`` have no TSV form."""
+_DECIMAL = re.compile("[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE | re.ASCII)
+_WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,9}")
 
-
-def header_columns(text: str, kind: str) -> tuple[str, ...] | list[str]:
-    """Read the header of a TSV file.
-
-    Args:
-        text: Its first line.
-        kind: A kind in `HEADED`.
-
-    Returns:
-        The columns in their order as a tuple, or a list of the needed ones that are not named.
-    """
-    names = tuple(name.strip().lower() for name in text.split("\t"))
-    missing = [name for name in HEADED[kind] if names.count(name) != 1]
-    return missing or names
-
-
-def parse_similarity(row: Mapping[str, Any], place: Place) -> SimilarityPair | None:
-    """Read ``{"sentence1": ..., "sentence2": ..., "score": 3.8}``, the score from 0 to `HIGHEST`.
-
-    Args:
-        row: The JSON object, or the columns of a TSV line by name, in which the score is text.
-        place: Gets the problems.
-
-    Returns:
-        The pair, or ``None`` when it was refused. The two texts may be equal.
-    """
-    first = text_field(row, "sentence1", place)
-    second = text_field(row, "sentence2", place)
-    score = _grade(row, place)
-    if first is None or second is None or score is None:
-        return None
-    return SimilarityPair(first, second, score)
-
-
-def _grade(row: Mapping[str, Any], place: Place) -> float | None:
-    remedy = f"write a number from 0 to {HIGHEST:g}, {SKIP}"
-    if "score" not in row:
-        place.refuse("score", "missing", f'add "score" to the row, {SKIP}', "missing-field")
-        return None
-    number = _number(row["score"])
-    if number is None:
-        place.refuse("score", f"expected a number, got {describe(row['score'])}", remedy, "wrong-type")
-        return None
-    if not math.isfinite(number):
-        place.refuse("score", f"{number} is not a finite number", remedy, "not-finite")
-        return None
-    if not 0 <= number <= HIGHEST:
-        place.refuse("score", f"{describe(row['score'])} is outside [0, {HIGHEST:g}]", remedy, "out-of-range")
-        return None
-    return number
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, str):
-        return float(value) if _DECIMAL.fullmatch(value.strip()) else None
-    if type(value) is int:
-        return float(max(-9, min(value, 9)))  # one of a thousand digits has no float; beyond the scale is beyond it
-    return value if type(value) is float else None
-
-
-def parse_inference(row: Mapping[str, Any], place: Place) -> InferencePair | None:
-    """Read ``{"premise": ..., "hypothesis": ..., "label": "entailment"}``, the label one of `RELATIONS`.
-
-    Args:
-        row: The JSON object, or the columns of a TSV line by name.
-        place: Gets the problems.
-
-    Returns:
-        The pair, or ``None`` when it was refused.
-    """
-    premise = text_field(row, "premise", place)
-    hypothesis = text_field(row, "hypothesis", place)
-    label = choice_of(row, "label", RELATIONS, place)
-    if premise is None or hypothesis is None or label is None:
-        return None
-    return InferencePair(premise, hypothesis, label)
-
-
-def parse_choices(row: Mapping[str, Any], place: Place) -> ChoiceQuestion | None:
-    """Read a question with several answers, in one of the forms that are published.
-
-    - ``{"context": ..., "choices": [...], "label": 0}``: the label counts from 0 (KoBEST HellaSwag, and our own).
-    - ``{"premise": ..., "question": "결과", "choice1": ..., "choice2": ..., "label": 1}``: the label counts from 1
-      (KoBEST COPA). The premise goes on with `CONNECTORS`, or cause and effect would be asked alike.
-    - ``{"question": ..., "A": ..., "B": ..., "C": ..., "D": ..., "answer": 1}``: the answer counts from 1, or is its
-      letter (KMMLU).
-
-    Args:
-        row: The JSON object.
-        place: Gets the problems.
-
-    Returns:
-        The question, or ``None`` when it was refused.
-    """
-    if "premise" in row:
-        premise = text_field(row, "premise", place)
-        asked = choice_of(row, "question", tuple(CONNECTORS), place)
-        context = None if premise is None or asked is None else f"{premise} {CONNECTORS[asked]}"
-        answers = [text_field(row, field, place) for field in ("choice1", "choice2")]
-        answer = _position(row, "label", len(answers), place, first=1)
-    elif "choices" in row:
-        context = text_field(row, "context", place)
-        answers = _listed(row["choices"], place)
-        answer = _position(row, "label", len(answers), place, first=0)
-    else:
-        context = text_field(row, "question", place)
-        answers = [text_field(row, field, place) for field in LETTERS if field in row]
-        if len(answers) < 2:
-            place.refuse("choices", "missing", f'add "choices", a list, to the row, {SKIP}', "missing-field")
-            return None
-        answer = _position(row, "answer", len(answers), place, first=1)
-    texts = tuple(text for text in answers if text is not None)
-    if len(set(texts)) < len(texts):
-        place.refuse("choices", "two of them are equal", f"change one of them, {SKIP}", "identical-sides")
-    if context is None or answer is None or place.problems:
-        return None
-    return ChoiceQuestion(context, texts, answer)
-
-
-def _listed(value: object, place: Place) -> list[str | None]:
-    remedy = f'write "choices": ["one", "another"], {SKIP}'
-    if not isinstance(value, list):
-        place.refuse("choices", f"expected a list, got {describe(value)}", remedy, "wrong-type")
-        return []
-    if len(value) < 2:
-        place.refuse("choices", f"{len(value)} in the list, at least 2 are needed", remedy, "too-few-choices")
-    return [clean_text(item, f"choices[{number}]", place) for number, item in enumerate(value)]
-
-
-def _position(row: Mapping[str, Any], field: str, count: int, place: Place, *, first: int) -> int | None:
-    """Return which choice is right, counted from 0; the row counts from `first`, or names it by its letter."""
-    if field not in row:
-        place.refuse(field, "missing", f'add "{field}" to the row, {SKIP}', "missing-field")
-        return None
-    value = row[field]
-    if isinstance(value, str) and value in LETTERS[:count]:
-        return LETTERS.index(value)
-    if type(value) is int and first <= value < first + count:
-        return value - first
-    what = f"{describe(value)} is not the number of one of {count} choices"
-    place.refuse(field, what, f"write a number from {first} to {first + count - 1}, {SKIP}", "out-of-range")
-    return None
-
-
-Kind = Literal["terms", "pairs", "query_pairs", "triplets", "documents", "passages", "judgements"] | HeadedKind
 Row = (
     TermRow | PairRow | TripletRow | Document | PassageRow | Judgement | SimilarityPair | InferencePair | ChoiceQuestion
 )
+RowT = TypeVar("RowT", bound=Row)
 RawRow = Mapping[str, Any]
+"""The JSON object of a line, or the columns of a TSV line by name, all of them text."""
+Format = Literal["jsonl", "tsv", "txt"]
 
-PAIR_TYPES = ("single_term", "monolingual", "cross_lingual")
-DIFFICULTIES = ("easy", "medium", "hard")
-_WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,9}")
 
-COLUMNS: dict[Kind, tuple[str, ...]] = {
-    "pairs": ("ko", "en"),
-    "query_pairs": ("ko", "en"),
-    "triplets": ("query", "positive", "negative", "pair_type", "difficulty"),
-    "documents": ("id", "text"),
-    "passages": ("id", "domain", "ko", "en", "query_ko", "query_en"),
-    "judgements": ("query-id", "corpus-id", "score"),
-}
-"""Columns of a TSV file without a header, by kind. Terms have no TSV form; others need a header, see
-`soju.data.rows.HEADED`."""
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[RowT]):
+    """One kind of data."""
+
+    name: str
+    parse: Callable[[RawRow, Place], RowT | None]
+    formats: tuple[Format, ...]
+    """What its rows may be stored as."""
+    columns: tuple[str, ...] = ()
+    """Columns of a TSV file."""
+    headed: bool = False
+    """Whether a TSV file needs a header. Published files of these kinds name and order their columns each in its own
+    way; columns that are not needed are passed over."""
+    telling: frozenset[str] = frozenset()
+    """Fields that tell a JSON row of this kind from those of others; none where it is never told by its fields."""
+
+    def header(self, text: str) -> tuple[str, ...] | None:
+        """Return the columns in their order when a line names them: all and no others, or with `headed` each once."""
+        names = column_names(text)
+        known = not self.missing(text) if self.headed else sorted(names) == sorted(self.columns)
+        return names if known else None
+
+    def missing(self, text: str) -> list[str]:
+        """Return the columns that a header does not name, or names more than once."""
+        names = column_names(text)
+        return [column for column in self.columns if names.count(column) != 1]
+
+
+def column_names(text: str) -> tuple[str, ...]:
+    """Return the names that the first line of a TSV file gives its columns."""
+    return tuple(name.strip().lower() for name in text.split("\t"))
 
 
 def parse_terms(row: RawRow, place: Place) -> TermRow | None:
@@ -324,13 +190,6 @@ def parse_terms(row: RawRow, place: Place) -> TermRow | None:
 
     A bare string is a term of similarity 1. Terms are ordered best first; equal ones keep their order. ``src``, a list
     of names, is kept as the row's sources; other keys are ignored.
-
-    Args:
-        row: The JSON object.
-        place: Gets the problems.
-
-    Returns:
-        The row, or ``None`` when it was refused.
     """
     ko = text_field(row, "ko", place)
     if ko is not None:
@@ -388,15 +247,7 @@ def _term_of(item: object, field: str, place: Place) -> Term | None:
 
 
 def parse_pair(row: RawRow, place: Place) -> PairRow | None:
-    """Read ``{"ko": ..., "en": ...}``. The Korean side needs one Hangul character, the English side more other letters.
-
-    Args:
-        row: The JSON object, or the columns of a TSV line by name.
-        place: Gets the problems.
-
-    Returns:
-        The row, or ``None`` when it was refused.
-    """
+    """Read ``{"ko": ..., "en": ...}``. Korean needs one Hangul character, English more other letters."""
     ko = text_field(row, "ko", place)
     en = text_field(row, "en", place)
     _check_sides(ko, en, place)
@@ -406,15 +257,7 @@ def parse_pair(row: RawRow, place: Place) -> PairRow | None:
 
 
 def parse_query_pair(row: RawRow, place: Place) -> PairRow | None:
-    """Read ``{"ko": ..., "en": ...}`` to search with: people also ask in Latin letters, the same on both sides.
-
-    Args:
-        row: The JSON object, or the columns of a TSV line by name.
-        place: Gets the problems.
-
-    Returns:
-        The row, or ``None`` when it was refused.
-    """
+    """Read ``{"ko": ..., "en": ...}`` to search with: people also ask in Latin letters, the same on both sides."""
     ko = text_field(row, "ko", place)
     en = text_field(row, "en", place)
     if ko is not None and en is not None and HANGUL.search(ko) is None and mostly_hangul(en):
@@ -427,13 +270,6 @@ def parse_triplet(row: RawRow, place: Place) -> TripletRow | None:
     """Read query, positive, negative, pair_type (`PAIR_TYPES`) and difficulty (`DIFFICULTIES`), all strings.
 
     A teacher's numbers positive_score and negative_score may stand beside them.
-
-    Args:
-        row: The JSON object, or the columns of a TSV line by name.
-        place: Gets the problems; two equal texts among query, positive and negative are one.
-
-    Returns:
-        The row, or ``None`` when it was refused.
     """
     query = text_field(row, "query", place)
     positive = text_field(row, "positive", place)
@@ -459,13 +295,6 @@ def parse_document(row: RawRow, place: Place) -> Document | None:
 
     The id is a string or a whole number. A title is put before the text with a space between; with a title the text may
     be empty.
-
-    Args:
-        row: The JSON object, or the columns of a TSV line by name.
-        place: Gets the problems.
-
-    Returns:
-        The document, or ``None`` when it was refused.
     """
     name = id_of(row, ("id", "_id"), place)
     title = row.get("title")
@@ -486,13 +315,6 @@ def parse_passage(row: RawRow, place: Place) -> PassageRow | None:
 
     The two passages are checked as the sides of a pair. A Korean query may be without Hangul ("GPU vs CPU"), an English
     one may not be mostly Hangul.
-
-    Args:
-        row: The JSON object, or the columns of a TSV line by name.
-        place: Gets the problems.
-
-    Returns:
-        The row, or ``None`` when it was refused.
     """
     name = id_of(row, ("id",), place)
     texts = [text_field(row, field, place) for field in ("domain", "ko", "en", "query_ko", "query_en")]
@@ -506,15 +328,7 @@ def parse_passage(row: RawRow, place: Place) -> PassageRow | None:
 
 
 def parse_judgement(row: RawRow, place: Place) -> Judgement | None:
-    """Read BEIR's query-id, corpus-id and score, a whole number: 1 or more is relevant, 0 or less is not.
-
-    Args:
-        row: The columns of a TSV line by name.
-        place: Gets the problems.
-
-    Returns:
-        The judgement, or ``None`` when it was refused.
-    """
+    """Read BEIR's query-id, corpus-id and score, a whole number: 1 or more is relevant, 0 or less is not."""
     query = text_field(row, "query-id", place)
     document = text_field(row, "corpus-id", place)
     score = text_field(row, "score", place)
@@ -526,18 +340,109 @@ def parse_judgement(row: RawRow, place: Place) -> Judgement | None:
     return Judgement(query, document, int(score))
 
 
-PARSERS: dict[Kind, Callable[[RawRow, Place], Row | None]] = {
-    "terms": parse_terms,
-    "pairs": parse_pair,
-    "query_pairs": parse_query_pair,
-    "triplets": parse_triplet,
-    "documents": parse_document,
-    "passages": parse_passage,
-    "judgements": parse_judgement,
-    "similarity": parse_similarity,
-    "inference": parse_inference,
-    "choices": parse_choices,
-}
+def parse_similarity(row: Mapping[str, Any], place: Place) -> SimilarityPair | None:
+    """Read ``{"sentence1": ..., "sentence2": ..., "score": 3.8}``, the score from 0 to `HIGHEST`."""
+    first = text_field(row, "sentence1", place)
+    second = text_field(row, "sentence2", place)
+    score = _grade(row, place)
+    if first is None or second is None or score is None:
+        return None
+    return SimilarityPair(first, second, score)
+
+
+def _grade(row: Mapping[str, Any], place: Place) -> float | None:
+    remedy = f"write a number from 0 to {HIGHEST:g}, {SKIP}"
+    if "score" not in row:
+        place.refuse("score", "missing", f'add "score" to the row, {SKIP}', "missing-field")
+        return None
+    number = _number(row["score"])
+    if number is None:
+        place.refuse("score", f"expected a number, got {describe(row['score'])}", remedy, "wrong-type")
+        return None
+    if not math.isfinite(number):
+        place.refuse("score", f"{number} is not a finite number", remedy, "not-finite")
+        return None
+    if not 0 <= number <= HIGHEST:
+        place.refuse("score", f"{describe(row['score'])} is outside [0, {HIGHEST:g}]", remedy, "out-of-range")
+        return None
+    return number
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, str):
+        return float(value) if _DECIMAL.fullmatch(value.strip()) else None
+    if type(value) is int:
+        return float(max(-9, min(value, 9)))  # one of a thousand digits has no float; beyond the scale is beyond it
+    return value if type(value) is float else None
+
+
+def parse_inference(row: Mapping[str, Any], place: Place) -> InferencePair | None:
+    """Read ``{"premise": ..., "hypothesis": ..., "label": "entailment"}``, the label one of `RELATIONS`."""
+    premise = text_field(row, "premise", place)
+    hypothesis = text_field(row, "hypothesis", place)
+    label = choice_of(row, "label", RELATIONS, place)
+    if premise is None or hypothesis is None or label is None:
+        return None
+    return InferencePair(premise, hypothesis, label)
+
+
+def parse_choices(row: Mapping[str, Any], place: Place) -> ChoiceQuestion | None:
+    """Read a question with several answers, in one of the forms that are published.
+
+    - ``{"context": ..., "choices": [...], "label": 0}``: the label counts from 0 (KoBEST HellaSwag, and our own).
+    - ``{"premise": ..., "question": "결과", "choice1": ..., "choice2": ..., "label": 1}``: the label counts from 1
+      (KoBEST COPA). The premise goes on with `CONNECTORS`, or cause and effect would be asked alike.
+    - ``{"question": ..., "A": ..., "B": ..., "C": ..., "D": ..., "answer": 1}``: the answer counts from 1, or is its
+      letter (KMMLU).
+    """
+    if "premise" in row:
+        premise = text_field(row, "premise", place)
+        asked = choice_of(row, "question", tuple(CONNECTORS), place)
+        context = None if premise is None or asked is None else f"{premise} {CONNECTORS[asked]}"
+        answers = [text_field(row, field, place) for field in ("choice1", "choice2")]
+        answer = _position(row, "label", len(answers), place, first=1)
+    elif "choices" in row:
+        context = text_field(row, "context", place)
+        answers = _listed(row["choices"], place)
+        answer = _position(row, "label", len(answers), place, first=0)
+    else:
+        context = text_field(row, "question", place)
+        answers = [text_field(row, field, place) for field in LETTERS if field in row]
+        if len(answers) < 2:
+            place.refuse("choices", "missing", f'add "choices", a list, to the row, {SKIP}', "missing-field")
+            return None
+        answer = _position(row, "answer", len(answers), place, first=1)
+    texts = tuple(text for text in answers if text is not None)
+    if len(set(texts)) < len(texts):
+        place.refuse("choices", "two of them are equal", f"change one of them, {SKIP}", "identical-sides")
+    if context is None or answer is None or place.problems:
+        return None
+    return ChoiceQuestion(context, texts, answer)
+
+
+def _listed(value: object, place: Place) -> list[str | None]:
+    remedy = f'write "choices": ["one", "another"], {SKIP}'
+    if not isinstance(value, list):
+        place.refuse("choices", f"expected a list, got {describe(value)}", remedy, "wrong-type")
+        return []
+    if len(value) < 2:
+        place.refuse("choices", f"{len(value)} in the list, at least 2 are needed", remedy, "too-few-choices")
+    return [clean_text(item, f"choices[{number}]", place) for number, item in enumerate(value)]
+
+
+def _position(row: Mapping[str, Any], field: str, count: int, place: Place, *, first: int) -> int | None:
+    """Return which choice is right, counted from 0; the row counts from `first`, or names it by its letter."""
+    if field not in row:
+        place.refuse(field, "missing", f'add "{field}" to the row, {SKIP}', "missing-field")
+        return None
+    value = row[field]
+    if isinstance(value, str) and value in LETTERS[:count]:
+        return LETTERS.index(value)
+    if type(value) is int and first <= value < first + count:
+        return value - first
+    what = f"{describe(value)} is not the number of one of {count} choices"
+    place.refuse(field, what, f"write a number from {first} to {first + count - 1}, {SKIP}", "out-of-range")
+    return None
 
 
 def mostly_hangul(text: str) -> bool:
@@ -571,3 +476,31 @@ def _require_hangul(text: str, field: str, place: Place) -> None:
 def _refuse_hangul(text: str, field: str, place: Place) -> None:
     if mostly_hangul(text):
         place.refuse(field, f"mostly Hangul: {show(text)}", f"write English in {field}, {SKIP}", "mostly-hangul")
+
+
+TERMS = Kind("terms", parse_terms, ("jsonl",), telling=frozenset({"terms"}))
+PAIRS = Kind("pairs", parse_pair, ("jsonl", "tsv"), ("ko", "en"), telling=frozenset({"ko", "en"}))
+QUERY_PAIRS = Kind("query_pairs", parse_query_pair, ("jsonl", "tsv"), ("ko", "en"))
+TRIPLETS = Kind(
+    "triplets",
+    parse_triplet,
+    ("jsonl", "tsv"),
+    ("query", "positive", "negative", "pair_type", "difficulty"),
+    telling=frozenset({"query", "positive"}),
+)
+DOCUMENTS = Kind("documents", parse_document, ("jsonl", "tsv", "txt"), ("id", "text"))
+PASSAGES = Kind(
+    "passages",
+    parse_passage,
+    ("jsonl", "tsv"),
+    ("id", "domain", "ko", "en", "query_ko", "query_en"),
+    telling=frozenset({"query_ko", "query_en"}),
+)
+JUDGEMENTS = Kind("judgements", parse_judgement, ("tsv",), ("query-id", "corpus-id", "score"))
+SIMILARITY = Kind("similarity", parse_similarity, ("jsonl", "tsv"), ("sentence1", "sentence2", "score"), headed=True)
+INFERENCE = Kind("inference", parse_inference, ("jsonl", "tsv"), ("premise", "hypothesis", "label"), headed=True)
+CHOICES = Kind("choices", parse_choices, ("jsonl",))
+
+_KINDS = (TERMS, PASSAGES, TRIPLETS, PAIRS, QUERY_PAIRS, DOCUMENTS, JUDGEMENTS, SIMILARITY, INFERENCE, CHOICES)
+KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in _KINDS}
+"""Every kind by its name. A passage has the fields of a pair too, so it is told first."""

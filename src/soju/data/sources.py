@@ -1,24 +1,22 @@
-"""One line of a .jsonl, .tsv or .txt file becomes one raw object: names and values, not yet checked.
-
-Which files, samples and hub data sets does a list of source strings name?
-"""
+"""Where rows come from: source strings become files, samples and hub data sets; a line becomes a raw object."""
 
 from __future__ import annotations
 
 import glob
+import gzip
 import importlib.resources
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
+from soju.core.language import language_of
 from soju.data.log import SKIP, Place, ReadLog, describe, show
-from soju.data.rows import COLUMNS, HEADED, Kind, header_columns
-
-Format = Literal["jsonl", "tsv", "txt"]
+from soju.data.rows import DOCUMENTS, JUDGEMENTS, KINDS, PAIRS, Format, Kind
 
 ENDINGS: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -29,19 +27,162 @@ ENDINGS: dict[str, Format] = {
 }
 """File endings by format; each may be followed by ``.gz``."""
 
-FORMATS: dict[Kind, tuple[Format, ...]] = {
-    "terms": ("jsonl",),
-    "pairs": ("jsonl", "tsv"),
-    "query_pairs": ("jsonl", "tsv"),
-    "triplets": ("jsonl", "tsv"),
-    "documents": ("jsonl", "tsv", "txt"),
-    "passages": ("jsonl", "tsv"),
-    "judgements": ("tsv",),
-    "similarity": ("jsonl", "tsv"),
-    "inference": ("jsonl", "tsv"),
-    "choices": ("jsonl",),
-}
-"""What each kind of row may be stored as."""
+SAMPLES = "samples:"
+HUB = "hub:"
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """One file to read."""
+
+    name: str
+    """As the user wrote it; a match of a pattern relative to the same folder."""
+    format: Format
+    gzipped: bool
+    open: Callable[[], IO[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """One split of a data set of the Hugging Face hub, or of a local folder in the same layout."""
+
+    name: str
+    dataset: str
+    configuration: str | None
+    split: str
+    columns: dict[str, str]
+    """Column by field, for fields whose column has another name. A dot goes into a nested column."""
+
+
+def resolve(
+    sources: Sequence[str], kind: Kind[Any], *, root: Path | None, log: ReadLog
+) -> list[FileSource | HubSource]:
+    """Turn source strings into what can be opened, in the given order; matches of a pattern are sorted by name.
+
+    Args:
+        sources: Paths, patterns, ``samples:NAME`` or ``hub:OWNER/NAME[/CONFIGURATION]:SPLIT[:FIELD=COLUMN,...]``.
+        kind: The kind of rows wanted, which decides the file formats allowed.
+        root: Folder that relative paths start from; the working folder when ``None``.
+        log: Gets the problems of sources that name nothing readable.
+
+    Returns:
+        The sources without those that were refused.
+    """
+    if not sources:
+        log.refuse_file(
+            "data", 0, "no source is named", "name at least one file, samples:NAME or hub:NAME", "no-source"
+        )
+    found: list[FileSource | HubSource] = []
+    for source in sources:
+        if source.startswith(SAMPLES):
+            one: FileSource | HubSource | None = _sample(source, log)
+            found += [one] if one else []
+        elif source.startswith(HUB):
+            one = _hub(source, log)
+            found += [one] if one else []
+        else:
+            files = (_file(name, kind, root, log) for name in _match(source, root, log))
+            found += [file for file in files if file]
+    return found
+
+
+def _match(source: str, root: Path | None, log: ReadLog) -> list[str]:
+    base = root or Path()
+    if "\0" in source or not re.search(r"[*?\[]", source) or os.path.exists(base / source):
+        return [source]
+    matches = sorted(glob.glob(source, root_dir=base, recursive=True))
+    names = [match for match in matches if not os.path.isdir(base / match)]
+    if not names:
+        remedy = 'check the pattern and the folder it starts from; "**/" goes into sub-folders'
+        log.refuse_file(source, 0, "no file matches", remedy, "no-match")
+    return names
+
+
+def _file(name: str, kind: Kind[Any], root: Path | None, log: ReadLog) -> FileSource | None:
+    """Return one file with the format its ending names; whether it exists is seen when it is opened."""
+    path = (root or Path()) / name
+    gzipped = name.endswith(".gz")
+    ending = Path(name.removesuffix(".gz")).suffix
+    found = ENDINGS.get(ending)
+    allowed = ", ".join(key for key, value in ENDINGS.items() if value in kind.formats)
+    if os.path.isdir(path):  # unlike Path.is_dir, False for what may not be looked at
+        remedy = f"name a file in it, or a pattern such as {name.rstrip('/')}/*.jsonl"
+        log.refuse_file(name, 0, "a folder, not a file", remedy, "folder")
+    elif found is None:
+        remedy = f"name it with one of {allowed}, each also with .gz"
+        if ending == ".json":
+            remedy = f"write one object a line: jq -c '.[]' {name} > {name}l"
+        log.refuse_file(name, 0, f'the ending "{ending}" names no format that is read', remedy, "unknown-ending")
+    elif found not in kind.formats:
+        remedy = f"store them as one of {allowed}; docs/data_formats.md has an example row"
+        log.refuse_file(name, 0, f"{kind.name} cannot be read from {ending} files", remedy, "wrong-format")
+    else:
+        return FileSource(name, found, gzipped, lambda: path.open("rb"))
+    return None
+
+
+def _sample(source: str, log: ReadLog) -> FileSource | None:
+    name = source.removeprefix(SAMPLES)
+    folder = importlib.resources.files("soju") / "samples"
+    known = sorted(entry.name.removesuffix(".jsonl") for entry in folder.iterdir() if entry.name.endswith(".jsonl"))
+    if name not in known:
+        log.refuse_file(source, 0, "no such sample", f"write one of {', '.join(known) or '(none)'}", "unknown-sample")
+        return None
+    file = folder / f"{name}.jsonl"
+    return FileSource(source, "jsonl", False, lambda: file.open("rb"))
+
+
+def _hub(source: str, log: ReadLog) -> HubSource | None:
+    place, _, rest = source.removeprefix(HUB).partition(":")
+    split, _, mapping = rest.partition(":")
+    columns = dict(part.partition("=")[::2] for part in mapping.split(",") if part)
+    if not place or not split or not all(field and column for field, column in columns.items()):
+        remedy = "write hub:OWNER/NAME:SPLIT or hub:OWNER/NAME:SPLIT:FIELD=COLUMN,FIELD=COLUMN"
+        log.refuse_file(source, 0, "not a hub source", remedy, "hub-syntax")
+        return None
+    configuration = None
+    if place.count("/") == 2 and not place.startswith((".", "/")):
+        place, _, configuration = place.rpartition("/")
+    return HubSource(source, place, configuration, split, columns)
+
+
+def kind_of(source: FileSource, log: ReadLog) -> Kind[Any] | None:
+    """Tell by its first row what a file holds; ``None`` when a problem was added to the log."""
+    first = _first_line(source)
+    if source.format == "txt" or first is None:
+        return DOCUMENTS  # whose reader says what is wrong and where
+    if source.format == "jsonl":
+        try:
+            names = set(json.loads(first))
+        except (ValueError, TypeError):
+            return DOCUMENTS
+        return next((kind for kind in KINDS.values() if kind.telling and kind.telling <= names), DOCUMENTS)
+    found = _kind_of_tsv(first)
+    if found is None:
+        remedy = "name them there, for example ko<TAB>en or id<TAB>text"
+        log.refuse_file(source.name, 1, "neither names nor number of the columns say what they are", remedy, "no-kind")
+    return found
+
+
+def _kind_of_tsv(line: str) -> Kind[Any] | None:
+    """Tell by the header, or without one by the number of columns; of two, the Korean side of a pair comes first."""
+    # Judgements hold no text; kinds that need a header are read only where they are asked for.
+    known = [kind for kind in KINDS.values() if kind.columns and not kind.headed and kind is not JUDGEMENTS]
+    columns = line.split("\t")
+    named = next((kind for kind in known if kind.header(line)), None)
+    if named is not None or len(columns) != 2:
+        return named or next((kind for kind in known if len(kind.columns) == len(columns)), None)
+    return PAIRS if language_of(columns[0]) == "ko" else DOCUMENTS
+
+
+def _first_line(source: FileSource) -> str | None:
+    """Return the first line with something in it, or ``None`` when there is none or the file cannot be read."""
+    try:
+        with source.open() as raw, gzip.open(raw) if source.gzipped else raw as file:
+            lines = (line.decode("utf-8", "replace").strip("\ufeff\r\n") for line in file)
+            return next((line for line in lines if line.strip()), None)
+    except (OSError, EOFError, zlib.error):
+        return None
 
 
 class _DuplicateKeyError(Exception):
@@ -92,18 +233,6 @@ def parse_json(text: str, place: Place) -> dict[str, Any] | None:
     return value
 
 
-def header_of(text: str, kind: Kind) -> tuple[str, ...] | None:
-    """Return the columns in their order when the first line of a TSV file names exactly the columns of `kind`.
-
-    Kinds of `soju.data.rows.HEADED` may have more columns.
-    """
-    if kind in HEADED:
-        found = header_columns(text, kind)
-        return found if isinstance(found, tuple) else None
-    names = tuple(name.strip().lower() for name in text.split("\t"))
-    return names if sorted(names) == sorted(COLUMNS[kind]) else None
-
-
 def parse_tsv(text: str, columns: tuple[str, ...], place: Place) -> dict[str, str] | None:
     """Read one line of tab-separated columns, without any quoting.
 
@@ -122,133 +251,3 @@ def parse_tsv(text: str, columns: tuple[str, ...], place: Place) -> dict[str, st
         place.refuse("", what, remedy, "wrong-columns")
         return None
     return dict(zip(columns, values, strict=True))
-
-
-SAMPLES = "samples:"
-HUB = "hub:"
-
-
-@dataclass(frozen=True, slots=True)
-class FileSource:
-    """One file to read."""
-
-    name: str
-    """As the user wrote it; a match of a pattern relative to the same folder."""
-    format: Format
-    gzipped: bool
-    open: Callable[[], IO[bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class HubSource:
-    """One split of a data set of the Hugging Face hub, or of a local folder in the same layout."""
-
-    name: str
-    dataset: str
-    configuration: str | None
-    split: str
-    columns: dict[str, str]
-    """Column by field, for fields whose column has another name. A dot goes into a nested column."""
-
-
-def resolve(sources: Sequence[str], kind: Kind, *, root: Path | None, log: ReadLog) -> list[FileSource | HubSource]:
-    """Turn source strings into what can be opened, in the given order; matches of a pattern are sorted by name.
-
-    Args:
-        sources: Paths, patterns, ``samples:NAME`` or ``hub:OWNER/NAME[/CONFIGURATION]:SPLIT[:FIELD=COLUMN,...]``.
-        kind: The kind of rows wanted, which decides the file formats allowed.
-        root: Folder that relative paths start from; the working folder when ``None``.
-        log: Gets the problems of sources that name nothing readable.
-
-    Returns:
-        The sources without those that were refused.
-    """
-    if not sources:
-        log.refuse_file(
-            "data", 0, "no source is named", "name at least one file, samples:NAME or hub:NAME", "no-source"
-        )
-    found: list[FileSource | HubSource] = []
-    for source in sources:
-        if source.startswith(SAMPLES):
-            one: FileSource | HubSource | None = _sample(source, log)
-            found += [one] if one else []
-        elif source.startswith(HUB):
-            one = _hub(source, log)
-            found += [one] if one else []
-        else:
-            names = _match(source, root, log)
-            found += [file for name in names if (file := file_source(name, FORMATS[kind], kind, root=root, log=log))]
-    return found
-
-
-def _match(source: str, root: Path | None, log: ReadLog) -> list[str]:
-    base = root or Path()
-    if "\0" in source or not re.search(r"[*?\[]", source) or os.path.exists(base / source):
-        return [source]
-    matches = sorted(glob.glob(source, root_dir=base, recursive=True))
-    names = [match for match in matches if not os.path.isdir(base / match)]
-    if not names:
-        remedy = 'check the pattern and the folder it starts from; "**/" goes into sub-folders'
-        log.refuse_file(source, 0, "no file matches", remedy, "no-match")
-    return names
-
-
-def file_source(
-    name: str, formats: tuple[Format, ...], what: str, *, root: Path | None, log: ReadLog
-) -> FileSource | None:
-    """Return one file with the format its ending names.
-
-    Args:
-        name: Its path.
-        formats: The formats allowed.
-        what: What is to be read, in the message.
-        root: Folder that a relative path starts from.
-        log: Gets ``unknown-ending`` or ``wrong-format``, or ``folder``.
-
-    Returns:
-        The file, or ``None`` when a problem was added. Whether it exists is seen when it is opened.
-    """
-    path = (root or Path()) / name
-    gzipped = name.endswith(".gz")
-    ending = Path(name.removesuffix(".gz")).suffix
-    found = ENDINGS.get(ending)
-    allowed = ", ".join(key for key, value in ENDINGS.items() if value in formats)
-    if os.path.isdir(path):  # unlike Path.is_dir, False for what may not be looked at
-        remedy = f"name a file in it, or a pattern such as {name.rstrip('/')}/*.jsonl"
-        log.refuse_file(name, 0, "a folder, not a file", remedy, "folder")
-    elif found is None:
-        remedy = f"name it with one of {allowed}, each also with .gz"
-        if ending == ".json":
-            remedy = f"write one object a line: jq -c '.[]' {name} > {name}l"
-        log.refuse_file(name, 0, f'the ending "{ending}" names no format that is read', remedy, "unknown-ending")
-    elif found not in formats:
-        remedy = f"store them as one of {allowed}; docs/data_formats.md has an example row"
-        log.refuse_file(name, 0, f"{what} cannot be read from {ending} files", remedy, "wrong-format")
-    else:
-        return FileSource(name, found, gzipped, lambda: path.open("rb"))
-    return None
-
-
-def _sample(source: str, log: ReadLog) -> FileSource | None:
-    name = source.removeprefix(SAMPLES)
-    folder = importlib.resources.files("soju") / "samples"
-    known = sorted(entry.name.removesuffix(".jsonl") for entry in folder.iterdir() if entry.name.endswith(".jsonl"))
-    if name not in known:
-        log.refuse_file(source, 0, "no such sample", f"write one of {', '.join(known) or '(none)'}", "unknown-sample")
-        return None
-    file = folder / f"{name}.jsonl"
-    return FileSource(source, "jsonl", False, lambda: file.open("rb"))
-
-
-def _hub(source: str, log: ReadLog) -> HubSource | None:
-    place, _, rest = source.removeprefix(HUB).partition(":")
-    split, _, mapping = rest.partition(":")
-    columns = dict(part.partition("=")[::2] for part in mapping.split(",") if part)
-    if not place or not split or not all(field and column for field, column in columns.items()):
-        remedy = "write hub:OWNER/NAME:SPLIT or hub:OWNER/NAME:SPLIT:FIELD=COLUMN,FIELD=COLUMN"
-        log.refuse_file(source, 0, "not a hub source", remedy, "hub-syntax")
-        return None
-    configuration = None
-    if place.count("/") == 2 and not place.startswith((".", "/")):
-        place, _, configuration = place.rpartition("/")
-    return HubSource(source, place, configuration, split, columns)

@@ -1,9 +1,4 @@
-"""Do evaluation texts stand in the training data?
-
-Which rows are held out: a decision of the key alone, so it never moves when data are added or reordered.
-
-Fewer rows of a file, still from all over it.
-"""
+"""Which rows go where: texts that stand in training and evaluation, held-out rows, samples from all over a file."""
 
 from __future__ import annotations
 
@@ -63,17 +58,7 @@ def refuse_overlap(
     evaluation: str = "the evaluation set",
     shown: int = 3,
 ) -> None:
-    """Stop when an evaluation text stands in training, because the scores would flatter the model.
-
-    Args:
-        train_texts: See `find_overlap`.
-        evaluation_texts: See `find_overlap`.
-        evaluation: What the evaluation side is called in the message, for example its file.
-        shown: How many examples the message holds.
-
-    Raises:
-        UserError: With the number of overlapping texts, the first of them and the remedy.
-    """
+    """Stop when an evaluation text stands in training, because the scores would flatter the model."""
     overlap = find_overlap(train_texts, evaluation_texts)
     if not overlap:
         return

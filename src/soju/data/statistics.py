@@ -1,19 +1,17 @@
-"""What is in the data: lengths, scripts, terms, similarities, kinds of triplets; counted while the rows pass."""
+"""Statistics of data, counted while the rows pass: lengths, scripts, terms, similarities, kinds of triplets."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.table import Table
 
 from soju.core.language import Language
 from soju.data.log import HANGUL
-from soju.data.rows import Document, PairRow, PassageRow, Row, TermRow, TripletRow
-
-RowT = TypeVar("RowT", bound=Row)
+from soju.data.rows import Document, PairRow, PassageRow, Row, RowT, TermRow, TripletRow
 
 QUANTILES = (("p5", 0.05), ("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 BINS = 10

@@ -17,7 +17,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -37,7 +37,7 @@ class AdapterSettings:
 
     kind: Kind = "bottleneck"
     """``bottleneck``: after the feed-forward block, non-linear, one trained gate a layer. ``gated``: the same with a
-    gate for each token. ``parallel``: more neurons beside those of the block; folds. ``linear``: a low-rank map after
+    gate for each token. ``parallel``: more neurons in the block; folds. ``linear``: a low-rank map after
     the block; folds."""
     hidden: int = 256
     """Hidden width of an adapter."""
@@ -84,10 +84,19 @@ class Bottleneck(nn.Module):
         return hidden_TD + (gate * change_TD).to(hidden_TD.dtype)
 
 
-class AdaptedLinear(nn.Linear):
-    """The last layer of a feed-forward block, with a `Bottleneck` after it."""
+class _FromLinear(nn.Linear):
+    """A linear layer that takes over the weights of another, under the same names, and has an adapter."""
 
-    adapter: Any
+    def __init__(self, plain: nn.Linear, adapter: nn.Module) -> None:
+        # On the meta device nothing is allocated and no number is drawn for weights that are replaced at once.
+        super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        self.adapter: Any = adapter.to(plain.weight.device)
+        self.train(plain.training)
+
+
+class AdaptedLinear(_FromLinear):
+    """The last layer of a feed-forward block, with a `Bottleneck` after it."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``(T, D)``."""
@@ -95,14 +104,15 @@ class AdaptedLinear(nn.Linear):
         return adapted_TD
 
 
-class WiderLinear(nn.Linear):
+class WiderLinear(_FromLinear):
     """A first layer of a feed-forward block that makes ``(T, I + H)``, for more neurons of the same kind.
 
     Where one layer makes neurons and their gates, the new ones of each stand behind the old ones of each.
     """
 
-    parts: int
-    adapter: Any
+    def __init__(self, plain: nn.Linear, adapter: nn.Module, parts: int) -> None:
+        super().__init__(plain, adapter)
+        self.parts = parts
 
     def forward(self, input: Tensor) -> Tensor:
         """Return old and new neurons, or for each part of the output its old and new ones."""
@@ -112,10 +122,8 @@ class WiderLinear(nn.Linear):
         return torch.cat([part for pair in pieces for part in pair], dim=-1)
 
 
-class NarrowingLinear(nn.Linear):
+class NarrowingLinear(_FromLinear):
     """The last layer of a feed-forward block, for more neurons; the weights of the new ones start with zeros."""
-
-    adapter: Any
 
     def forward(self, input: Tensor) -> Tensor:
         """Take ``(T, I + H)``, return ``(T, D)``."""
@@ -127,12 +135,28 @@ class NarrowingLinear(nn.Linear):
 
 @dataclass(frozen=True)
 class FeedForward:
-    """The linear layers of one feed-forward block, plain or with adapters."""
+    """The linear layers of one feed-forward block, plain or with adapters, as they are in the model now."""
 
-    first: tuple[Any, ...]
+    layer: nn.Module
+    first_names: tuple[str, ...]
     parts: int
     """Into how many pieces the output of the first layers is cut: 2 where one layer makes neurons and their gates."""
-    last: Any
+    last_name: str
+
+    @property
+    def first(self) -> tuple[Any, ...]:
+        """The layers that make neurons, and gates for them."""
+        return tuple(_at(self.layer, name) for name in self.first_names)
+
+    @property
+    def last(self) -> Any:
+        """The layer that reads the neurons."""
+        return _at(self.layer, self.last_name)
+
+    def put(self, name: str, linear: nn.Linear) -> None:
+        """Put a linear layer in the place of the one with this name."""
+        path, _, child = name.rpartition(".")
+        setattr(self.layer.get_submodule(path), child, linear)
 
 
 _PLACES = {  # by family: first layers, parts of each, last layer
@@ -154,10 +178,15 @@ def feed_forwards(model: Any) -> list[FeedForward]:
     Raises:
         ValueError: If the layers have other names.
     """
-    for prefix in ("layers", "encoder.layer", "model.layers"):
+    return [_feed_forward(layer, model) for layer in layers_of(model)]
+
+
+def layers_of(model: Any) -> nn.ModuleList:
+    """Return the layers of a transformers model, first to last; `ValueError` if they have other names."""
+    for prefix in ("layers", "encoder.layer", "model.layers", "encoder.layers", "layer", "model.layer"):
         layers = _at(model, prefix)
         if isinstance(layers, nn.ModuleList) and len(layers):
-            return [_feed_forward(layer, model) for layer in layers]
+            return layers
     raise ValueError(f"{type(model).__name__} has no list of layers named as in {'; '.join(_PLACES)}")
 
 
@@ -165,7 +194,7 @@ def _feed_forward(layer: nn.Module, model: Any) -> FeedForward:
     for first, parts, last in _PLACES.values():
         found = [_at(layer, name) for name in (*first, last)]
         if all(isinstance(linear, nn.Linear) for linear in found):
-            return FeedForward(tuple(found[:-1]), parts, found[-1])
+            return FeedForward(layer, first, parts, last)
     names = "; ".join(f"{family}: {', '.join((*first, last))}" for family, (first, _, last) in _PLACES.items())
     raise ValueError(f"{type(model).__name__} has layers without linear layers of these names: {names}")
 
@@ -203,26 +232,16 @@ def insert_adapters(model: Any, settings: AdapterSettings) -> None:
         if settings.kind == "parallel":
             _widen(block, settings)
         else:
-            _attach(block.last, AdaptedLinear, Bottleneck(block.last.out_features, settings))
+            block.put(block.last_name, AdaptedLinear(block.last, Bottleneck(block.last.out_features, settings)))
 
 
 def _widen(block: FeedForward, settings: AdapterSettings) -> None:
-    for linear in block.first:
+    for name, linear in zip(block.first_names, block.first, strict=True):
         extra = nn.Linear(linear.in_features, block.parts * settings.hidden, bias=linear.bias is not None)
-        _attach(linear, WiderLinear, extra).parts = block.parts
-    new = nn.ModuleDict(
-        {
-            "dropout": nn.Dropout(settings.dropout),
-            "up": _zeros(nn.Linear(settings.hidden, block.last.out_features, bias=False)),
-        }
-    )
-    _attach(block.last, NarrowingLinear, new)
-
-
-def _attach(linear: nn.Linear, kind: type[nn.Linear], adapter: nn.Module) -> Any:
-    linear.__class__ = kind
-    linear.adapter = adapter.to(linear.weight.device).train(linear.training)
-    return linear
+        block.put(name, WiderLinear(linear, extra, block.parts))
+    up = _zeros(nn.Linear(settings.hidden, block.last.out_features, bias=False))
+    new = nn.ModuleDict({"dropout": nn.Dropout(settings.dropout), "up": up})
+    block.put(block.last_name, NarrowingLinear(block.last, new))
 
 
 class AdaptedTransformer(Transformer):
@@ -233,6 +252,19 @@ class AdaptedTransformer(Transformer):
     """
 
     adapter_settings: AdapterSettings
+
+    @classmethod
+    def around(cls, plain: Transformer, settings: AdapterSettings) -> Self:
+        """Take over the parts of a module whose model has these adapters already; `plain` is not used afterwards."""
+        adapted = cls.__new__(cls)
+        adapted.__dict__.update(plain.__dict__, adapter_settings=settings)
+        return adapted
+
+    def plain(self) -> Transformer:
+        """Return the stock module with these parts, for a model whose adapters have been folded."""
+        stock = Transformer.__new__(Transformer)
+        stock.__dict__.update({name: part for name, part in self.__dict__.items() if name != "adapter_settings"})
+        return stock
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write the model, its adapters and this file."""
@@ -251,7 +283,7 @@ class AdaptedTransformer(Transformer):
     @classmethod
     def load(cls, model_name_or_path: str, **kwargs: Any) -> Self:
         """Load the model, then its adapters."""
-        transformer = cast(Self, super().load(model_name_or_path, **kwargs))
+        loaded = super().load(model_name_or_path, **kwargs)
         names = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
         where = {name: kwargs[name] for name in names if name in kwargs}
         settings, weights = (load_file_path(model_name_or_path, name, **where) for name in (SETTINGS, WEIGHTS))
@@ -259,10 +291,10 @@ class AdaptedTransformer(Transformer):
             raise ValueError(f"{model_name_or_path}: {SETTINGS} or {WEIGHTS} is missing; fetch the whole folder again")
         given = json.loads(Path(settings).read_text(encoding="utf-8"))
         layers = None if given["layers"] is None else tuple(given["layers"])
-        transformer.adapter_settings = AdapterSettings(**(given | {"layers": layers}))
-        insert_adapters(transformer.model, transformer.adapter_settings)
-        load_adapters(transformer.model, load_file(weights))
-        return transformer
+        adapters = AdapterSettings(**(given | {"layers": layers}))
+        insert_adapters(loaded.model, adapters)
+        load_adapters(loaded.model, load_file(weights))
+        return cls.around(loaded, adapters)
 
 
 def load_adapters(model: Any, weights: dict[str, Tensor]) -> None:

@@ -1,8 +1,6 @@
-"""Give an embedding model parameters of its own to learn with, leave those it has alone, and hand out a plain folder.
+"""Adapters and LoRA of an embedding model: put in, trained while all else is frozen, folded where exact, saved, loaded.
 
-Shape letters: see `soju.embedding.adapter_modules`; P = parts of a layer's output.
-
-LoRA through peft, for who prefers it to our adapters: put in, train, merge, and the model is a plain one again.
+Shape letters: see `soju.embedding.adapter_modules`.
 """
 
 from __future__ import annotations
@@ -30,9 +28,12 @@ from soju.embedding.adapter_modules import (
     WiderLinear,
     feed_forwards,
     insert_adapters,
+    layers_of,
 )
 
 FOLDABLE = ("linear", "parallel")
+LORA_MARK = "lora_"
+"""In the names of what `add_lora` adds."""
 _SHIPPED_CLASS = f"{Path(SHIPPED).stem}.{AdaptedTransformer.__name__}"
 _OUR_CLASS = f"{AdaptedTransformer.__module__}.{AdaptedTransformer.__name__}"
 _NOTE = f"""
@@ -75,9 +76,7 @@ def add_adapters(model: Any, settings: AdapterSettings, *, seed: int = 0) -> lis
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(MARK in name)
     if isinstance(model, SentenceTransformer):
-        transformer = model[0]
-        transformer.__class__ = AdaptedTransformer
-        transformer.adapter_settings = settings
+        model[0] = AdaptedTransformer.around(model[0], settings)
     return adapter_parameters(model)
 
 
@@ -94,20 +93,20 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for name, parameter in model.named_parameters() if MARK in name]
 
 
-def adapter_parameters_by_layer(model: Any) -> dict[int, list[nn.Parameter]]:
-    """Return the parameters of the adapters of each layer that has any."""
-    found = {}
-    for number, block in enumerate(feed_forwards(_backbone(model))):
-        adapters = [linear.adapter for linear in (*block.first, block.last) if hasattr(linear, "adapter")]
-        if adapters:
-            found[number] = [parameter for adapter in adapters for parameter in adapter.parameters()]
-    return found
+def parameters_by_layer(model: Any, mark: str = MARK) -> dict[int, dict[str, nn.Parameter]]:
+    """Return the parameters by name that have a mark in it, of each layer that has any: `MARK`, or `LORA_MARK`."""
+    names = {id(parameter): name for name, parameter in model.named_parameters() if mark in name}
+    found = {
+        number: {names[id(value)]: value for value in layer.parameters() if id(value) in names}
+        for number, layer in enumerate(layers_of(_backbone(model)))
+    }
+    return {number: parameters for number, parameters in found.items() if parameters}
 
 
 def describe_adapters(model: Any) -> str:
     """Say how many parameters the adapters have, in how many layers, and what share of all that is."""
-    layers = adapter_parameters_by_layer(model)
-    count = sum(parameter.numel() for parameters in layers.values() for parameter in parameters)
+    layers = parameters_by_layer(model)
+    count = sum(parameter.numel() for parameter in adapter_parameters(model))
     whole = sum(parameter.numel() for parameter in model.parameters())
     blocks = len(feed_forwards(_backbone(model)))
     return f"adapters in {len(layers)} of {blocks} layers: {count:,} of {whole:,} parameters ({count / whole:.2%})"
@@ -135,7 +134,7 @@ def fold_adapters(model: Any) -> None:
     if not adapter_parameters(backbone):
         raise UserError("the model has no adapters to fold")
     for block in linear:
-        _fold_linear(block.last)
+        _fold_linear(block)
     hidden = {block.last.adapter.up.in_features for block in blocks if isinstance(block.last, NarrowingLinear)}
     if hidden:
         for block in blocks:
@@ -143,38 +142,32 @@ def fold_adapters(model: Any) -> None:
         backbone.config.intermediate_size += max(hidden)
     model.requires_grad_(True)
     if isinstance(model, SentenceTransformer):
-        model[0].__class__ = Transformer
-        del model[0].adapter_settings
+        model[0] = model[0].plain()
 
 
-def _fold_linear(last: AdaptedLinear) -> None:
+def _fold_linear(block: FeedForward) -> None:
+    last = block.last
     product_DD = last.adapter.up.weight.double() @ last.adapter.down.weight.double()
     last.weight.add_((product_DD @ last.weight.double()).to(last.weight.dtype))
     if last.bias is not None:
         last.bias.add_((product_DD @ last.bias.double()).to(last.bias.dtype))
-    _detach(last)
+    block.put(block.last_name, _plain(last, last.weight, last.bias))
 
 
 def _fold_parallel(block: FeedForward, hidden: int) -> None:
-    for linear in block.first:
+    rows = block.parts * hidden
+    for name, linear in zip(block.first_names, block.first, strict=True):
         extra = linear.adapter if isinstance(linear, WiderLinear) else None
-        rows = block.parts * hidden
         weight = linear.weight.new_zeros(rows, linear.in_features) if extra is None else extra.weight
-        linear.weight = nn.Parameter(_interleave(linear.weight, weight, block.parts))
-        if linear.bias is not None:
-            bias = linear.bias.new_zeros(rows) if extra is None else extra.bias
-            linear.bias = nn.Parameter(_interleave(linear.bias, bias, block.parts))
-        linear.out_features += rows
-        _detach(linear)
-    last: Any = block.last
+        bias = linear.bias
+        if bias is not None:
+            bias = _interleave(bias, bias.new_zeros(rows) if extra is None else extra.bias, block.parts)
+        block.put(name, _plain(linear, _interleave(linear.weight, weight, block.parts), bias))
+    last = block.last
     new = (
-        last.adapter.up.weight
-        if isinstance(last, NarrowingLinear)
-        else last.weight.new_zeros(last.out_features, hidden)
+        last.adapter.up.weight if isinstance(last, NarrowingLinear) else last.weight.new_zeros(len(last.weight), hidden)
     )
-    last.weight = nn.Parameter(torch.cat([last.weight, new.to(last.weight.dtype)], dim=1))
-    last.in_features += hidden
-    _detach(last)
+    block.put(block.last_name, _plain(last, torch.cat([last.weight, new.to(last.weight.dtype)], dim=1), last.bias))
 
 
 def _interleave(old: Tensor, new: Tensor, parts: int) -> Tensor:
@@ -182,10 +175,12 @@ def _interleave(old: Tensor, new: Tensor, parts: int) -> Tensor:
     return torch.cat([part for pair in pieces for part in pair])
 
 
-def _detach(linear: Any) -> None:
-    linear.__class__ = nn.Linear
-    if hasattr(linear, "adapter"):
-        del linear.adapter
+def _plain(like: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return a stock linear layer with these weights; parameters are taken over as they are."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+    linear.bias = bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)  # type: ignore[assignment]
+    return linear.train(like.training)
 
 
 def save_adapted(model: SentenceTransformer, folder: Path) -> None:
@@ -198,7 +193,7 @@ def save_adapted(model: SentenceTransformer, folder: Path) -> None:
     Raises:
         UserError: If the model has no adapters.
     """
-    if not isinstance(model[0], AdaptedTransformer):
+    if not has_adapters(model):
         raise UserError("the model has no adapters; save it with save_pretrained")
     model.save_pretrained(str(folder))
     listed = folder / "modules.json"
@@ -223,23 +218,54 @@ def load_adapted(folder: str | Path, **options: Any) -> SentenceTransformer:
     return SentenceTransformer._load_with_module_classes(str(folder), classes, **options)
 
 
+def load_float32(folder: Path) -> SentenceTransformer:
+    """Load a model for training: float32, so that small steps do not round away; no code of its folder is run."""
+    return load_adapted(folder, model_kwargs={"dtype": "float32"}, local_files_only=True)
+
+
+def has_adapters(model: SentenceTransformer) -> bool:
+    """Tell whether a model has adapters that are not part of its architecture."""
+    return isinstance(model[0], AdaptedTransformer)
+
+
+def save_model(model: SentenceTransformer, folder: Path) -> None:
+    """Save a model so that stock sentence-transformers loads it; with adapters, as `save_adapted` explains in it."""
+    if has_adapters(model):
+        save_adapted(model, folder)
+    else:
+        model.save(str(folder), create_model_card=False)
+
+
+def settle_adapters(model: SentenceTransformer) -> str | None:
+    """Describe the adapters or the LoRA of a trained model, and make a plain model of it where that is exact."""
+    if has_adapters(model):
+        described = describe_adapters(model)
+        if model[0].adapter_settings.kind in FOLDABLE:
+            fold_adapters(model)
+        return described
+    merged = describe_lora(model[0].model)
+    if merged is not None:
+        merge_lora(model[0].model)
+    return merged
+
+
 def add_lora(
     model: Any,
     *,
-    rank: int = 16,
-    scale: float = 2.0,
-    dropout: float = 0.0,
+    r: int = 16,
+    lora_alpha: float | None = None,
+    lora_dropout: float = 0.0,
     layers: Sequence[int] | None = None,
     seed: int = 0,
 ) -> list[nn.Parameter]:
-    """Put LoRA beside the linear layers of the feed-forward blocks, in place, and freeze everything else.
+    """Put LoRA on the linear layers of the feed-forward blocks, in place, and freeze everything else.
 
     Args:
         model: A transformers model of an architecture that `feed_forwards` knows. For a sentence-transformers model its
             first module's ``model``.
-        rank: Of each update.
-        scale: What an update is multiplied with, peft's ``lora_alpha / r``.
-        dropout: Before an update, in training.
+        r: Rank of each update.
+        lora_alpha: An update is multiplied with ``lora_alpha / r``; 2 r when not given.
+        lora_dropout: Before an update, in training.
         layers: Which layers get it, from 0; all when not given.
         seed: Of the weights; the caller's dice stay where they are.
 
@@ -262,18 +288,19 @@ def add_lora(
         raise UserError(f"LoRA: layers {tuple(chosen)} must be among 0 to {len(blocks) - 1}")
     wanted = {id(linear) for number in chosen for linear in (*blocks[number].first, blocks[number].last)}
     names = [name for name, module in model.named_modules() if id(module) in wanted]
-    settings = LoraConfig(r=rank, lora_alpha=scale * rank, lora_dropout=dropout, target_modules=names, bias="none")
+    alpha = 2.0 * r if lora_alpha is None else lora_alpha
+    settings = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=lora_dropout, target_modules=names, bias="none")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        parameter.requires_grad_(LORA_MARK in name)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def describe_lora(model: Any) -> str | None:
     """Say how many parameters the updates have, and what share of all that is; nothing where there are none."""
-    updates = sum(parameter.numel() for name, parameter in model.named_parameters() if "lora_" in name)
+    updates = sum(parameter.numel() for name, parameter in model.named_parameters() if LORA_MARK in name)
     whole = sum(parameter.numel() for parameter in model.parameters())
     return f"LoRA: {updates:,} of {whole:,} parameters ({updates / whole:.2%})" if updates else None
 
@@ -281,11 +308,7 @@ def describe_lora(model: Any) -> str | None:
 def merge_lora(model: Any) -> None:
     """Add the updates to the weights and take peft's layers out, in place; all parameters are trainable afterwards.
 
-    Args:
-        model: What `add_lora` was given.
-
-    Raises:
-        UserError: If there are no updates to merge.
+    Raises `UserError` if there are no updates to merge.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -1,16 +1,15 @@
-"""What an embedding model is measured on, and how every model is asked.
-
-Settings of recipe `embedding`: a base, its new vocabulary, three training stages, what must be kept.
-"""
+"""Settings of recipe `embedding`: a base, its new vocabulary, training stages, what is kept, what is measured."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from soju.core.config import Settings
+from soju.training.settings import TrainingSettings
 
 NAME = r"^[A-Za-z0-9_.-]+$"
 Language = Literal["ko", "en"]
@@ -122,7 +121,7 @@ class EvaluationSettings(Settings):
 
 
 FilePart = tuple[str, ...]
-Initialiser = Literal["mean", "weighted_mean", "omp", "focus", "aligned", "noise"]
+Initialiser = Literal["mean", "omp", "aligned", "noise"]
 
 
 class EmbeddingDataSettings(Settings):
@@ -165,6 +164,8 @@ class PretrainedBase(Settings):
 class DistillationSettings(Settings):
     """How a base from scratch learns to embed."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"batch_size": "per_device_train_batch_size", "save_every": "save_steps"}
+
     teacher: str | None = None
     """Folder, hub id or ``package:NAME`` of a sentence-transformers model that reads English; without one the base
     learns from sentence pairs alone, by in-batch contrast."""
@@ -178,13 +179,13 @@ class DistillationSettings(Settings):
     """Start from the teacher's vectors of the tokens, so that a text means something before the first step."""
     max_steps: int = Field(default=2000, ge=1)
     """Optimiser steps."""
-    batch_size: int = Field(default=64, ge=2)
-    """Texts of a batch."""
+    per_device_train_batch_size: int = Field(default=64, ge=2)
+    """Texts of a batch on each process."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak of the schedule."""
     temperature: float = Field(default=0.05, gt=0)
     """Of the in-batch contrast without a teacher."""
-    save_every: int = Field(default=500, ge=1)
+    save_steps: int = Field(default=500, ge=1)
     """Optimiser steps between checkpoints."""
 
 
@@ -249,47 +250,32 @@ class ExpansionSettings(Settings):
     """Measure how fast base and expanded tokenizer load and encode, some seconds for large ones."""
 
 
-class OptimiserSettings(Settings):
+class StageSettings(TrainingSettings):
     """How a stage is optimised, watched and kept."""
 
-    batch_size: int = Field(default=48, ge=2)
+    renamed: ClassVar[Mapping[str, str]] = {
+        **TrainingSettings.renamed,
+        "mini_batch": "mini_batch_size",
+        "start_weight": "l2_sp_weight",
+    }
+
+    per_device_train_batch_size: int = Field(default=48, ge=2)
     """Texts of a batch on each process; each is contrasted with all others of all processes."""
-    mini_batch: int | None = Field(default=None, ge=1)
+    mini_batch_size: int | None = Field(default=None, ge=1)
     """Texts encoded at a time (cached gradients: memory of few, contrast of all); the whole batch when not given."""
-    accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Batches that make an optimiser step; texts of different ones are not contrasted."""
-    epochs: float = Field(default=1, gt=0)
-    """Passes over the texts."""
-    max_steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps; overrides `epochs`."""
-    learning_rate: float = Field(default=5e-5, gt=0)
-    """Peak of the linear schedule."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Of AdamW."""
-    warm_up: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
-    max_gradient_norm: float = Field(default=1.0, gt=0)
-    """Gradients are clipped to it."""
-    mixed_precision: Literal["bf16", "off"] = "bf16"
+    num_train_epochs: float = Field(default=1, gt=0)
+    """Passes over the texts, unless `max_steps` is given."""
+    mixed_precision: Literal["fp16", "bf16", "off"] = "bf16"
     """Computation under autocast; what is trained stays float32. Write ``"off"`` in quotes."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice to save memory."""
     max_length: int | None = Field(default=None, ge=4)
     """Tokens after which a text is cut in training; the model's own limit when not given."""
-    validate_every: int = Field(default=500, ge=1)
-    """Optimiser steps between looks of the retention guard, each of which writes a checkpoint."""
-    log_every: int = Field(default=25, ge=1)
-    """Optimiser steps between rows of the history."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    """Last checkpoints to keep; the best one is kept too."""
-
-    @field_validator("mixed_precision", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: object) -> object:
-        return "off" if value is False else value  # YAML reads a bare off as false
+    eval_steps: int | None = Field(default=500, ge=1)
+    """Optimiser steps between retention checks, each with a checkpoint."""
 
 
-class UnsupervisedSettings(OptimiserSettings):
+class UnsupervisedSettings(StageSettings):
     """What the stages share: Korean texts without labels, and an objective."""
 
     objective: Literal["simcse", "self_distillation"] = "simcse"
@@ -321,9 +307,10 @@ class UnsupervisedSettings(OptimiserSettings):
             raise ValueError("objective simcse needs dropout above 0: two equal passes teach nothing")
         if self.objective == "self_distillation" and self.hidden_weight == self.pooled_weight == 0:
             raise ValueError("objective self_distillation needs hidden_weight or pooled_weight above 0")
-        if self.objective == "self_distillation" and self.mini_batch is not None:
+        if self.objective == "self_distillation" and self.mini_batch_size is not None:
             raise ValueError(
-                "mini_batch is about simcse, which contrasts a batch; lower batch_size, raise accumulation"
+                "mini_batch_size is about simcse, which contrasts a batch; lower per_device_train_batch_size, raise "
+                "gradient_accumulation_steps"
             )
         if any(dimension < 1 for dimension in self.matryoshka):
             raise ValueError("matryoshka holds lengths of 1 or more")
@@ -333,24 +320,41 @@ class UnsupervisedSettings(OptimiserSettings):
 class Stage1Settings(UnsupervisedSettings):
     """Stage 1 trains embedding rows."""
 
-    epochs: float = Field(default=2, gt=0)
-    """Passes over the texts."""
+    num_train_epochs: float = Field(default=2, gt=0)
+    """Passes over the texts, unless `max_steps` is given."""
     train_rows: Literal["new", "all"] = "new"
     """``new`` leaves English vectors as they are to the bit; ``all`` is the plain variant."""
 
 
-class StageAdapterSettings(Settings):
-    """Parameters of stage 2, in the feed-forward part of each layer."""
+class ModuleAdapterSettings(Settings):
+    """Adapters of stage 2 in the feed-forward part of each layer, see `soju.embedding.adapter_modules`."""
 
-    kind: Literal["bottleneck", "gated", "parallel", "linear", "lora"] = "bottleneck"
-    """How they are attached and what opens them, see `soju.embedding.adapter_modules`; ``parallel``, ``linear`` and
-    ``lora`` (peft's) are folded into a plain model afterwards, the others are shipped beside it."""
+    kind: Literal["bottleneck", "gated", "parallel", "linear"] = "bottleneck"
+    """How they are attached and what opens them; ``parallel`` and ``linear`` are folded into a plain model afterwards,
+    the others are shipped with it."""
     hidden: int = Field(default=256, ge=1)
-    """Width inside, the rank of ``lora``; a bottleneck has about 2 · width of the model · this many parameters."""
+    """Width inside; a bottleneck has about 2 · width of the model · this many parameters."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Inside the adapter, in training."""
     top_layers: int | None = Field(default=None, ge=1)
     """Only the last so many layers get one; all when not given."""
+
+
+class LoraSettings(Settings):
+    """LoRA of stage 2 on the feed-forward part of each layer, through peft; merged into a plain model afterwards."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"hidden": "r", "dropout": "lora_dropout"}
+
+    kind: Literal["lora"]
+    r: int = Field(default=256, ge=1)
+    """Rank of each update."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Before an update, in training."""
+    top_layers: int | None = Field(default=None, ge=1)
+    """Only the last so many layers get one; all when not given."""
+
+
+StageAdapters = Annotated[ModuleAdapterSettings | LoraSettings, Field(discriminator="kind")]
 
 
 class Stage2Settings(UnsupervisedSettings):
@@ -358,9 +362,15 @@ class Stage2Settings(UnsupervisedSettings):
 
     learning_rate: float = Field(default=3e-5, gt=0)
     """Peak of the linear schedule."""
-    adapters: StageAdapterSettings = StageAdapterSettings()
+    adapters: StageAdapters = ModuleAdapterSettings()
+    """Parameters that are trained."""
     unfreeze_over: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps over which adapters join in from the top layer down; 0 starts all at once."""
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _bottleneck_by_default(cls, value: Any) -> Any:
+        return {"kind": "bottleneck", **value} if isinstance(value, Mapping) else value
 
 
 class Stage3Settings(UnsupervisedSettings):
@@ -370,11 +380,11 @@ class Stage3Settings(UnsupervisedSettings):
     """Peak of the linear schedule."""
     blocks: int = Field(default=2, ge=1)
     """Layers from the top, with what they carry."""
-    start_weight: float = Field(default=0.1, ge=0)
+    l2_sp_weight: float = Field(default=0.1, ge=0)
     """Weight of the squared distance to the weights that the stage started from."""
 
 
-class SupervisedSettings(OptimiserSettings):
+class SupervisedSettings(StageSettings):
     """Labelled pairs after the last stage."""
 
     similarity: FilePart = ()
@@ -389,7 +399,7 @@ class SupervisedSettings(OptimiserSettings):
     """Layers from the top."""
     temperature: float = Field(default=0.05, gt=0)
     """CoSENT and the contrast of inference pairs divide cosines by it."""
-    start_weight: float = Field(default=0.0, ge=0)
+    l2_sp_weight: float = Field(default=0.0, ge=0)
     """Weight of the squared distance to the weights that the phase started from."""
 
     @model_validator(mode="after")
@@ -473,7 +483,7 @@ class EmbeddingConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _guard_can_see(self) -> Self:
+    def _check_has_pairs(self) -> Self:
         watched = (self.retention.english and self.retention.korean) or (self.retention.held_out and self.data.passages)
         if (set(self.stages) - {0} or self.supervised) and not watched:
             raise ValueError(

@@ -1,49 +1,36 @@
-"""Read what a run of recipe `embedding` learns from and is watched by.
+"""What a run of recipe `embedding` learns from: reading, rows of a stage, batches.
 
-Read the test sets of an embedding model; broken rows of all files are told at once.
-
-Texts of a stage, and Korean sides of pairs to pull to the untouched model's vectors of their English sides.
+Shape letters: N = vectors, D = dimensions, B = rows in the batch, S = tokens of the longest, T = its new tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from accelerate import PartialState
+from numpy.typing import NDArray
+from torch import Tensor
 
 from soju.core.errors import UserError
-from soju.core.language import language_of
 from soju.data.log import ReadLog
-from soju.data.readers import SourceFilter, read_beir, read_rows
-from soju.data.rows import HIGHEST, ChoiceQuestion, PairRow, PassageRow, SimilarityPair
-from soju.data.sources import SAMPLES
+from soju.data.readers import read_rows
+from soju.data.rows import HIGHEST, KINDS, PairRow, PassageRow, SimilarityPair
 from soju.data.splits import held_out, normalise_for_overlap, refuse_overlap, spread
 from soju.data.statistics import RowStatistics, counted
-from soju.embedding.config import (
-    EmbeddingConfig,
-    EmbeddingDataSettings,
-    EvaluationSettings,
-    RetrievalTestSet,
-    SimilaritySet,
-    SupervisedSettings,
-    UnsupervisedSettings,
-)
-from soju.embedding.rows import TextRows
-from soju.evaluation.retrieval import RetrievalSet
+from soju.embedding.config import EmbeddingConfig, EmbeddingDataSettings, SupervisedSettings, UnsupervisedSettings
+from soju.embedding.losses import last_old_positions
 from soju.teachers.cache import cached_embeddings
 from soju.teachers.dense import SentenceTransformerTeacher
-
-ItemT = TypeVar("ItemT")
 
 
 @dataclass(slots=True)
 class EmbeddingData:
-    """Everything a run learns from, and what the guard watches."""
+    """Everything a run learns from, and what the retention check watches."""
 
     korean: list[str]
     english: list[str]
@@ -145,7 +132,11 @@ class _Reading:
         """Yield the good rows of the sources."""
         for source in sources:
             rows: Iterable[Any] = read_rows(
-                [source], kind, log=self._log, root=self._settings.root, max_line_bytes=self._settings.max_line_bytes
+                [source],
+                KINDS[kind],
+                log=self._log,
+                root=self._settings.root,
+                max_line_bytes=self._settings.max_line_bytes,
             )
             for row in rows if counts is None else counted(rows, counts):
                 self.source_rows[source] = self.source_rows.get(source, 0) + 1
@@ -208,125 +199,163 @@ def _training_texts(data: EmbeddingData) -> Iterable[str]:
         yield from (first, second)
 
 
+Encode = Callable[[Sequence[str]], list[list[int]]]
+"""Token ids of texts, cut and with what ends a text."""
+
+
+class Rows(Protocol):
+    """What a stage learns from, by place."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Characters of each row: rows of a batch should be of similar length."""
+
+    def texts_at(self, places: Sequence[int]) -> list[str]:
+        """Return the texts of a batch."""
+
+    def labels_at(self, places: Sequence[int]) -> dict[str, Tensor]:
+        """Return what the loss compares them with."""
+
+
 @dataclass(frozen=True, slots=True)
-class EvaluationData:
-    """All test sets as read, by name."""
+class TextRows:
+    """Texts to train on; some have a vector to be pulled to."""
 
-    sts: dict[str, list[SimilarityPair]]
-    languages: dict[str, str]
-    """Language of each set of `sts`."""
-    bitext: dict[str, list[PairRow]]
-    choices: dict[str, list[ChoiceQuestion]]
-    retrieval: dict[str, RetrievalSet]
-    """By name and direction: ``samples/ko-en``."""
+    texts: Sequence[str]
+    targets_ND: NDArray[np.float32] | None = None
+    """Vectors of length 1."""
+    target_of: NDArray[np.int64] | None = None
+    """For each text its row in `targets_ND`; -1 for none. All texts in order when not given."""
 
-    def texts(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield what tokens are counted on: the texts of each set of pairs, by set and language."""
-        for name, pairs in self.sts.items():
-            yield f"{name}/{self.languages[name]}", [text for pair in pairs for text in (pair.first, pair.second)]
-        for name, rows in self.bitext.items():
-            yield f"{name}/ko", [row.ko for row in rows]
-            yield f"{name}/en", [row.en for row in rows]
+    def __len__(self) -> int:
+        return len(self.texts)
 
-    def all_texts(self) -> list[str]:
-        """Return every text once, for a check that none is trained on."""
-        unique: dict[str, None] = {}
-        for _, texts in self.texts():
-            unique.update(dict.fromkeys(texts))
-        for questions in self.choices.values():
-            unique.update(dict.fromkeys(text for one in questions for text in (one.context, *one.choices)))
-        for one in self.retrieval.values():
-            unique.update(dict.fromkeys(one.queries.values()))
-            unique.update(dict.fromkeys(one.documents[key] for gains in one.judgements.values() for key in gains))
-        return list(unique)
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Characters of each text."""
+        return np.array([len(text) for text in self.texts], np.int64)
+
+    def texts_at(self, places: Sequence[int]) -> list[str]:
+        """Return the texts, B of them."""
+        return [self.texts[place] for place in places]
+
+    def labels_at(self, places: Sequence[int]) -> dict[str, Tensor]:
+        """Return ``target`` ``(B, D)`` and ``has_target`` ``(B,)``; nothing where no text has a target."""
+        if self.targets_ND is None:
+            return {}
+        numbers = np.array(places) if self.target_of is None else self.target_of[list(places)]
+        return {
+            "target": torch.from_numpy(np.asarray(self.targets_ND[numbers.clip(min=0)])),
+            "has_target": torch.from_numpy(numbers >= 0),
+        }
 
 
-def read_evaluation(
-    settings: EvaluationSettings, *, root: Path | None = None, log: ReadLog | None = None
-) -> EvaluationData:
-    """Read every test set.
+@dataclass(frozen=True, slots=True)
+class LabelledPairs:
+    """Pairs of texts with a number: a score in [0, 1], or 1 for entailment and 0 for contradiction."""
+
+    firsts: Sequence[str]
+    seconds: Sequence[str]
+    labels: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Characters of both texts."""
+        return np.array([len(a) + len(b) for a, b in zip(self.firsts, self.seconds, strict=True)], np.int64)
+
+    def texts_at(self, places: Sequence[int]) -> list[str]:
+        """Return the first texts, then the second ones, 2 B in all."""
+        return [side[place] for side in (self.firsts, self.seconds) for place in places]
+
+    def labels_at(self, places: Sequence[int]) -> dict[str, Tensor]:
+        """Return ``score`` ``(B,)``."""
+        return {"score": torch.tensor([self.labels[place] for place in places])}
+
+
+def pad(ids: Sequence[Sequence[int]], *, pad_id: int, left: bool) -> dict[str, Tensor]:
+    """Return ``input_ids`` and ``attention_mask``, ``(B, S)``.
+
+    >>> pad([[5, 6], [7]], pad_id=0, left=True)["input_ids"].tolist()
+    [[5, 6], [0, 7]]
+    """
+    input_ids = torch.full((len(ids), max(map(len, ids))), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for place, text in enumerate(ids):
+        columns = slice(-len(text), None) if left else slice(0, len(text))
+        input_ids[place, columns] = torch.tensor(text)
+        mask[place, columns] = 1
+    return {"input_ids": input_ids, "attention_mask": mask}
+
+
+class Collator:
+    """Makes a batch of rows: padded tokens, labels, and the old tokens below new ones for self-distillation.
 
     Args:
-        settings: Which sets.
-        root: Folder of relative files when the settings name none.
-        log: Gets counts and problems, for a caller that reports the problems of more files together; without one
-            problems are raised here.
-
-    Returns:
-        The sets; without those that could not be read when a log is given.
-
-    Raises:
-        DataError: If rows are broken and no log is given.
-        UserError: If a set has fewer than two rows.
+        rows: The rows.
+        model: Whose tokenizer and prompt are used.
+        max_length: Tokens after which a text is cut; the model's own limit when not given.
+        decompositions: Old ids of a new id, for self-distillation.
     """
-    own = log or ReadLog()
-    folder = settings.root or root
 
-    def rows(file: str, kind: Any, select: SourceFilter | None = None) -> Iterator[Any]:
-        return read_rows([file], kind, log=own, root=folder, select=select)
+    valid_label_columns = ("label",)
 
-    sts = {one.name: _some(_of_language(rows(one.file, "similarity"), one), settings) for one in settings.sts}
-    bitext = {
-        one.name: _some(
-            rows(one.file, "query_pairs", SourceFilter(one.select.file, one.select.keep) if one.select else None),
-            settings,
-        )
-        for one in settings.bitext
-    }
-    choices = {one.name: _some(rows(one.file, "choices"), settings) for one in settings.choices}
-    retrieval: dict[str, RetrievalSet] = {}
-    for wanted in settings.retrieval:
-        retrieval |= _retrieval(wanted, settings, folder, own)
-    if log is None:
-        own.raise_if_broken()
-    if not own.problems:
-        _refuse_small({**sts, **bitext, **choices})
-    return EvaluationData(sts, {one.name: one.language for one in settings.sts}, bitext, choices, retrieval)
+    def __init__(
+        self,
+        rows: Rows,
+        model: Any,
+        *,
+        max_length: int | None = None,
+        decompositions: Callable[[int], Sequence[int]] | None = None,
+    ) -> None:
+        self._rows = rows
+        self._encode = encoder_of(model, max_length=max_length)
+        self._pad_id: int = model.tokenizer.pad_token_id
+        self._left = model.tokenizer.padding_side == "left"
+        self._decompositions = decompositions
 
+    def __call__(self, batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return ``text_input_ids`` and ``text_attention_mask`` ``(B, S)``, and ``label``."""
+        places = [int(item["row"]) for item in batch]
+        ids = self._encode(self._rows.texts_at(places))
+        label = self._rows.labels_at(places) | self._alignment(ids)
+        padded = pad(ids, pad_id=self._pad_id, left=self._left)
+        return {**{f"text_{name}": value for name, value in padded.items()}, "label": label}
 
-def _of_language(rows: Iterable[SimilarityPair], one: SimilaritySet) -> Iterator[SimilarityPair]:
-    """Take the rows of one language of a sample, which holds both; a file holds what its owner says."""
-    for row in rows:
-        if not one.file.startswith(SAMPLES) or language_of(row.first + row.second) == one.language:
-            yield row
-
-
-def _some(rows: Iterator[Any], settings: EvaluationSettings) -> list[Any]:
-    """Return the first rows; the rest is read too, so that its problems are told."""
-    found = list(islice(rows, settings.limit))
-    for _ in rows:
-        pass
-    return found
-
-
-def _retrieval(
-    one: RetrievalTestSet, settings: EvaluationSettings, root: Path | None, log: ReadLog
-) -> dict[str, RetrievalSet]:
-    if one.beir is not None:
-        found = read_beir(one.beir, log=log, split=one.split, root=root)
-        if log.problems:
+    def _alignment(self, ids: list[list[int]]) -> dict[str, Tensor]:
+        """Pad the old tokens and say where the last old token of each new one lies; see `last_old_positions`."""
+        if self._decompositions is None:
             return {}
-        name = f"{one.name}/{one.split}"
-        return {name: RetrievalSet.create(name, found.queries, found.documents, found.judgements)}
-    passages: list[PassageRow] = _some(read_rows(one.passages, "passages", log=log, root=root), settings)
-    if log.problems:
-        return {}
-    if len(passages) < 2:
-        raise UserError(f"evaluation set {one.name}: fewer than two passages; give more, or leave the set out")
-    documents = {"ko": [row.ko for row in passages], "en": [row.en for row in passages]}
-    queries = {"ko": [row.query_ko for row in passages], "en": [row.query_en for row in passages]}
-    return {
-        f"{one.name}/{asked}-{answer}": RetrievalSet.from_pairs(
-            f"{one.name}/{asked}-{answer}", queries[asked], documents[answer]
+        pieces = [[self._decompositions(token) for token in text] for text in ids]
+        old = pad(
+            [[piece for token in text for piece in token] for text in pieces], pad_id=self._pad_id, left=self._left
         )
-        for asked, answer in (("ko", "ko"), ("ko", "en"), ("en", "ko"), ("en", "en"))
-    }
+        counts = pad([[len(token) for token in text] for text in pieces], pad_id=0, left=self._left)
+        first_B = old["attention_mask"].argmax(dim=1)
+        return {
+            "old_input_ids": old["input_ids"],
+            "old_attention_mask": old["attention_mask"],
+            "last_old_BT": last_old_positions(counts["input_ids"], start_B=first_B),
+        }
 
 
-def _refuse_small(sets: dict[str, list[Any]]) -> None:
-    for name, rows in sets.items():
-        if len(rows) < 2:
-            raise UserError(f"evaluation set {name}: fewer than two rows; give more, or leave the set out")
+def encoder_of(model: Any, *, max_length: int | None) -> Encode:
+    """Return the tokenizer of a sentence-transformers model with its own prompt, as a function of texts."""
+    tokenizer = model.tokenizer
+    prompt = (model.prompts or {}).get(model.default_prompt_name or "", "")
+    length = min(max_length or model.max_seq_length, model.max_seq_length or 512)
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(
+            [prompt + text for text in texts], truncation=True, max_length=length, padding=False
+        )["input_ids"]
+        return ids
+
+    return encode
 
 
 CACHE = "anchor-vectors"
@@ -336,17 +365,9 @@ CACHE = "anchor-vectors"
 def anchored_rows(
     texts: Sequence[str], pairs: Sequence[PairRow], base: Path, *, weight: float, cache: Path
 ) -> TextRows:
-    """Put texts and anchored Korean sides together.
+    """Return the texts of a stage, and behind them Korean sides to pull to the base's vectors of their English sides.
 
-    Args:
-        texts: Of the stage.
-        pairs: Sentence pairs.
-        base: The untouched model.
-        weight: Of the anchoring; 0 reads no pairs.
-        cache: Folder that keeps vectors by content.
-
-    Returns:
-        Rows, some of which have a vector to be pulled to.
+    A `weight` of 0 reads no pairs. `cache` is a folder that keeps vectors by content.
     """
     if not weight or not pairs:
         return TextRows(list(texts))

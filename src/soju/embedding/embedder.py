@@ -39,13 +39,7 @@ class Embedder:
     ) -> None:
         """Load the model.
 
-        Args:
-            subject: Which model.
-            settings: How it is asked.
-            load: Loads a folder in place of `load_model`, for a caller that keeps models.
-
-        Raises:
-            UserError: If it cannot be loaded.
+        Raises `UserError` if it cannot be loaded.
         """
         self.name = subject.name
         self._settings = settings
@@ -107,7 +101,7 @@ class Embedder:
         return text
 
     def decisive(self, *roles: Role) -> dict[str, Any]:
-        """Return what decides a value beside the weights: prompts, pooling, length, precision; for signatures."""
+        """Return what decides a value apart from the weights: prompts, pooling, length, precision; for signatures."""
         first = next(iter(self.model.parameters()), None)
         return {
             "prompt": "+".join(json.dumps(self.prompt(role), ensure_ascii=False) for role in roles or ("text",)),
@@ -155,15 +149,7 @@ class Embedder:
 def load_model(name: str, *, dtype: str = "float32") -> Any:
     """Load a model with stock sentence-transformers: safetensors, adapters of ours, no code from the folder.
 
-    Args:
-        name: A folder, ``package:NAME`` or a hub id.
-        dtype: Precision of the weights.
-
-    Returns:
-        The `SentenceTransformer`, in evaluation mode.
-
-    Raises:
-        UserError: If it cannot be found or loaded.
+    Raises `UserError` if it cannot be found or loaded.
     """
     from soju.embedding.adapters import load_adapted
 

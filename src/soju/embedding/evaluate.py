@@ -1,11 +1,4 @@
-"""Does a sentence find its translation among all others? Tatoeba-style accuracy, in both directions.
-
-Shape letters: N = sentence pairs, D = dimensions, C = sentences of a block.
-
-Measure embedding models side by side, all in the same way; the first is what the others are compared with.
-
-Compare embedding models side by side. What ``soju compare`` and ``soju evaluate`` do under ``recipe: embedding``.
-"""
+"""Measure embedding models on the same test sets, all asked in the same way and compared with the first."""
 
 from __future__ import annotations
 
@@ -14,130 +7,149 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from transformers.utils.logging import disable_progress_bar
 
 from soju.core.config import Settings, validate
 from soju.core.errors import UserError
+from soju.core.language import language_of
 from soju.core.progress import track
 from soju.core.score import Comparison, Score, Setting
-from soju.data.rows import PairRow
-from soju.embedding.config import EvaluationSettings
-from soju.embedding.data import EvaluationData, read_evaluation
+from soju.data.log import ReadLog
+from soju.data.readers import SourceFilter, read_beir, read_rows
+from soju.data.rows import KINDS, PASSAGES, ChoiceQuestion, PairRow, PassageRow, SimilarityPair
+from soju.data.sources import SAMPLES
+from soju.embedding.config import EvaluationSettings, RetrievalTestSet, SimilaritySet
 from soju.embedding.embedder import Embedder, Subject, load_model
 from soju.evaluation.mteb_tasks import quiet
 from soju.evaluation.retrieval import RetrievalSet, evaluate
-from soju.evaluation.significance import Measurement, compare, mean_interval
+from soju.evaluation.significance import Measurement, compare
 from soju.evaluation.similarity import (
     SimilarityMeasurement,
     compare_similarity,
     cosines_of,
+    evaluate_bitext,
     evaluate_choices,
     evaluate_similarity,
+    unit_rows,
 )
 
-_CELLS = 1 << 22
+
+@dataclass(frozen=True, slots=True)
+class EvaluationData:
+    """All test sets as read, by name."""
+
+    sts: dict[str, list[SimilarityPair]]
+    languages: dict[str, str]
+    """Language of each set of `sts`."""
+    bitext: dict[str, list[PairRow]]
+    choices: dict[str, list[ChoiceQuestion]]
+    retrieval: dict[str, RetrievalSet]
+    """By name and direction: ``samples/ko-en``."""
+
+    def texts(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield what tokens are counted on: the texts of each set of pairs, by set and language."""
+        for name, pairs in self.sts.items():
+            yield f"{name}/{self.languages[name]}", [text for pair in pairs for text in (pair.first, pair.second)]
+        for name, rows in self.bitext.items():
+            yield f"{name}/ko", [row.ko for row in rows]
+            yield f"{name}/en", [row.en for row in rows]
+
+    def all_texts(self) -> list[str]:
+        """Return every text once, for a check that none is trained on."""
+        unique: dict[str, None] = {}
+        for _, texts in self.texts():
+            unique.update(dict.fromkeys(texts))
+        for questions in self.choices.values():
+            unique.update(dict.fromkeys(text for one in questions for text in (one.context, *one.choices)))
+        for one in self.retrieval.values():
+            unique.update(dict.fromkeys(one.queries.values()))
+            unique.update(dict.fromkeys(one.documents[key] for gains in one.judgements.values() for key in gains))
+        return list(unique)
 
 
-def mine(queries_ND: ArrayLike, documents_ND: ArrayLike) -> NDArray[np.int64]:
-    """Return the document of the highest cosine for each query; of equal ones the first.
+def read_evaluation(
+    settings: EvaluationSettings, *, root: Path | None = None, log: ReadLog | None = None
+) -> EvaluationData:
+    """Read every test set.
 
-    Args:
-        queries_ND: Vectors, ``(N, D)``, any length.
-        documents_ND: Vectors, ``(M, D)``.
-
-    Returns:
-        Positions of documents, ``(N,)``.
-
-    Raises:
-        ValueError: If the shapes do not fit.
+    Raises `DataError` if rows are broken and no log is given. Raises `UserError` if a set has fewer than two rows.
     """
-    queries, documents = _unit(queries_ND), _unit(documents_ND)
-    if queries.shape[1] != documents.shape[1] or not len(documents):
-        raise ValueError(f"vectors must be (N, D) and (M, D) with M >= 1, got {queries.shape} and {documents.shape}")
-    block = max(1, _CELLS // len(documents))
-    found = [np.argmax(queries[start : start + block] @ documents.T, axis=1) for start in range(0, len(queries), block)]
-    return np.concatenate(found) if found else np.zeros(0, np.int64)
+    own = log or ReadLog()
+    folder = settings.root or root
 
+    def rows(file: str, kind: Any, select: SourceFilter | None = None) -> Iterator[Any]:
+        return read_rows([file], KINDS[kind], log=own, root=folder, select=select)
 
-def evaluate_bitext(
-    ko_ND: ArrayLike,
-    en_ND: ArrayLike,
-    pairs: Sequence[PairRow],
-    *,
-    subject: str,
-    test_set: str,
-    samples: int = 2_000,
-    seed: int = 0,
-    **decisive: object,
-) -> list[Measurement]:
-    """Measure how often the nearest sentence of the other language is the translation.
-
-    A sentence that stands in several pairs is right whichever of its copies is found.
-
-    Args:
-        ko_ND: Vectors of the Korean sides, ``(N, D)``.
-        en_ND: Vectors of the English sides, ``(N, D)``.
-        pairs: The N sentence pairs, N >= 2.
-        subject: Name of the system.
-        test_set: Name of the pairs; scores add ``/ko-en`` and ``/en-ko``.
-        samples: Draws for the interval; 0 for none.
-        seed: Seed of the draws.
-        **decisive: What else decides the value: prompt, pooling, length.
-
-    Returns:
-        Accuracy of both directions, with 1 or 0 for each pair.
-
-    Raises:
-        UserError: If there are fewer than two pairs.
-
-    References:
-        Artetxe and Schwenk 2019, arXiv:1812.10464 (Tatoeba by cosine).
-    """
-    if len(pairs) < 2:
-        raise UserError(f"{test_set}: fewer than two sentence pairs; give more, or leave the set out")
-    texts = {"ko": [pair.ko for pair in pairs], "en": [pair.en for pair in pairs]}
-    vectors = {"ko": ko_ND, "en": en_ND}
-    found = []
-    for asked, wanted in (("ko", "en"), ("en", "ko")):
-        answers = mine(vectors[asked], vectors[wanted])
-        right_N = np.array([texts[wanted][answer] == own for answer, own in zip(answers, texts[wanted], strict=True)])
-        values_N = right_N.astype(np.float64)
-        setting = Setting.of_texts(
-            [text for both in zip(texts[asked], texts[wanted], strict=True) for text in both],
-            subject=subject,
-            test_set=f"{test_set}/{asked}-{wanted}",
+    sts = {one.name: _some(_of_language(rows(one.file, "similarity"), one), settings) for one in settings.sts}
+    bitext = {
+        one.name: _some(
+            rows(one.file, "query_pairs", SourceFilter(one.select.file, one.select.keep) if one.select else None),
+            settings,
         )
-        score = setting.score(
-            "accuracy",
-            values_N.mean(),
-            unit="fraction",
-            higher_is_better=True,
-            interval=mean_interval(values_N, samples=samples, seed=seed) if samples else None,
-            similarity="cosine",
-            candidates=len(pairs),
-            ties="equal-texts-count",
-            **decisive,
-        )
-        found.append(Measurement(score, values_N))
+        for one in settings.bitext
+    }
+    choices = {one.name: _some(rows(one.file, "choices"), settings) for one in settings.choices}
+    retrieval: dict[str, RetrievalSet] = {}
+    for wanted in settings.retrieval:
+        retrieval |= _retrieval_sets(wanted, settings, folder, own)
+    if log is None:
+        own.raise_if_broken()
+    if not own.problems:
+        _refuse_small({**sts, **bitext, **choices})
+    return EvaluationData(sts, {one.name: one.language for one in settings.sts}, bitext, choices, retrieval)
+
+
+def _of_language(rows: Iterable[SimilarityPair], one: SimilaritySet) -> Iterator[SimilarityPair]:
+    """Take the rows of one language of a sample, which holds both; a file holds what its owner says."""
+    for row in rows:
+        if not one.file.startswith(SAMPLES) or language_of(row.first + row.second) == one.language:
+            yield row
+
+
+def _some(rows: Iterator[Any], settings: EvaluationSettings) -> list[Any]:
+    """Return the first rows; the rest is read too, so that its problems are told."""
+    found = list(islice(rows, settings.limit))
+    for _ in rows:
+        pass
     return found
 
 
-def _unit(vectors_ND: ArrayLike) -> NDArray[np.float32]:
-    vectors = np.asarray(vectors_ND, np.float32)
-    if vectors.ndim != 2:
-        raise ValueError(f"vectors must be (N, D), got {vectors.shape}")
-    lengths_N1 = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, lengths_N1, out=np.zeros_like(vectors), where=lengths_N1 > 0)
+def _retrieval_sets(
+    one: RetrievalTestSet, settings: EvaluationSettings, root: Path | None, log: ReadLog
+) -> dict[str, RetrievalSet]:
+    if one.beir is not None:
+        found = read_beir(one.beir, log=log, split=one.split, root=root)
+        if log.problems:
+            return {}
+        name = f"{one.name}/{one.split}"
+        return {name: RetrievalSet.create(name, found.queries, found.documents, found.judgements)}
+    passages: list[PassageRow] = _some(read_rows(one.passages, PASSAGES, log=log, root=root), settings)
+    if log.problems:
+        return {}
+    if len(passages) < 2:
+        raise UserError(f"evaluation set {one.name}: fewer than two passages; give more, or leave the set out")
+    documents = {"ko": [row.ko for row in passages], "en": [row.en for row in passages]}
+    queries = {"ko": [row.query_ko for row in passages], "en": [row.query_en for row in passages]}
+    return {
+        f"{one.name}/{asked}-{answer}": RetrievalSet.from_pairs(
+            f"{one.name}/{asked}-{answer}", queries[asked], documents[answer]
+        )
+        for asked, answer in (("ko", "ko"), ("ko", "en"), ("en", "ko"), ("en", "en"))
+    }
 
 
-__all__ = ["Measured", "Subject", "compare_measured", "measure_models"]
+def _refuse_small(sets: dict[str, list[Any]]) -> None:
+    for name, rows in sets.items():
+        if len(rows) < 2:
+            raise UserError(f"evaluation set {name}: fewer than two rows; give more, or leave the set out")
+
 
 Item = Measurement | SimilarityMeasurement
 RETRIEVAL_METRICS = ("ndcg@10", "recall@1", "recall@10", "mrr@10")
@@ -242,14 +254,7 @@ def compare_measured(
 ) -> tuple[list[Comparison], list[str]]:
     """Compare a model with a baseline on everything that both were measured on, pair by pair.
 
-    Args:
-        ours: Items of the model in question.
-        baseline: Items of what it is compared with.
-        samples: Draws of the paired bootstrap.
-        seed: Seed of the draws.
-
-    Returns:
-        The comparisons, and a sentence for each set that was not measured alike.
+    Returns the comparisons, and a sentence for each set that was not measured alike.
     """
     theirs = {(item.score.test_set, item.score.name): item for item in baseline}
     found, why = [], []
@@ -302,8 +307,8 @@ def _choices(embedder: Embedder, data: EvaluationData, settings: EvaluationSetti
 
 
 def _retrieval(embedder: Embedder, one: RetrievalSet, settings: EvaluationSettings) -> Iterator[Item]:
-    queries_QD = _unit(embedder.embed(list(one.queries.values()), "query"))
-    documents_DD = _unit(embedder.embed(list(one.documents.values()), "document"))
+    queries_QD = unit_rows(embedder.embed(list(one.queries.values()), "query"))
+    documents_DD = unit_rows(embedder.embed(list(one.documents.values()), "document"))
     rankings = []
     for start in range(0, len(queries_QD), 256):
         cosines = queries_QD[start : start + 256] @ documents_DD.T
@@ -375,16 +380,7 @@ class _Evaluated(Settings):
 def evaluation_of(values: Mapping[str, Any], *, place: str) -> EvaluationSettings:
     """Check the evaluation of a configuration of recipe ``embedding``; what it says of training is passed over.
 
-    Args:
-        values: The configuration as read.
-        place: What errors call it.
-
-    Returns:
-        The settings, ``data.root`` filled in where they name no root.
-
-    Raises:
-        ConfigError: If a setting is wrong.
-        UserError: If nothing is to be measured.
+    Raises `ConfigError` if a setting is wrong. Raises `UserError` if nothing is to be measured.
     """
     found = validate({"evaluation": values.get("evaluation") or {}}, _Evaluated, place=place).evaluation
     if not (found.sts or found.bitext or found.choices or found.retrieval):
@@ -400,7 +396,7 @@ def subjects_of(models: Sequence[str]) -> list[Subject]:
     """Name models as briefly as tells them apart.
 
     A run folder stands for its best model. Names are the last parts of the paths, as many as differ: ``stage1`` of one
-    run, ``run-a/stage1`` beside ``run-b/stage1``.
+    run, ``run-a/stage1`` and ``run-b/stage1`` of two.
 
     Args:
         models: Folders, run folders, ``package:NAME`` or hub ids.
@@ -424,16 +420,7 @@ def subjects_of(models: Sequence[str]) -> list[Subject]:
 
 
 def compare_models(models: Sequence[str], values: Mapping[str, Any], *, place: str) -> Measured:
-    """Measure models on the test sets of a configuration; the first is what the others are compared with.
-
-    Args:
-        models: See `subjects_of`.
-        values: The configuration as read.
-        place: What errors call it.
-
-    Returns:
-        What `measure_models` gives.
-    """
+    """Measure models on the test sets of a configuration; the first is what the others are compared with."""
     disable_progress_bar()  # of the libraries: they would draw one for every file of weights
     return measure_models(subjects_of(models), evaluation_of(values, place=place))
 
@@ -450,14 +437,7 @@ def is_embedding_model(model: str) -> bool:
 def mteb_model(model: str) -> tuple[Any, str]:
     """Return an embedding model in mteb's own wrapper for sentence-transformers, and its name in tables.
 
-    Args:
-        model: See `subjects_of`.
-
-    Returns:
-        What ``mteb.evaluate`` takes, and the name.
-
-    Raises:
-        UserError: If it cannot be loaded.
+    Raises `UserError` if it cannot be loaded.
     """
     from mteb.models import SentenceTransformerEncoderWrapper
 

@@ -1,18 +1,14 @@
-"""What became of rows of an embedding table? Nearest neighbours, lengths, and how far rows have turned.
+"""After training: measure base and stages on the same sets; write cards, curves, pages about rows, and the report.
 
-Everything is plain data for a report. Shape letters: V = rows of the table, N = rows looked at, D = dimensions.
+Pages about rows show nearest neighbours of new tokens, lengths of rows, and how far rows and vectors have turned.
 
-Pages of the report about rows and vectors: nearest neighbours of new tokens, lengths, how far things have turned.
-
-Shape letters: V = rows of the embedding, D = dimensions.
-
-After training: measure base and stages side by side, write cards, tables, curves and the report.
+Shape letters: V = rows of the embedding, N = rows looked at, D = dimensions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +18,22 @@ from safetensors import safe_open
 
 from soju.core.errors import UserError
 from soju.core.files import read_json_lines, write_json, write_manifest, write_text
-from soju.core.run import RunDirectory
+from soju.core.run import Run
 from soju.core.score import Score
 from soju.embedding.adapter_modules import SHIPPED
 from soju.embedding.adapters import load_adapted
 from soju.embedding.config import EmbeddingConfig, PretrainedBase
-from soju.embedding.data import EmbeddingData, EvaluationData
+from soju.embedding.data import EmbeddingData
 from soju.embedding.embedder import Subject
-from soju.embedding.evaluate import Measured, measure_models
+from soju.embedding.evaluate import EvaluationData, Measured, measure_models
 from soju.embedding.expansion.byte_bpe import ByteBpe, token_text
 from soju.embedding.expansion.merges import EXPANSION_FILE, Expansion
+from soju.embedding.losses import LABELS
 from soju.embedding.retention import COSINE, ENGLISH, KOREAN
 from soju.embedding.stages import Accepted
 from soju.evaluation.similarity import cosines_of
+from soju.report import write_report
 from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
-from soju.report.run_report import write_report
 
 ROWS = 8192
 """Of a table that are looked at in float64 at once."""
@@ -62,10 +59,6 @@ class NormStatistics:
     median: float
     maximum: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain dictionary."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Drift:
@@ -78,10 +71,6 @@ class Drift:
     lowest: float
     unchanged: int
     """Rows whose every number is the same as before."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain dictionary."""
-        return asdict(self)
 
 
 def nearest_neighbours(
@@ -174,7 +163,7 @@ def _row_cosines(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float6
 
 
 def _blocks(count: int) -> Iterator[slice]:
-    """Yield slices of few enough rows that a copy of them in float64 is no matter beside the table."""
+    """Yield slices of few enough rows that a copy of them in float64 costs little memory compared with the table."""
     for start in range(0, count, ROWS):
         yield slice(start, start + ROWS)
 
@@ -192,13 +181,7 @@ def table_pages(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Describe what rows and vectors became.
 
-    Args:
-        accepted: The base and every model that was accepted.
-        data: Texts whose vectors are compared.
-        names: What tables call the models.
-
-    Returns:
-        Figures, and neighbours in the form of searches.
+    Returns figures, and neighbours in the form of searches.
     """
     base, last = accepted[0], accepted[-1]
     if base is last:
@@ -235,14 +218,7 @@ def table_pages(
 def row_table(folder: Path) -> NDArray[np.float32]:
     """Read the embedding of a model folder, ``(V, D)`` float32.
 
-    Args:
-        folder: Of a stage.
-
-    Returns:
-        The rows.
-
-    Raises:
-        UserError: If its files hold none.
+    Raises `UserError` if its files hold none.
     """
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -349,18 +325,6 @@ def _norm_series(side: str, labels: Sequence[str], found: Sequence[Any]) -> dict
 
 SHORT = {"base": "BASE", "stage0": "S0", "stage1": "S1", "stage2": "S2", "stage3": "S3", "supervised": "SUP"}
 """What tables call the models of a run."""
-_LOSSES = {
-    "loss": "total loss",
-    "loss_simcse": "SimCSE",
-    "loss_hidden": "hidden states",
-    "loss_pooled": "text vector",
-    "loss_anchor": "anchoring",
-    "loss_start": "distance to start",
-    "loss_cosent": "CoSENT",
-    "loss_cosine": "cosine",
-    "loss_inference": "entailment",
-    "loss_target": "teacher's vectors",
-}
 _WATCHED = {
     f"eval_{KOREAN}": "Korean pairs",
     f"eval_{ENGLISH}": "English pairs",
@@ -374,7 +338,7 @@ print(model.similarity(vectors, vectors))"""
 
 
 def measure(
-    accepted: Sequence[Accepted], config: EmbeddingConfig, evaluation: EvaluationData, run_dir: RunDirectory
+    accepted: Sequence[Accepted], config: EmbeddingConfig, evaluation: EvaluationData, run_dir: Run
 ) -> Measured:
     """Measure base and stages on all test sets, each against the base, and write down what was measured."""
 
@@ -393,23 +357,11 @@ def report(
     measured: Measured,
     config: EmbeddingConfig,
     data: EmbeddingData,
-    run_dir: RunDirectory,
+    run_dir: Run,
     *,
     failed: Exception | None = None,
 ) -> Path:
-    """Write model cards, curves, what words and vectors became, and the report.
-
-    Args:
-        accepted: The base and every model that was accepted.
-        measured: What `measure` returned.
-        config: Settings of the run.
-        data: What the run read.
-        run_dir: The run folder.
-        failed: Why the stage after the last accepted one was not; none when all were.
-
-    Returns:
-        The HTML report.
-    """
+    """Write model cards, curves, what words and vectors became, and the report."""
     for folder in (run_dir.best, run_dir.final):
         write_text(folder / "README.md", card(config, data, measured.scores, folder))
         write_manifest(folder)
@@ -425,13 +377,13 @@ def report(
 
 
 def training_figures(folder: Path) -> list[dict[str, Any]]:
-    """Describe losses, and what the guard saw, of every training of the run."""
+    """Describe losses, and what the retention check saw, of every training of the run."""
     figures: list[dict[str, Any]] = []
     for history in sorted((folder / "training").glob("*/history.jsonl")):
         name, rows = history.parent.name, read_json_lines(history)
-        for kind, names, label in (("losses", _LOSSES, "loss"), ("watched", _WATCHED, "correlation or cosine")):
+        for kind, names, label in (("losses", LABELS, "loss"), ("watched", _WATCHED, "correlation or cosine")):
             if series := _series(rows, names):
-                title = "losses" if kind == "losses" else "what the guard saw"
+                title = "losses" if kind == "losses" else "what the retention check saw"
                 figures.append(
                     {
                         "id": f"{name}-{kind}",

@@ -1,34 +1,23 @@
-"""A model under its new tokens learns to say what it said under the old ones.
+"""Losses of embedding models: functions of tensors, the row that each is in a stage, and the module that sums rows.
 
-An appended merge only joins tokens: every new encoding is a coarsening of the old one, and the last old token inside a
-new token has read exactly what the new token has read. So the hidden states there can be asked to agree.
+An appended merge only joins tokens, so every new encoding is a coarsening of the old one, and the last old token inside
+a new token has read exactly what the new token has read. Self-distillation asks the hidden states there to agree.
 
-Shape letters: B = texts, T = new tokens of a text with padding, S = old ones with padding, H = hidden width, D =
-dimensions of a text's vector.
-
-Korean vectors are pulled to where the frozen base put the English of the same meaning.
-
-Shape letters: B = sentence pairs, D = dimensions.
-
-How far have weights gone from where they started?
-
-What labelled pairs teach: scores order or set cosines, what follows attracts and what contradicts repels.
-
-Shape letters: B = pairs, D = dimensions.
-
-Does a text find itself again after another dropout, among all others?
-
-Shape letters: B = texts, N = texts of all ranks, D = dimensions.
+Shape letters: B = texts or pairs of the batch, N = texts of all ranks, T = new tokens of a text with padding, S = old
+ones with padding, H = hidden width, D = dimensions of a vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
+
+from soju.training.cached_gradients import cached_losses
 
 NOWHERE = -1
 """Index of a new token that has no old one: padding."""
@@ -80,32 +69,22 @@ def last_old_positions(lengths_BT: Tensor, *, start_B: Tensor | None = None) -> 
     return last_BT.masked_fill(lengths_BT == 0, NOWHERE)
 
 
-def state_distillation(
-    new_BTH: Tensor,
-    old_BSH: Tensor,
-    last_old_BT: Tensor,
-    *,
-    distance: Literal["mse", "cosine"] = "mse",
-    only_BT: Tensor | None = None,
-) -> Tensor:
+def state_distillation(new_BTH: Tensor, old_BSH: Tensor, last_old_BT: Tensor) -> Tensor:
     """Pull the student's hidden states at its new tokens to the teacher's at the last old token of each.
 
-    ``mse``: squared distance over the width, divided by the mean square of the teacher's state, token by token, so that
-    tokens count alike however long their states are. ``cosine``: ``1 - cos``.
+    Squared distance over the width, divided by the mean square of the teacher's state, token by token, so that tokens
+    count alike however long their states are; averaged over the tokens of all texts, never over padding.
 
     Args:
         new_BTH: The student's hidden states under the new tokenisation, ``(B, T, H)``.
         old_BSH: The teacher's under the old one, ``(B, S, H)``; no gradient flows into them.
         last_old_BT: See `aligned_states`.
-        distance: Which of the two.
-        only_BT: Tokens that count, ``(B, T)`` bool, for example those with a trainable row or after one; all but
-            padding when not given.
 
     Returns:
-        Scalar float32 >= 0, unitless, averaged over the tokens that count in all texts; 0 when there is none.
+        Scalar float32 >= 0, unitless; 0 when there is no token but padding.
 
     Raises:
-        ValueError: If the shapes do not fit or the distance is unknown.
+        ValueError: If the shapes do not fit.
 
     References:
         Hinton et al. 2015, arXiv:1503.02531. Dobler et al. 2025, arXiv:2505.20133 (hidden states of a new token are
@@ -115,35 +94,33 @@ def state_distillation(
         shapes = f"{tuple(new_BTH.shape)}, {tuple(old_BSH.shape)} and {tuple(last_old_BT.shape)}"
         raise ValueError(f"new states, old states and positions must be (B, T, H), (B, S, H) and (B, T), got {shapes}")
     counts_BT = last_old_BT != NOWHERE
-    if only_BT is not None:
-        if only_BT.shape != counts_BT.shape or only_BT.dtype != torch.bool:
-            raise ValueError(f"only_BT must be bool {tuple(counts_BT.shape)}, got {tuple(only_BT.shape)}")
-        counts_BT = counts_BT & only_BT
     if not bool(counts_BT.any()):
         return new_BTH.sum() * 0.0
     with torch.autocast(new_BTH.device.type, enabled=False):
         student_NH = _wide(new_BTH[counts_BT])
         teacher_NH = _wide(aligned_states(old_BSH.detach(), last_old_BT)[counts_BT])
-        if distance == "cosine":
-            return (1 - cosine_similarity(student_NH, teacher_NH, dim=1)).mean()
-        if distance != "mse":
-            raise ValueError(f'distance must be "mse" or "cosine", got {distance!r}')
         scale_N = teacher_NH.square().mean(dim=1).clamp_min(1e-12)
         return ((student_NH - teacher_NH).square().mean(dim=1) / scale_N).mean()
 
 
 def pooled_distillation(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
-    """Pull the vector of each text to the teacher's: ``1 - cos``, averaged over texts.
+    """Pull the vector of each text to a fixed one: ``1 - cos``, averaged over texts.
+
+    The fixed vector is the untouched model's, of the same text under its old tokens, or of its English translation
+    (anchoring): under a fixed target the two languages cannot meet somewhere else, as they could if both were trained.
 
     Args:
-        student_BD: Vectors under the new tokenisation, ``(B, D)``.
-        teacher_BD: Vectors of the same texts under the old one, ``(B, D)``; no gradient flows into them.
+        student_BD: Vectors of the model in training, ``(B, D)``.
+        teacher_BD: What they are pulled to, ``(B, D)``; no gradient flows into them.
 
     Returns:
         Scalar float32 in [0, 2], unitless; 0 when every direction agrees.
 
     Raises:
         ValueError: If the shapes do not fit.
+
+    References:
+        Reimers and Gurevych 2020, arXiv:2004.09813 (a student's translations take the teacher's vectors).
     """
     if student_BD.ndim != 2 or student_BD.shape != teacher_BD.shape or len(student_BD) == 0:
         shapes = f"{tuple(student_BD.shape)} and {tuple(teacher_BD.shape)}"
@@ -154,58 +131,6 @@ def pooled_distillation(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
 def _wide(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
-
-
-def anchor(korean_BD: Tensor, english_BD: Tensor) -> Tensor:
-    """Pull each Korean vector to the base's vector of its English translation: ``1 - cos``, averaged over pairs.
-
-    The English side is a fixed target. Under a frozen base it need not be kept close to itself, and the two languages
-    cannot meet somewhere else, as they could if both were trained.
-
-    Args:
-        korean_BD: Vectors of Korean texts by the model in training, ``(B, D)``.
-        english_BD: The base's vectors of their translations, ``(B, D)``; no gradient flows into them.
-
-    Returns:
-        Scalar float32 in [0, 2], unitless.
-
-    References:
-        Reimers and Gurevych 2020, arXiv:2004.09813 (a student's translations take the teacher's vectors).
-    """
-    return pooled_distillation(korean_BD, english_BD)
-
-
-def contrastive_anchor(korean_BD: Tensor, english_BD: Tensor, *, temperature: float = 0.05) -> Tensor:
-    """Let each Korean text tell its translation from the other English texts of the batch, whose vectors are fixed.
-
-    ``-log softmax(cos(korean_b, english) / temperature)[b]``, averaged over pairs; one direction of
-    `soju.sparse.losses.in_batch_translation`, which trains both sides and takes same-language texts as
-    candidates too.
-
-    Args:
-        korean_BD: Vectors of Korean texts by the model in training, ``(B, D)``.
-        english_BD: The base's vectors of their translations, ``(B, D)``; no gradient flows into them.
-        temperature: Cosines are divided by it, > 0.
-
-    Returns:
-        Scalar float32 >= 0, in nats.
-
-    Raises:
-        ValueError: If the shapes do not fit or `temperature` is not > 0.
-
-    References:
-        van den Oord et al. 2018, arXiv:1807.03748 (InfoNCE).
-    """
-    if korean_BD.ndim != 2 or korean_BD.shape != english_BD.shape or len(korean_BD) == 0:
-        shapes = f"{tuple(korean_BD.shape)} and {tuple(english_BD.shape)}"
-        raise ValueError(f"both languages must be (B, D) of the same B >= 1 pairs, got {shapes}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
-    with torch.autocast(korean_BD.device.type, enabled=False):
-        wide = torch.float64 if korean_BD.dtype == torch.float64 else torch.float32
-        targets_BD = normalize(english_BD.detach().to(wide), dim=1)
-        logits_BB = normalize(korean_BD.to(wide), dim=1) @ targets_BD.T / temperature
-        return cross_entropy(logits_BB, torch.arange(len(korean_BD), device=korean_BD.device))
 
 
 def l2_to_start(weights: Mapping[str, Tensor], start: Mapping[str, Tensor], *, strength: float = 1.0) -> Tensor:
@@ -240,32 +165,6 @@ def l2_to_start(weights: Mapping[str, Tensor], start: Mapping[str, Tensor], *, s
         difference = weight.float() - start[name].detach().to(weight.device, torch.float32)
         total = total + difference.square().sum().to(total.device)
     return strength / 2 * total
-
-
-class L2ToStart(nn.Module):
-    """Remembers where the trainable weights of a model start, and is called for the penalty of `l2_to_start`."""
-
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], *, strength: float) -> None:
-        """Copy the weights that are trained.
-
-        Args:
-            named: Names and parameters, for example ``model.named_parameters()``; frozen ones are left out.
-            strength: See `l2_to_start`.
-
-        Raises:
-            ValueError: If none is trained.
-        """
-        super().__init__()
-        # A plain dictionary: registering them would save, move and train what is another module's.
-        self._weights = {name: weight for name, weight in named if weight.requires_grad}
-        if not self._weights:
-            raise ValueError("no weight is trained, so none can be kept near its start")
-        self._start = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        self._strength = strength
-
-    def forward(self) -> Tensor:
-        """Return the penalty of the weights as they are now."""
-        return l2_to_start(self._weights, self._start, strength=self._strength)
 
 
 def cosent(cosine_B: Tensor, score_B: Tensor, *, temperature: float = 0.05) -> Tensor:
@@ -426,3 +325,186 @@ def passes_are_equal(first_BD: Tensor, second_BD: Tensor) -> bool:
         raise ValueError(f"both passes must be (B, D) of the same B >= 1 texts, got {shapes}")
     first, second = _wide(first_BD.detach()), _wide(second_BD.detach())
     return bool(((first - second).norm(dim=1) <= 1e-6 * first.norm(dim=1)).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch as its loss components read it."""
+
+    vectors_BD: Tensor
+    """Of the texts, in the first of two passes, or of the first texts of pairs."""
+    other_BD: Tensor
+    """Of the texts in the second pass, or of the second texts of pairs; the same as `vectors_BD` under one pass."""
+    states_BTH: Tensor
+    """The student's states of the tokens; empty where texts are encoded in mini-batches."""
+    labels: Mapping[str, Tensor]
+    """What the collator and `StageLoss.complete` put there."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossComponent:
+    """One summand of a stage's loss."""
+
+    name: str
+    """``loss_NAME`` in the history."""
+    label: str
+    """In tables and plots."""
+    weight: Callable[[Any], float]
+    """Of the settings of the stage; a component of weight 0 is logged and not minimised."""
+    compute: Callable[[Batch, Any], Tensor | None]
+    """Unweighted, of a batch and the settings; ``None`` where the batch has nothing to compute it from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a stage minimises."""
+
+    components: tuple[LossComponent, ...]
+    """In the order they are summed in."""
+    reads: Literal["texts", "texts twice", "pairs"] = "texts"
+
+
+def _simcse(batch: Batch, settings: Any) -> Tensor:
+    each = []
+    for width in (*settings.matryoshka, batch.vectors_BD.shape[1]):
+        candidates_ND, rank = gathered(batch.other_BD[:, :width])
+        both = batch.vectors_BD[:, :width], batch.other_BD[:, :width]
+        each.append(simcse(*both, temperature=settings.temperature, negatives_ND=candidates_ND, rank=rank))
+    return torch.stack(each).mean()
+
+
+def _hidden(batch: Batch, settings: Any) -> Tensor:
+    return state_distillation(batch.states_BTH, batch.labels["taught_states"], batch.labels["last_old_BT"])
+
+
+def _pooled(batch: Batch, settings: Any) -> Tensor:
+    widths = (*settings.matryoshka, batch.vectors_BD.shape[1])
+    sides = batch.vectors_BD, batch.labels["taught_vectors"]
+    return torch.stack([pooled_distillation(*(side[:, :width] for side in sides)) for width in widths]).mean()
+
+
+def _anchor(batch: Batch, settings: Any) -> Tensor | None:
+    if "target" not in batch.labels:
+        return None
+    has_B = batch.labels["has_target"]
+    if not bool(has_B.any()):
+        return batch.vectors_BD.sum() * 0.0
+    return pooled_distillation(batch.vectors_BD[has_B], batch.labels["target"][has_B])
+
+
+def _target(batch: Batch, settings: Any) -> Tensor:
+    return pooled_distillation(batch.vectors_BD, batch.labels["target"])
+
+
+def _cosent(batch: Batch, settings: Any) -> Tensor:
+    cosine_B = cosines(batch.vectors_BD, batch.other_BD)
+    return cosent(cosine_B, batch.labels["score"], temperature=settings.temperature)
+
+
+def _cosine(batch: Batch, settings: Any) -> Tensor:
+    return cosine_score(cosines(batch.vectors_BD, batch.other_BD), batch.labels["score"])
+
+
+def _inference(batch: Batch, settings: Any) -> Tensor:
+    entailed_B = batch.labels["score"] > 0
+    return entailment_contrast(batch.vectors_BD, batch.other_BD, entailed_B, temperature=settings.temperature)
+
+
+def _one(settings: Any) -> float:
+    return 1.0
+
+
+SIMCSE = LossComponent("simcse", "SimCSE", _one, _simcse)
+HIDDEN = LossComponent("hidden", "hidden states", lambda settings: settings.hidden_weight, _hidden)
+POOLED = LossComponent("pooled", "text vector", lambda settings: settings.pooled_weight, _pooled)
+ANCHOR = LossComponent("anchor", "anchoring", lambda settings: settings.anchor_weight, _anchor)
+COSENT = LossComponent("cosent", "CoSENT", _one, _cosent)
+COSINE = LossComponent("cosine", "cosine", _one, _cosine)
+INFERENCE = LossComponent("inference", "entailment", _one, _inference)
+TARGET = LossComponent("target", "teacher's vectors", _one, _target)
+START, START_LABEL = "start", "distance to start"
+"""The distance to the start is a function of the weights, so it is no component of a batch."""
+
+OBJECTIVES = {
+    "simcse": Objective((SIMCSE, ANCHOR), reads="texts twice"),
+    "self_distillation": Objective((HIDDEN, POOLED, ANCHOR)),
+    "cosent": Objective((COSENT,), reads="pairs"),
+    "cosine": Objective((COSINE,), reads="pairs"),
+    "inference": Objective((INFERENCE,), reads="pairs"),
+    "target": Objective((TARGET,)),
+}
+"""By the name that settings have for them; ``target`` is how a base from scratch learns from a teacher."""
+_COMPONENTS = (SIMCSE, HIDDEN, POOLED, ANCHOR, COSENT, COSINE, INFERENCE, TARGET)
+LABELS = {"loss": "total loss", **{f"loss_{one.name}": one.label for one in _COMPONENTS}, f"loss_{START}": START_LABEL}
+"""What plots call the losses of the history."""
+
+
+class StageLoss(nn.Module):
+    """The weighted sum of an objective's components, in the shape a sentence-transformers trainer takes.
+
+    Args:
+        model: The student.
+        objective: One of `OBJECTIVES`.
+        settings: Of the stage; weights and temperature of the components.
+        complete: Adds to the labels of a batch, or changes them, before components read them.
+        mini_batch_size: Texts encoded at a time (cached gradients); all at once when not given.
+        l2_sp_weight: Weight of the distance to the start.
+        moving: What is trained, by name, for that distance.
+    """
+
+    raw_terms: dict[str, Tensor]
+    """Components of the last batch, detached and unweighted."""
+
+    def __init__(
+        self,
+        model: Any,
+        objective: str,
+        settings: Any,
+        *,
+        complete: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
+        mini_batch_size: int | None = None,
+        l2_sp_weight: float = 0.0,
+        moving: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.raw_terms = {}
+        self._objective, self._settings, self._complete = OBJECTIVES[objective], settings, complete
+        self._mini_batch_size, self._l2_sp_weight = mini_batch_size, l2_sp_weight
+        # Plain dictionaries: registering these would save, move and train what is another module's.
+        self._moving = dict(moving or {}) if l2_sp_weight else {}
+        self._start = {name: weight.detach().clone() for name, weight in self._moving.items()}
+
+    def forward(self, features: Sequence[Mapping[str, Tensor]], labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weighted losses by name; their sum is what is minimised."""
+        (texts,) = features
+        known = labels if self._complete is None else self._complete(labels)
+        given = dict(texts)
+        if self._objective.reads == "texts twice":
+            given = {name: torch.cat([texts[name], texts[name]]) for name in ("input_ids", "attention_mask")}
+        if self._mini_batch_size is None or not torch.is_grad_enabled():
+            output = self.model(given)
+            losses = self._losses(output["sentence_embedding"], output["token_embeddings"], known)
+        else:
+            losses = cached_losses(
+                lambda part: self.model(part)["sentence_embedding"],
+                given,
+                lambda vectors: self._losses(vectors, vectors.new_zeros(0), known),
+                mini_batch=self._mini_batch_size,
+            )
+        if self._start:
+            # After the cached losses: their backward pass reaches the weights through vectors alone.
+            distance = l2_to_start(self._moving, self._start)
+            self.raw_terms[START] = distance.detach()
+            losses = {**losses, START: self._l2_sp_weight * distance}
+        return losses
+
+    def _losses(self, vectors: Tensor, states: Tensor, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        once = self._objective.reads == "texts"
+        first_BD, second_BD = (vectors, vectors) if once else vectors.chunk(2)
+        batch = Batch(first_BD, second_BD, states, labels)
+        found = [(one, one.compute(batch, self._settings)) for one in self._objective.components]
+        raw = [(one, value) for one, value in found if value is not None]
+        self.raw_terms = {one.name: value.detach() for one, value in raw}
+        weighted = [(one.name, one.weight(self._settings), value) for one, value in raw]
+        return {name: weight * value for name, weight, value in weighted if weight > 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,18 +15,22 @@ from transformers.utils.logging import disable_progress_bar
 
 from soju.core.config import validate
 from soju.core.errors import BadNumbersError, MissingExtraError, RegressionError, UserError
-from soju.core.files import write_json, write_manifest
+from soju.core.files import write_json, write_manifest, write_text
 from soju.core.model_folder import STOCK_MODULES, find_model_folder
 from soju.core.recipe import Answer, DataReport, Evaluation, MtebModel, Recipe, Show, train
 from soju.core.run import Run
+from soju.embedding.adapters import load_float32
 from soju.embedding.config import EmbeddingConfig, ScratchBase
-from soju.embedding.data import EmbeddingData, EvaluationData, read_embedding_data, read_evaluation
-from soju.embedding.expanding_stage import expand_stage
+from soju.embedding.data import EmbeddingData, read_embedding_data
+from soju.embedding.evaluate import EvaluationData, read_evaluation
+from soju.embedding.expansion.expand import expand_model
 from soju.embedding.finish import measure, report
-from soju.embedding.retention import RetentionGuard
-from soju.embedding.scratch_base import load_float32, make_scratch_base
-from soju.embedding.stages import SUPERVISED, Accepted, run_stages
-from soju.training.ranks import join_ranks
+from soju.embedding.retention import KOREAN, RetentionCheck
+from soju.embedding.scratch_base import make_scratch_base
+from soju.embedding.stages import STAGES, SUPERVISED, Accepted, run_stages
+from soju.embedding.trainer import is_whole
+from soju.training.ranks import from_all, join_ranks
+from soju.training.rollback import Attempt
 
 
 def run(
@@ -65,28 +70,28 @@ def run(
     base, donor = base_and_donor(config, data, run_dir)
     accepted = [Accepted("base", base)]
 
-    # 3. What the guard will compare with: the untouched model.
+    # 3. What the retention check compares with: the untouched model.
     names = [f"stage{stage}" for stage in config.stages if stage] + [SUPERVISED] * (config.supervised is not None)
-    guard: RetentionGuard | None = None
+    check: RetentionCheck | None = None
     if names:
-        guard = RetentionGuard(data.watched_korean, data.watched_english, load_float32(base), config.retention)
+        check = RetentionCheck(data.watched_korean, data.watched_english, load_float32(base), config.retention)
 
     # 4. Stage 0: analyse, expand, initialise, certify.
     if 0 in config.stages:
         assert donor is not None
         with PartialState().main_process_first():
-            accepted.append(expand_stage(config, data, base, donor, run_dir.path, guard=guard))
+            accepted.append(expand_stage(config, data, base, donor, run_dir.path, check=check))
 
-    # 5. Stages 1 to 3 and the supervised phase: each from the accepted model of the one before, under the guard.
+    # 5. Stages 1 to 3 and the supervised phase, each from the accepted model of the one before, all checked.
     failed: RegressionError | BadNumbersError | None = None
-    if guard is not None:
-        failed = run_stages(names, config, data, accepted, guard, run_dir.path, resume=resume)
+    if check is not None:
+        failed = run_stages(names, config, data, accepted, check, run_dir.path, resume=resume)
 
     if PartialState().is_main_process:
         # 6. The last model that was accepted is the result.
         publish_best(accepted[-1].folder, run_dir)
 
-        # 7. Measure base and stages side by side; show what words and vectors became; report.
+        # 7. Measure base and stages on the same sets; show what words and vectors became; report.
         measured = measure(accepted, config, evaluation, run_dir)
         report(accepted, measured, config, data, run_dir, failed=failed)
     if failed:
@@ -97,16 +102,8 @@ def run(
 def read_run(config: EmbeddingConfig) -> tuple[EmbeddingData, EvaluationData]:
     """Read what a run learns from and what it is measured on.
 
-    Args:
-        config: Settings of the run.
-
-    Returns:
-        Both, checked against each other.
-
-    Raises:
-        DataError: If rows are broken.
-        MissingExtraError: If the settings ask for a package that is not installed.
-        UserError: If test texts stand in the training data.
+    Raises `DataError` if rows are broken. Raises `MissingExtraError` if the settings ask for a package that is not
+    installed. Raises `UserError` if test texts stand in the training data.
     """
     if 2 in config.stages and config.stage2.adapters.kind == "lora" and importlib.util.find_spec("peft") is None:
         raise MissingExtraError("stage2.adapters.kind lora", "lora")
@@ -117,16 +114,7 @@ def read_run(config: EmbeddingConfig) -> tuple[EmbeddingData, EvaluationData]:
 def base_and_donor(config: EmbeddingConfig, data: EmbeddingData, run_dir: Run) -> tuple[Path, str | None]:
     """Find the base and name the donor, or make both.
 
-    Args:
-        config: Settings of the run.
-        data: For a base from scratch.
-        run_dir: Gets it.
-
-    Returns:
-        The base's folder, and the donor's folder or hub id.
-
-    Raises:
-        UserError: If the base is no sentence-transformers folder.
+    Raises `UserError` if the base is no sentence-transformers folder.
     """
     if isinstance(config.base, ScratchBase):
         base, donor = make_scratch_base(config.base, data, run_dir.path, seed=config.seed)
@@ -136,6 +124,104 @@ def base_and_donor(config: EmbeddingConfig, data: EmbeddingData, run_dir: Run) -
     if not (folder / STOCK_MODULES).is_file():
         raise UserError(f"{config.base.model}: no modules.json, so nothing says how it pools; give an embedding model")
     return folder, config.base.donor
+
+
+def expand_stage(
+    config: EmbeddingConfig,
+    data: EmbeddingData,
+    base: Path,
+    donor: str,
+    run_folder: Path,
+    *,
+    check: RetentionCheck | None,
+) -> Accepted:
+    """Expand the base, or read what an earlier start of the run has finished.
+
+    Raises `UserError` if a tokenizer is of a kind that cannot be expanded, or the certificate fails.
+    """
+    folder, settings = run_folder / "stage0", config.expansion
+    if not is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)  # what an earlier start wrote and could not certify
+        corpus: Path | None = None
+        if settings.order == "corpus":
+            corpus = run_folder / "training" / "expansion" / "korean.txt"
+            write_text(corpus, "".join(" ".join(text.split()) + "\n" for text in data.korean))
+        initialiser: str = settings.initialiser
+        if settings.init_probe and check is not None:
+            initialiser = choose_initialiser(config, data, base, donor, check, run_folder, corpus=corpus)
+        expand_model(
+            str(base),
+            donor,
+            folder,
+            corpus=corpus,
+            pairs=data.pairs,
+            method=settings.method,
+            initialiser=initialiser,
+            limit=settings.limit,
+            speed=settings.speed,
+            seed=config.seed,
+        )
+        if corpus is not None:
+            shutil.rmtree(corpus.parent)  # a copy of texts has no place in a run
+    certificate = folder / "certificate.json"
+    looks = json.loads(certificate.read_text(encoding="utf-8"))
+    return Accepted("stage0", folder, looks)
+
+
+PROBE = "probe"
+"""Folder below ``training`` that the probe works in."""
+
+
+def choose_initialiser(
+    config: EmbeddingConfig,
+    data: EmbeddingData,
+    base: Path,
+    donor: str,
+    check: RetentionCheck,
+    run_folder: Path,
+    *,
+    corpus: Path | None,
+) -> str:
+    """Try the initialisers that the settings name, or read what an earlier start of the run found.
+
+    Raises `UserError` if an initialiser cannot be used, or several processes run.
+    """
+    folder, settings = run_folder / "training" / PROBE, config.expansion
+    record = folder / "probe.json"
+    if len(from_all(0)) > 1:
+        raise UserError("expansion.init_probe: works on one process; run stage 0 alone first, or name one initialiser")
+    if not record.is_file():
+        found = {}
+        for method in settings.init_probe:
+            own = folder / method
+            shutil.rmtree(own, ignore_errors=True)
+            start = expand_model(
+                str(base), donor, own / "stage0", corpus=corpus, pairs=data.pairs, method=settings.method,
+                initialiser=method, limit=settings.limit, speed=False, seed=config.seed,
+            )  # fmt: skip
+            write_manifest(start)
+            found[method] = _probe(method, config, data, start, base, check, own)
+            shutil.rmtree(own)
+        write_json(record, found)
+    scores = json.loads(record.read_text(encoding="utf-8"))
+    chosen: str = max(settings.init_probe, key=lambda method: scores[method]["after"][KOREAN])
+    return chosen
+
+
+def _probe(
+    method: str,
+    config: EmbeddingConfig,
+    data: EmbeddingData,
+    start: Path,
+    base: Path,
+    check: RetentionCheck,
+    folder: Path,
+) -> dict[str, dict[str, float]]:
+    steps = config.expansion.probe_steps
+    settings = config.stage1.model_copy(update={"max_steps": steps, "eval_steps": steps, "logging_steps": steps})
+    trainer = STAGES["stage1"]("stage1", settings, config, data, start, base, folder).trainer(Attempt(), None)
+    trainer.train()
+    return {"before": check(load_float32(start).eval()), "after": check(trainer.model.eval())}
 
 
 def publish_best(folder: Path, run_dir: Run) -> None:
@@ -212,7 +298,8 @@ class EmbeddingRecipe(Recipe[EmbeddingConfig, tuple[EmbeddingData, EvaluationDat
     ) -> Evaluation:
         """Measure models on the sets of a configuration; only its evaluation is looked at."""
         from soju.embedding.evaluate import compare_models
-        from soju.report.tables import model_rows, models_table
+        from soju.report.tables import model_rows
+        from soju.report.terminal import models_table
 
         given = {name: value for name, value in (("resamples", samples), ("seed", seed)) if value is not None}
         if given:
@@ -226,7 +313,7 @@ class EmbeddingRecipe(Recipe[EmbeddingConfig, tuple[EmbeddingData, EvaluationDat
         """Train a pico model on our own samples and show what changed."""
         from sentence_transformers import SentenceTransformer
 
-        from soju.report.run_report import run_tables
+        from soju.report.terminal import run_tables
 
         show("Making a small English embedding model, giving it Korean, stage by stage ...")
         trained = train(_DEMO, out=folder)

@@ -31,7 +31,7 @@ LOWEST = -1.0
 _UNITS = {KOREAN: "correlation", ENGLISH: "correlation", COSINE: "cosine"}
 
 
-class RetentionGuard(BaseEvaluator):
+class RetentionCheck(BaseEvaluator):
     """Looks at a model: Korean and English pairs, and how far English vectors have gone from the untouched model's.
 
     Args:
@@ -106,7 +106,7 @@ def _sides(pairs: Sequence[SimilarityPair]) -> tuple[list[str], list[str]]:
 class RetentionGate:
     """Judges each look at a stage: English against the untouched model, Korean against the best of the stage so far."""
 
-    guard: RetentionGuard
+    check: RetentionCheck
     settings: RetentionSettings
     start: Mapping[str, float]
     """What the model scored that the stage started from."""
@@ -119,15 +119,7 @@ class RetentionGate:
         on_main_process(lambda: self._judge(values, step=step, attempt=attempt))
 
     def verdict(self, values: Mapping[str, float], *, before_step: int | None = None) -> Verdict:
-        """Judge a look.
-
-        Args:
-            values: What `RetentionGuard` found.
-            before_step: Korean is compared with looks before this step, and with the start of the stage.
-
-        Returns:
-            The verdict.
-        """
+        """Judge a look."""
         gate = QualityGate(
             [
                 Threshold(metric=ENGLISH, max_drop=self.settings.english_drop),
@@ -136,8 +128,8 @@ class RetentionGate:
             ]
         )
         best_korean = max([self.start[KOREAN], *self._earlier(before_step)])
-        baseline = {ENGLISH: self.guard.of_base[ENGLISH], COSINE: 1.0, KOREAN: best_korean}
-        return gate.judge(self.guard.scores(values, "model"), self.guard.scores(baseline, "baseline"))
+        baseline = {ENGLISH: self.check.of_base[ENGLISH], COSINE: 1.0, KOREAN: best_korean}
+        return gate.judge(self.check.scores(values, "model"), self.check.scores(baseline, "baseline"))
 
     def _earlier(self, before_step: int | None) -> list[float]:
         rows = read_verdicts(self.record)
@@ -152,7 +144,7 @@ class RetentionGate:
 
     def _judge(self, values: Mapping[str, float], *, step: int, attempt: int) -> None:
         verdict = self.verdict(values, before_step=step)
-        scores = self.guard.scores(values, "model")
+        scores = self.check.scores(values, "model")
         record_verdict(self.record, verdict, where="training", step=step, attempt=attempt, scores=scores)
         if not verdict.passed:
             raise RegressionError(f"step {step:,}: {'; '.join(verdict.reasons)}")

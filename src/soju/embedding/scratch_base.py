@@ -1,18 +1,18 @@
-"""Train a byte-level BPE tokenizer in the layout of Qwen: pre-tokenizer, special tokens, end of text.
-
-Make a base without a hub: a tokenizer that knows English, a small encoder like Qwen3, a donor tokenizer.
+"""A base made without a hub: a tokenizer that knows English, a small encoder like Qwen3, a donor tokenizer.
 
 What comes out is the kind of folder that Qwen3-Embedding is: byte-level BPE, ``<|endoftext|>`` at the end of each text,
 padding on the left, the vector of the last token (or the mean of all), length 1.
+
+Shape letters: N = texts, V = tokens, T = width of the teacher's vectors, D = width of the student's.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,17 +22,26 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import Qwen3Config, Qwen3Model
 
-from soju.core.errors import IntegrityError, UserError
-from soju.core.files import verify_manifest, write_json, write_manifest, write_text
+from soju.core.errors import UserError
+from soju.core.files import write_json, write_manifest, write_text
 from soju.data.splits import spread
-from soju.embedding.config import DistillationSettings, OptimiserSettings, ScratchBase
-from soju.embedding.data import EmbeddingData
-from soju.embedding.rows import Encode, LabelledPairs, PairCollator, TextCollator, TextRows, encoder_of
-from soju.embedding.stage_loss import NamedTerms, PairLoss, TargetLoss
-from soju.embedding.trainable import all_group, load_trainable, transformer_of
-from soju.embedding.trainer import StageTrainer, refuse_few_rows, stage_arguments
+from soju.embedding.adapters import load_float32
+from soju.embedding.config import DistillationSettings, ScratchBase, StageSettings
+from soju.embedding.data import Collator, EmbeddingData, LabelledPairs, Rows, TextRows, encoder_of
+from soju.embedding.losses import StageLoss
+from soju.embedding.trainer import (
+    StageTrainer,
+    all_group,
+    is_whole,
+    load_trainable,
+    places_of,
+    refuse_few_rows,
+    stage_arguments,
+    transformer_of,
+)
 from soju.teachers.cache import cached_embeddings
 from soju.teachers.dense import SentenceTransformerTeacher
 from soju.training.checkpoints import newest_verified, publish, resume_path
@@ -71,7 +80,7 @@ def train_byte_bpe(texts: Iterable[str], vocabulary: int, folder: Path, *, max_l
         The tokenizer. ``<|endoftext|>`` ends each text and pads on the left.
 
     Raises:
-        UserError: If `vocabulary` has no room beside the 256 bytes.
+        UserError: If `vocabulary` has no room for more than the 256 bytes.
     """
     if vocabulary <= BYTES:
         raise UserError(f"vocabulary: {vocabulary} tokens; a byte-level tokenizer needs more than {BYTES}")
@@ -132,17 +141,7 @@ BASE, DONOR = "base", "donor"
 def make_scratch_base(settings: ScratchBase, data: EmbeddingData, folder: Path, *, seed: int) -> tuple[Path, Path]:
     """Make base and donor below the run folder, or find what an earlier start of the run has finished.
 
-    Args:
-        settings: Of the base.
-        data: Texts and pairs of the run.
-        folder: The run folder.
-        seed: Of the run.
-
-    Returns:
-        The base's folder and the donor's.
-
-    Raises:
-        UserError: If there are no English texts, or too few rows.
+    Raises `UserError` if there are no English texts, or too few rows.
     """
     if not data.english:
         raise UserError("base: kind scratch needs English texts; give data.english, data.pairs or data.passages")
@@ -174,15 +173,6 @@ def _publish(trained: SentenceTransformer, folder: Path) -> None:
     staged = _empty(folder / f".{BASE}.saving")
     trained.save(str(staged), create_model_card=False)
     publish(staged, folder / BASE)
-
-
-def is_whole(folder: Path) -> bool:
-    """Tell whether a folder verifies against its manifest."""
-    try:
-        verify_manifest(folder)
-    except IntegrityError:
-        return False
-    return True
 
 
 def _empty(folder: Path) -> Path:
@@ -236,55 +226,41 @@ def train_base(
 ) -> SentenceTransformer:
     """Teach an untrained encoder to embed; a training that was begun goes on.
 
-    Args:
-        start: The untrained encoder.
-        settings: How it learns.
-        data: Texts and pairs of the run.
-        folder: Gets checkpoints and history.
-        seed: Of the run.
-
-    Returns:
-        The trained encoder.
-
-    Raises:
-        UserError: If there are too few texts or pairs.
+    Raises `UserError` if there are too few texts or pairs.
     """
     model = load_float32(start)
     groups = [all_group(model)]
-    optimiser = OptimiserSettings(
-        batch_size=settings.batch_size,
+    optimiser = StageSettings(
+        per_device_train_batch_size=settings.per_device_train_batch_size,
         max_steps=settings.max_steps,
         learning_rate=settings.learning_rate,
         mixed_precision="bf16" if torch.cuda.is_available() else "off",
-        validate_every=settings.save_every,
+        eval_steps=settings.save_steps,
     )
-    encode, pad = encoder_of(model, max_length=None), _padding(model)
-    rows: TextRows | LabelledPairs
-    loss: NamedTerms
+    rows: Rows
     if settings.teacher is None:
         pairs = spread(data.pairs, settings.texts)
         rows = LabelledPairs([pair.ko for pair in pairs], [pair.en for pair in pairs], [1.0] * len(pairs))
-        collator: Any = PairCollator(rows, encode, **pad)
-        loss = PairLoss(model, "inference", settings.temperature)
+        lengths, loss = rows.lengths, StageLoss(model, "inference", settings)
     else:
         with PartialState().main_process_first():
             rows = taught_rows(settings, data)
-        collator = TextCollator(rows, encode, **pad)
+        # Tokens, not characters: a base that spells Korean in bytes needs far more for it than characters tell.
+        lengths = np.array([len(ids) for ids in encoder_of(model, max_length=None)(rows.texts)], np.int64)
         assert rows.targets_ND is not None
         project_DT = projection(rows.targets_ND, model.get_embedding_dimension())
         if settings.rows_from_teacher:
             with PartialState().main_process_first():
                 rows_from_teacher(model, settings, project_DT)
-        loss = TargetLoss(model, project_DT)
+        loss = StageLoss(model, "target", settings, complete=partial(_projected, project_DT))
     refuse_few_rows(len(rows), optimiser, place="data.pairs", ranks=PartialState().num_processes)
     trainer = StageTrainer(
         groups=groups,
-        warm_up=optimiser.warm_up,
         model=model,
-        args=stage_arguments(optimiser, folder, _lengths(rows, encode), seed=seed, chosen_by=None),
-        train_dataset=rows.dataset(),
+        args=stage_arguments(optimiser, folder, lengths, seed=seed, chosen_by=None),
+        train_dataset=places_of(rows),
         loss=loss,
-        data_collator=collator,
+        data_collator=Collator(rows, model),
         history=folder / "history.jsonl",
     )
     begun = on_main_process(lambda: resume_path(folder / "checkpoints").path)
@@ -297,11 +273,11 @@ def train_base(
     return trained
 
 
-def _lengths(rows: TextRows | LabelledPairs, encode: Encode) -> NDArray[np.int64]:
-    """Return tokens of texts: a base that spells Korean in bytes needs far more for it than characters tell."""
-    if isinstance(rows, LabelledPairs):
-        return rows.lengths
-    return np.array([len(ids) for ids in encode(rows.texts)], np.int64)
+def _projected(project_DT: Tensor | None, labels: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Turn the teacher's vectors of a batch into such of the student's width."""
+    if project_DT is None:
+        return labels
+    return {**labels, "target": labels["target"] @ project_DT.to(labels["target"].device).T}
 
 
 def taught_rows(settings: DistillationSettings, data: EmbeddingData) -> TextRows:
@@ -319,7 +295,7 @@ def taught_rows(settings: DistillationSettings, data: EmbeddingData) -> TextRows
     return TextRows([*english, *korean], targets_ND, target_of.astype(np.int64))
 
 
-def projection(targets_ND: NDArray[np.float32], width: int) -> torch.Tensor | None:
+def projection(targets_ND: NDArray[np.float32], width: int) -> Tensor | None:
     """Return the directions in which the teacher's vectors differ most, ``(width, D)``; none when widths are equal.
 
     A narrower student learns the teacher's vectors in these directions (principal components without centring), which
@@ -339,18 +315,11 @@ def projection(targets_ND: NDArray[np.float32], width: int) -> torch.Tensor | No
 
 
 @torch.no_grad()
-def rows_from_teacher(
-    model: SentenceTransformer, settings: DistillationSettings, project_DT: torch.Tensor | None
-) -> None:
+def rows_from_teacher(model: SentenceTransformer, settings: DistillationSettings, project_DT: Tensor | None) -> None:
     """Set a token's embedding to the teacher's vector of its text, as static embeddings are distilled (model2vec).
 
     Vectors are projected, centred and given the length of a normalised hidden state, so that the mean of a text's
     tokens means something before the first step. Tokens that are part of a character keep what they have.
-
-    Args:
-        model: An untrained encoder of width D.
-        settings: Teacher and cache.
-        project_DT: See `projection`.
     """
     assert settings.teacher is not None
     tokenizer, special = model.tokenizer, set(model.tokenizer.all_special_ids)
@@ -366,12 +335,3 @@ def rows_from_teacher(
     vectors_ND = torch.nn.functional.normalize(vectors_ND - vectors_ND.mean(dim=0), dim=1)
     embedding_VD = transformer_of(model).get_input_embeddings().weight  # type: ignore[operator]
     embedding_VD[torch.tensor(list(texts))] = (vectors_ND * vectors_ND.shape[1] ** 0.5).to(embedding_VD)
-
-
-def load_float32(folder: Path) -> SentenceTransformer:
-    """Load a model for training: float32, so that small steps do not round away; no code of others is run."""
-    return SentenceTransformer(str(folder), model_kwargs={"dtype": "float32"}, local_files_only=True)
-
-
-def _padding(model: SentenceTransformer) -> dict[str, Any]:
-    return {"pad_id": model.tokenizer.pad_token_id, "left": model.tokenizer.padding_side == "left"}

@@ -1,12 +1,10 @@
-"""One training stage: what moves, what it learns from, what is minimised, how its model is loaded and saved.
-
-Train one stage: from the accepted model of the stage before to an accepted model, a folder that loads by itself.
-"""
+"""Training stages: what each moves and learns from, and how its result becomes an accepted model."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,74 +14,72 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
 from soju.core.errors import BadNumbersError, RegressionError, UserError
 from soju.core.files import verify_manifest, write_json
 from soju.data.splits import spread
-from soju.embedding.adapter_modules import MARK, AdaptedTransformer, AdapterSettings, Kind
+from soju.embedding.adapter_modules import AdapterSettings, layers_of
 from soju.embedding.adapters import (
-    FOLDABLE,
-    adapter_parameters_by_layer,
+    LORA_MARK,
     add_adapters,
     add_lora,
-    describe_adapters,
-    describe_lora,
-    fold_adapters,
-    load_adapted,
-    merge_lora,
-    save_adapted,
+    has_adapters,
+    load_float32,
+    parameters_by_layer,
+    save_model,
+    settle_adapters,
 )
 from soju.embedding.config import (
     EmbeddingConfig,
-    OptimiserSettings,
     Stage1Settings,
     Stage2Settings,
     Stage3Settings,
-    StageAdapterSettings,
+    StageSettings,
     SupervisedSettings,
     UnsupervisedSettings,
 )
-from soju.embedding.data import CACHE, EmbeddingData, anchored_rows
+from soju.embedding.data import CACHE, Collator, EmbeddingData, LabelledPairs, Rows, TextRows, anchored_rows
 from soju.embedding.expansion.merges import EXPANSION_FILE, Expansion
-from soju.embedding.retention import CHOSEN_BY, RetentionGate, RetentionGuard
-from soju.embedding.rows import LabelledPairs, PairCollator, TextCollator, TextRows, encoder_of
-from soju.embedding.scratch_base import is_whole, load_float32
-from soju.embedding.stage_loss import (
-    NamedTerms,
-    PairLoss,
-    SelfDistillationLoss,
-    SimCseLoss,
-    refuse_equal_passes,
-    refuse_mini_batch_on_several,
-)
-from soju.embedding.trainable import (
+from soju.embedding.losses import StageLoss, passes_are_equal
+from soju.embedding.retention import CHOSEN_BY, RetentionCheck, RetentionGate
+from soju.embedding.trainer import (
     Group,
     PartitionedEmbedding,
+    StageTrainer,
     block_group,
     embedding_group,
     fold_embedding,
-    freeze,
     gradual,
-    layers_of,
+    is_whole,
     load_trainable,
     partition_embedding,
+    places_of,
+    refuse_few_rows,
     set_dropout,
+    stage_arguments,
     tensors_of,
     transformer_of,
 )
-from soju.embedding.trainer import StageTrainer, refuse_few_rows, stage_arguments
 from soju.training.checkpoints import newest_verified, publish
 from soju.training.gate import passed_steps, read_verdicts
-from soju.training.ranks import on_main_process
+from soju.training.ranks import from_all, on_main_process
 from soju.training.rollback import Attempt, RollbackSettings, train_judged
+from soju.training.state import seeded
+
+SUPERVISED = "supervised"
+FROM_STAGE_0 = (EXPANSION_FILE, "certificate.json")
+"""Files that go from one stage's folder to the next."""
+PARITY = 1e-5
+"""Largest difference of a saved and reloaded model's vectors, whose length is 1."""
 
 
 @dataclass(frozen=True)
-class StageRun:
-    """One stage with everything it needs."""
+class StageRun(ABC):
+    """One stage with everything it needs. A subclass says what moves, what it learns from and what is minimised."""
 
     name: str
-    settings: OptimiserSettings
+    settings: StageSettings
     config: EmbeddingConfig
     data: EmbeddingData
     start: Path
@@ -107,203 +103,266 @@ class StageRun:
         """What stage 0 added; none for a model that was not expanded."""
         return Expansion.load(self.start) if (self.start / EXPANSION_FILE).is_file() else None
 
-    # What moves.
+    @abstractmethod
+    def groups(self, model: SentenceTransformer) -> list[Group]:
+        """Return what moves of a frozen model; `UserError` if it lacks what is to be trained."""
 
-    def prepared(self) -> tuple[SentenceTransformer, list[Group]]:
-        """Return a fresh copy of the start, and what the stage trains of it.
-
-        Returns:
-            Model and groups of parameters.
-
-        Raises:
-            UserError: If the model lacks what is to be trained.
-        """
-        model = load_stage(self.start)
-        freeze(model)
-        groups = self._groups(model)
-        return model, groups
-
-    def _groups(self, model: SentenceTransformer) -> list[Group]:
-        settings = self.settings
-        if isinstance(settings, Stage1Settings):
-            if settings.train_rows == "all":
-                return [embedding_group(model)]
-            if self.expansion is None:
-                raise UserError(
-                    f"{self.start}: no {EXPANSION_FILE}, so there are no new rows to train; run stage 0 first, or set "
-                    "stage1.train_rows to all"
-                )
-            rows = partition_embedding(transformer_of(model), self.expansion.first_id)
-            name = next(name for name, value in model.named_parameters() if value is rows.tail)
-            return [Group("new rows", {name: rows.tail})]
-        if isinstance(settings, Stage2Settings):
-            if settings.adapters.kind == "lora":
-                return gradual(self._lora(model, settings.adapters), settings.unfreeze_over)
-            if not has_adapters(model):
-                self._add_adapters(model, settings.adapters, settings.adapters.kind)
-            return gradual(_adapters_of(model), settings.unfreeze_over)
-        if isinstance(settings, SupervisedSettings) and settings.trains == "adapters":
-            if not has_adapters(model):
-                raise UserError(
-                    f"supervised.trains adapters: {self.start} has none of its own; take a kind that is not folded "
-                    "(bottleneck, gated) in stage2.adapters, or train blocks"
-                )
-            return gradual(_adapters_of(model), 0)
-        assert isinstance(settings, Stage3Settings | SupervisedSettings)
-        return [block_group(model, settings.blocks)]
-
-    def _add_adapters(self, model: SentenceTransformer, ours: StageAdapterSettings, kind: Kind) -> None:
-        layers = _adapted_layers(model, ours.top_layers)
-        wanted = AdapterSettings(kind=kind, hidden=ours.hidden, dropout=ours.dropout, layers=layers)
-        add_adapters(model, wanted, seed=self.config.seed)
-
-    def _lora(self, model: SentenceTransformer, ours: StageAdapterSettings) -> dict[int, dict[str, torch.nn.Parameter]]:
-        layers, seed = _adapted_layers(model, ours.top_layers), self.config.seed
-        updates = add_lora(transformer_of(model), rank=ours.hidden, dropout=ours.dropout, layers=layers, seed=seed)
-        moving = {id(update) for update in updates}
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        by_layer = {
-            number: {names[id(value)]: value for value in layer.parameters() if id(value) in moving}
-            for number, layer in enumerate(layers_of(model))
-        }
-        return {number: found for number, found in by_layer.items() if found}
-
-    # What it learns from, and what is minimised.
-
-    @cached_property
-    def rows(self) -> TextRows | LabelledPairs:
+    @property
+    @abstractmethod
+    def rows(self) -> Rows:
         """What the stage learns from."""
-        if isinstance(self.settings, SupervisedSettings):
-            firsts, seconds, labels = zip(*self.data.labelled, strict=True) if self.data.labelled else ((), (), ())
-            return LabelledPairs(firsts, seconds, labels)
-        assert isinstance(self.settings, UnsupervisedSettings)
-        texts = self.data.stage_texts[int(self.name.removeprefix("stage"))]
-        return anchored_rows(
-            texts,
-            spread(self.data.pairs, self.settings.max_anchors or len(self.data.pairs)),
-            self.base,
-            weight=self.settings.anchor_weight,
-            cache=self.run_folder / "training" / CACHE,
-        )
 
-    def loss(self, model: SentenceTransformer, groups: list[Group]) -> NamedTerms:
-        """Return what is minimised."""
-        settings = self.settings
-        more: dict[str, Any] = {
-            "start_weight": getattr(settings, "start_weight", 0.0),
-            "moving": tensors_of(groups),
-        }
-        if isinstance(settings, SupervisedSettings):
-            return PairLoss.of(model, settings, **more)
-        assert isinstance(settings, UnsupervisedSettings)
-        if settings.objective == "simcse":
-            return SimCseLoss(model, settings, **more)
-        teacher = load_float32(self.base).to(model.device).eval().requires_grad_(False)
+    @property
+    @abstractmethod
+    def objective(self) -> str:
+        """What is minimised, see `soju.embedding.losses.OBJECTIVES`."""
 
-        def teach(features: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-            output = teacher(features)
-            return output["token_embeddings"], output["sentence_embedding"]
+    @property
+    def l2_sp_weight(self) -> float:
+        """Weight of the distance to the weights that the stage started from."""
+        return 0.0
 
-        return SelfDistillationLoss(model, teach, settings, **more)
-
-    def collator(self, model: SentenceTransformer) -> Any:
+    def collator(self, model: SentenceTransformer) -> Collator:
         """Return what makes batches."""
-        encode = encoder_of(model, max_length=self.settings.max_length)
-        pad: dict[str, Any] = {
-            "pad_id": model.tokenizer.pad_token_id,
-            "left": model.tokenizer.padding_side == "left",
-        }
-        if isinstance(self.rows, LabelledPairs):
-            return PairCollator(self.rows, encode, **pad)
-        distils = isinstance(self.settings, UnsupervisedSettings) and self.settings.objective == "self_distillation"
-        return TextCollator(self.rows, encode, **pad, decompositions=self._old_ids if distils else None)
+        return Collator(self.rows, model, max_length=self.settings.max_length)
 
-    def _old_ids(self, token: int) -> list[int]:
-        return [token] if self.expansion is None else self.expansion.collapse([token])
+    def complete(self, model: SentenceTransformer) -> Any:
+        """Return what completes the labels of a batch, see `StageLoss`; none when nothing is to be added."""
+        return None
 
-    def trainer(self, attempt: Attempt, guard: RetentionGuard | None) -> StageTrainer:
+    def prepare(self, model: SentenceTransformer, collator: Collator) -> None:  # noqa: B027 - most need none
+        """Get a model ready to be trained; `UserError` if it could learn nothing."""
+
+    def started(self) -> tuple[SentenceTransformer, list[Group]]:
+        """Return a fresh copy of the start, frozen but for what moves, and what moves."""
+        model = load_float32(self.start)
+        model.requires_grad_(False)
+        return model, self.groups(model)
+
+    def trainer(self, attempt: Attempt, check: RetentionCheck | None) -> StageTrainer:
         """Put model, rows, loss and arguments into a trainer."""
-        model, groups = self.prepared()
+        settings, name = self.settings, self.name
+        model, groups = self.started()
         collator = self.collator(model)
-        if isinstance(self.settings, UnsupervisedSettings):
-            set_dropout(model, self.settings.dropout if self.settings.objective == "simcse" else 0.0)
-            refuse_mini_batch_on_several(self.settings, self.name)
-            if self.settings.objective == "simcse":
-                batch = collator([{"row": row} for row in range(min(2, len(self.rows)))])
-                features = {name: batch[f"text_{name}"] for name in ("input_ids", "attention_mask")}
-                refuse_equal_passes(model, features, setting=f"{self.name}.dropout")
-        refuse_few_rows(len(self.rows), self.settings, place=self.name, ranks=PartialState().num_processes)
+        if settings.mini_batch_size is not None and len(from_all(0)) > 1:  # their gradients would be averaged each time
+            raise UserError(
+                f"{name}.mini_batch_size: works on one process; leave it out, or lower per_device_train_batch_size"
+            )
+        self.prepare(model, collator)
+        refuse_few_rows(len(self.rows), settings, place=name, ranks=PartialState().num_processes)
+        loss = StageLoss(
+            model,
+            self.objective,
+            settings,
+            complete=self.complete(model),
+            mini_batch_size=settings.mini_batch_size,
+            l2_sp_weight=self.l2_sp_weight,
+            moving=tensors_of(groups),
+        )
+        arguments = stage_arguments(
+            settings,
+            self.folder,
+            self.rows.lengths,
+            seed=self.config.seed,
+            data_order=attempt.data_order,
+            chosen_by=CHOSEN_BY if check else None,
+        )
         return StageTrainer(
             groups=groups,
-            warm_up=self.settings.warm_up,
             model=model,
-            args=stage_arguments(
-                self.settings,
-                self.folder,
-                self.rows.lengths,
-                seed=self.config.seed,
-                data_order=attempt.data_order,
-                chosen_by=CHOSEN_BY if guard else None,
-            ),
-            train_dataset=self.rows.dataset(),
-            loss=self.loss(model, groups),
-            evaluator=guard,
+            args=arguments,
+            train_dataset=places_of(self.rows),
+            loss=loss,
+            evaluator=check,
             data_collator=collator,
             history=self.folder / "history.jsonl",
             learning_rate_scale=attempt.learning_rate_scale,
         )
 
 
-def load_stage(folder: Path) -> SentenceTransformer:
-    """Load the model of a stage in float32, adapters included, running no code from its folder."""
-    return load_adapted(folder, model_kwargs={"dtype": "float32"}, local_files_only=True)
+class TextStage(StageRun):
+    """Learns from Korean texts without labels, and from the Korean sides of sentence pairs that are anchored."""
+
+    settings: UnsupervisedSettings
+
+    @cached_property
+    def rows(self) -> TextRows:
+        """The texts of the stage."""
+        return anchored_rows(
+            self.data.stage_texts[int(self.name.removeprefix("stage"))],
+            spread(self.data.pairs, self.settings.max_anchors or len(self.data.pairs)),
+            self.base,
+            weight=self.settings.anchor_weight,
+            cache=self.run_folder / "training" / CACHE,
+        )
+
+    @property
+    def objective(self) -> str:
+        """As the settings say."""
+        return self.settings.objective
+
+    @property
+    def distils(self) -> bool:
+        """Whether the untouched model teaches."""
+        return self.objective == "self_distillation"
+
+    def collator(self, model: SentenceTransformer) -> Collator:
+        """Return what makes batches, the old tokens below the new ones when they are taught."""
+        old_ids = self._old_ids if self.distils else None
+        return Collator(self.rows, model, max_length=self.settings.max_length, decompositions=old_ids)
+
+    def _old_ids(self, token: int) -> list[int]:
+        return [token] if self.expansion is None else self.expansion.collapse([token])
+
+    def complete(self, model: SentenceTransformer) -> Any:
+        """Return what adds the untouched model's states and vectors under the old tokens."""
+        if not self.distils:
+            return None
+        teacher = load_float32(self.base).to(model.device).eval().requires_grad_(False)
+
+        @torch.no_grad()
+        def complete(labels: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            output = teacher({name: labels[f"old_{name}"] for name in ("input_ids", "attention_mask")})
+            return {
+                **labels,
+                "taught_states": output["token_embeddings"],
+                "taught_vectors": output["sentence_embedding"],
+            }
+
+        return complete
+
+    def prepare(self, model: SentenceTransformer, collator: Collator) -> None:
+        """Set the dropout; refuse SimCSE on a model whose two passes come out equal all the same."""
+        set_dropout(model, 0.0 if self.distils else self.settings.dropout)
+        if not self.distils:
+            batch = collator([{"row": row} for row in range(min(2, len(self.rows)))])
+            features = {name: batch[f"text_{name}"] for name in ("input_ids", "attention_mask")}
+            refuse_equal_passes(model, features, setting=f"{self.name}.dropout")
 
 
-def save_stage(model: SentenceTransformer, folder: Path) -> None:
-    """Save a model so that stock sentence-transformers loads it; with adapters, as `save_adapted` explains in it."""
-    if has_adapters(model):
-        save_adapted(model, folder)
-    else:
-        model.save(str(folder), create_model_card=False)
+class RowStage(TextStage):
+    """Stage 1 trains rows of the embedding."""
+
+    settings: Stage1Settings
+
+    def groups(self, model: SentenceTransformer) -> list[Group]:
+        """Return the new rows, or all."""
+        if self.settings.train_rows == "all":
+            return [embedding_group(model)]
+        if self.expansion is None:
+            raise UserError(
+                f"{self.start}: no {EXPANSION_FILE}, so there are no new rows to train; run stage 0 first, or set "
+                "stage1.train_rows to all"
+            )
+        rows = partition_embedding(transformer_of(model), self.expansion.first_id)
+        name = next(name for name, value in model.named_parameters() if value is rows.tail)
+        return [Group("new rows", {name: rows.tail})]
 
 
-def has_adapters(model: SentenceTransformer) -> bool:
-    """Tell whether a model has adapters beside its own weights."""
-    return isinstance(model[0], AdaptedTransformer)
+class AdapterStage(TextStage):
+    """Stage 2 trains adapters, its own or those that the model has, or LoRA."""
+
+    settings: Stage2Settings
+
+    def groups(self, model: SentenceTransformer) -> list[Group]:
+        """Return the adapters, layer by layer from the top."""
+        wanted, seed = self.settings.adapters, self.config.seed
+        layers = self._layers(model, wanted.top_layers)
+        if wanted.kind == "lora":
+            add_lora(transformer_of(model), r=wanted.r, lora_dropout=wanted.lora_dropout, layers=layers, seed=seed)
+            return gradual(parameters_by_layer(model, LORA_MARK), self.settings.unfreeze_over)
+        if not has_adapters(model):
+            add_adapters(model, AdapterSettings(wanted.kind, wanted.hidden, wanted.dropout, layers), seed=seed)
+        return gradual(parameters_by_layer(model), self.settings.unfreeze_over)
+
+    def _layers(self, model: SentenceTransformer, top: int | None) -> tuple[int, ...] | None:
+        if top is None:
+            return None
+        count = len(layers_of(transformer_of(model)))
+        if top > count:
+            raise UserError(f"stage2.adapters.top_layers: {top} of {count} layers; give at most {count}")
+        return tuple(range(count - top, count))
 
 
-def adapter_kind(model: SentenceTransformer) -> str:
-    """Return the kind of a model's adapters."""
-    kind: str = model[0].adapter_settings.kind
-    return kind
+class BlockStage(TextStage):
+    """Stage 3 trains the last layers, pulled back to where they started."""
+
+    settings: Stage3Settings
+
+    @property
+    def l2_sp_weight(self) -> float:
+        """As the settings say."""
+        return self.settings.l2_sp_weight
+
+    def groups(self, model: SentenceTransformer) -> list[Group]:
+        """Return the last layers."""
+        return [block_group(model, self.settings.blocks)]
 
 
-def _adapted_layers(model: SentenceTransformer, top: int | None) -> tuple[int, ...] | None:
-    """Return the numbers of the layers from the top that get adapters, ``None`` for all."""
-    count = len(layers_of(model))
-    if top is not None and top > count:
-        raise UserError(f"stage2.adapters.top_layers: {top} of {count} layers; give at most {count}")
-    return None if top is None else tuple(range(count - top, count))
+class PairStage(StageRun):
+    """The supervised phase learns from labelled pairs."""
+
+    settings: SupervisedSettings
+
+    @cached_property
+    def rows(self) -> LabelledPairs:
+        """The pairs."""
+        firsts, seconds, labels = zip(*self.data.labelled, strict=True) if self.data.labelled else ((), (), ())
+        return LabelledPairs(firsts, seconds, labels)
+
+    @property
+    def objective(self) -> str:
+        """A loss of relations, or the one of scores that the settings name."""
+        return "inference" if self.settings.inference else self.settings.loss
+
+    @property
+    def l2_sp_weight(self) -> float:
+        """As the settings say."""
+        return self.settings.l2_sp_weight
+
+    def groups(self, model: SentenceTransformer) -> list[Group]:
+        """Return the last layers, or the adapters that the model has."""
+        if self.settings.trains == "blocks":
+            return [block_group(model, self.settings.blocks)]
+        if not has_adapters(model):
+            raise UserError(
+                f"supervised.trains adapters: {self.start} has none of its own; take a kind that is not folded "
+                "(bottleneck, gated) in stage2.adapters, or train blocks"
+            )
+        return gradual(parameters_by_layer(model), 0)
 
 
-def _adapters_of(model: SentenceTransformer) -> dict[int, dict[str, torch.nn.Parameter]]:
-    names = {id(value): name for name, value in model.named_parameters() if MARK in name}
-    return {
-        layer: {names[id(parameter)]: parameter for parameter in parameters}
-        for layer, parameters in adapter_parameters_by_layer(model).items()
-    }
+STAGES: dict[str, type[StageRun]] = {
+    "stage1": RowStage,
+    "stage2": AdapterStage,
+    "stage3": BlockStage,
+    SUPERVISED: PairStage,
+}
+"""By the name of their settings, in the order they run in."""
 
 
-SUPERVISED = "supervised"
-FROM_STAGE_0 = (EXPANSION_FILE, "certificate.json")
-"""Files that go from one stage's folder to the next."""
-PARITY = 1e-5
-"""Largest difference of a saved and reloaded model's vectors, whose length is 1."""
+def refuse_equal_passes(model: Any, features: Mapping[str, Tensor], *, setting: str) -> None:
+    """Refuse SimCSE on a model whose two passes of a batch are equal: only the repulsion of other texts would be left.
+
+    Raises `UserError` if the passes are equal.
+    """
+    training = model.training
+    model.train()
+    device = next(model.parameters()).device
+    both = {name: torch.cat([value, value]).to(device) for name, value in features.items()}
+    with torch.no_grad(), seeded(0):
+        first_BD, second_BD = model(both)["sentence_embedding"].chunk(2)
+    model.train(training)
+    if passes_are_equal(first_BD, second_BD):
+        raise UserError(
+            f"{setting}: two passes of a batch come out equal, so SimCSE has nothing to learn from; raise the dropout, "
+            "or take objective self_distillation"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A model that passed, and what the guard saw of it."""
+    """A model that passed, and what the retention check saw of it."""
 
     name: str
     """``stage0`` … ``stage3``, ``supervised``."""
@@ -316,7 +375,7 @@ def run_stages(
     config: EmbeddingConfig,
     data: EmbeddingData,
     accepted: list[Accepted],
-    guard: RetentionGuard,
+    check: RetentionCheck,
     run_folder: Path,
     *,
     resume: Path | None = None,
@@ -324,11 +383,11 @@ def run_stages(
     """Run stages one after the other, each from the last accepted model, until one is not accepted.
 
     Args:
-        names: The stages, in order.
+        names: Of `STAGES`, in order.
         config: Settings of the run.
         data: What they learn from.
-        accepted: The base first; every model that is accepted is put behind it.
-        guard: Looks at every validation.
+        accepted: The base first; every model that is accepted is appended.
+        check: Looks at every validation.
         run_folder: The run folder.
         resume: A checkpoint of one of the stages to go on from.
 
@@ -342,45 +401,33 @@ def run_stages(
     wanted = begin_stage(resume, names, run_folder)
     base = accepted[0].folder
     for name in names:
-        settings: OptimiserSettings = getattr(config, name)
-        stage = StageRun(name, settings, config, data, accepted[-1].folder, base, run_folder)
+        stage = STAGES[name](name, getattr(config, name), config, data, accepted[-1].folder, base, run_folder)
         try:
-            accepted.append(run_stage(stage, guard, resume=resume if name == wanted else None))
+            accepted.append(run_stage(stage, check, resume=resume if name == wanted else None))
         except (RegressionError, BadNumbersError) as error:
             return error
     return None
 
 
-def run_stage(stage: StageRun, guard: RetentionGuard, *, resume: Path | None = None) -> Accepted:
-    """Train a stage under the guard and publish what was accepted; a stage that is finished is only read.
+def run_stage(stage: StageRun, check: RetentionCheck, *, resume: Path | None = None) -> Accepted:
+    """Train a stage under the retention check and publish what was accepted; a stage that is finished is only read.
 
-    Args:
-        stage: The stage.
-        guard: Looks at every validation.
-        resume: A checkpoint of this stage to go on from.
-
-    Returns:
-        The accepted model.
-
-    Raises:
-        RegressionError: If no checkpoint kept within the budget.
-        UserError: If settings and model do not go together.
-        BadNumbersError: If numbers were not finite too often.
-        StoppedError: After a signal, when the checkpoint is written.
+    Raises `RegressionError` if no checkpoint kept within the budget. Raises `UserError` if settings and model do not go
+    together. Raises `BadNumbersError` if numbers were not finite too often. Raises `StoppedError` after a signal, when
+    the checkpoint is written.
     """
     if not on_main_process(lambda: is_whole(stage.result)):
-        start = look_at_start(stage, guard)
+        start = look_at_start(stage, check)
         retention = stage.config.retention
-        gate = RetentionGate(guard, retention, start, stage.folder / "verdicts.jsonl")
+        gate = RetentionGate(check, retention, start, stage.folder / "verdicts.jsonl")
         try:
-            trained = train_judged(
-                lambda attempt: stage.trainer(attempt, guard),
+            best = train_judged(
+                lambda attempt: stage.trainer(attempt, check),
                 gate,
                 stage.folder,
                 rollbacks=RollbackSettings(max_rollbacks=retention.max_rollbacks, change_first="learning rate"),
                 resume=resume,
-            )
-            best = trained.best
+            ).best
         except RegressionError:
             kept = best_passed(stage.folder)
             if kept is None:
@@ -391,13 +438,13 @@ def run_stage(stage: StageRun, guard: RetentionGuard, *, resume: Path | None = N
     return Accepted(stage.name, stage.result, looks)
 
 
-def look_at_start(stage: StageRun, guard: RetentionGuard) -> dict[str, float]:
-    """Return what the guard sees of the model that a stage starts from; measured once."""
+def look_at_start(stage: StageRun, check: RetentionCheck) -> dict[str, float]:
+    """Return what the retention check sees of the model that a stage starts from; measured once."""
     path = stage.folder / "start.json"
 
     def look() -> dict[str, float]:
         if not path.is_file():
-            write_json(path, guard(load_stage(stage.start).eval()))
+            write_json(path, check(load_float32(stage.start).eval()))
         found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
@@ -425,45 +472,34 @@ def best_passed(folder: Path) -> Path | None:
 def accept(stage: StageRun, checkpoint: Path, gate: RetentionGate) -> None:
     """Make a model of start and checkpoint, fold what can be folded, prove that it reloads alike, and publish it.
 
-    Args:
-        stage: The stage.
-        checkpoint: What it trained.
-        gate: Looks at the result once more.
-
-    Raises:
-        RegressionError: If the folder that was written is not the model that was trained.
+    Raises `RegressionError` if the folder that was written is not the model that was trained.
     """
     verify_manifest(checkpoint)
-    model, groups = stage.prepared()
+    model, groups = stage.started()
     load_trainable(groups, checkpoint)
     model.eval()
-    sentences = gate.guard.sentences[:16]
+    sentences = gate.check.sentences[:16]
     expected_ND = model.encode(sentences, show_progress_bar=False)
     if isinstance(transformer_of(model).get_input_embeddings(), PartitionedEmbedding):  # type: ignore[operator]
         fold_embedding(transformer_of(model))
-    if has_adapters(model):
-        adapters: str | None = describe_adapters(model)
-        if adapter_kind(model) in FOLDABLE:
-            fold_adapters(model)
-    elif (adapters := describe_lora(transformer_of(model))) is not None:
-        merge_lora(transformer_of(model))
+    adapters = settle_adapters(model)
     staged = stage.run_folder / f".{stage.name}.saving"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    save_stage(model, staged)
+    save_model(model, staged)
     for name in FROM_STAGE_0:
         if (stage.start / name).is_file():
             shutil.copy(stage.start / name, staged / name)
-    reloaded = load_stage(staged).eval()
+    reloaded = load_float32(staged).eval()
     difference = float(abs(reloaded.encode(sentences, show_progress_bar=False) - expected_ND).max())
     if not difference <= PARITY:
         raise RegressionError(
             f"{stage.name}: vectors of the saved folder differ from the trained model's by {difference:.2e}"
         )
-    values = gate.guard(reloaded)
+    values = gate.check(reloaded)
     looks = {
         "checkpoint": checkpoint.name,
-        "base": gate.guard.of_base,
+        "base": gate.check.of_base,
         "start": dict(gate.start),
         "accepted": values,
         "largest_difference_after_reload": difference,
@@ -474,18 +510,9 @@ def accept(stage: StageRun, checkpoint: Path, gate: RetentionGate) -> None:
 
 
 def begin_stage(resume: Path | None, names: Sequence[str], run_folder: Path) -> str | None:
-    """Find the stage that a checkpoint belongs to, and put the results of it and of later stages aside.
+    """Return the stage that a checkpoint belongs to, and put the results of it and of later stages aside.
 
-    Args:
-        resume: The checkpoint; ``None`` goes on where the run was.
-        names: Stages of the run, in order.
-        run_folder: The run folder.
-
-    Returns:
-        The stage's name, or ``None``.
-
-    Raises:
-        UserError: If the checkpoint belongs to no stage of this run.
+    ``None`` goes on where the run was. `UserError` if the checkpoint belongs to no stage of the run.
     """
     if resume is None:
         return None

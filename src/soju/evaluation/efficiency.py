@@ -1,4 +1,4 @@
-"""What a sparse encoder and its index cost: terms, products, posting lists, bytes, time.
+"""Cost of a sparse encoder and its index: active terms, products, posting lists, bytes, time.
 
 Shape letters: N = texts, Q = queries, D = documents, V = terms of the vocabulary.
 """
@@ -26,18 +26,9 @@ Clock = Callable[[], int]
 def active_terms(
     weights_NV: sparse.csr_matrix | sparse.csr_array, setting: Setting, *, side: Literal["query", "document"]
 ) -> list[Score]:
-    """Count the terms with a weight other than 0 in each text.
+    """Count the terms with a weight other than 0 in each text; stored zeros do not count.
 
-    Args:
-        weights_NV: Term weights, ``(N, V)``, N >= 1; stored zeros do not count.
-        setting: What is measured on what.
-        side: Which texts these are; part of the name.
-
-    Returns:
-        ``active_terms.SIDE.mean``, ``.p50`` and ``.p95`` in terms a text, lower is better (cheaper).
-
-    Raises:
-        UserError: If there is no text.
+    Gives ``active_terms.SIDE.mean``, ``.p50`` and ``.p95`` in terms a text, lower is better (cheaper).
     """
     counts_N = np.bincount(_active(weights_NV).row, minlength=weights_NV.shape[0])
     values = {
@@ -96,18 +87,9 @@ def flops(
 def posting_skew(documents_DV: sparse.csr_matrix | sparse.csr_array, setting: Setting) -> list[Score]:
     """Tell how unevenly the postings are spread over the posting lists; long lists make slow queries.
 
-    Empty lists do not count.
-
-    Args:
-        documents_DV: Document weights, ``(D, V)``.
-        setting: What is measured on what.
-
-    Returns:
-        ``postings.longest_1_percent``: share of all postings in the 1 % longest lists (rounded up to whole lists), and
-        ``postings.gini``: Gini coefficient of the list lengths, 0 when all are equal. Fractions, lower is better.
-
-    Raises:
-        UserError: If no document has an active term.
+    Gives ``postings.longest_1_percent``: share of all postings in the 1 % longest lists (rounded up to whole lists),
+    and ``postings.gini``: Gini coefficient of the list lengths, 0 when all are equal. Fractions, lower is better. Empty
+    lists do not count.
     """
     lengths_V = np.sort(_posting_lengths(documents_DV))
     lengths_V = lengths_V[lengths_V > 0].astype(np.float64)
@@ -126,18 +108,7 @@ def posting_skew(documents_DV: sparse.csr_matrix | sparse.csr_array, setting: Se
 
 
 def bytes_on_disk(path: Path, setting: Setting) -> Score:
-    """Add up the sizes of all files below a folder, or of one file; links are not followed.
-
-    Args:
-        path: Folder or file, for example of an index.
-        setting: What is measured on what.
-
-    Returns:
-        ``bytes_on_disk`` in bytes, lower is better.
-
-    Raises:
-        UserError: If the path does not exist.
-    """
+    """Add up the sizes of all files below a folder, or of one file; links are not followed. Lower is better."""
     if not path.exists():
         raise UserError(f"{path}: does not exist; build it first or check the path")
     files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file() and not item.is_symlink()]
@@ -203,20 +174,9 @@ def throughput(
     batch_size: int = 32,
     clock: Clock = time.perf_counter_ns,
 ) -> Score:
-    """Time encoding in batches, after one batch to warm up.
+    """Time encoding in batches, after one batch to warm up; each text is encoded once and the results are thrown away.
 
-    Args:
-        encode: Encodes a batch; its result is thrown away.
-        texts: Texts, each encoded once.
-        setting: What is measured on what.
-        batch_size: Texts a call, >= 1.
-        clock: Where the time comes from.
-
-    Returns:
-        ``encode_throughput`` in texts a second, higher is better. The machine is in the signature.
-
-    Raises:
-        UserError: If there is no text or batch_size < 1.
+    Gives ``encode_throughput`` in texts a second, higher is better. The machine is in the signature.
     """
     if not texts:
         raise UserError("no text to encode; give at least one")

@@ -1,4 +1,4 @@
-"""How well rankings find the relevant documents: nDCG, MRR, recall.
+"""Retrieval metrics: nDCG, MRR and recall of rankings against judged documents.
 
 Shape letter: Q = queries.
 """
@@ -43,18 +43,9 @@ class RetrievalSet:
     ) -> RetrievalSet:
         """Check and make a test set; a plain set of relevant documents means gain 1 for each.
 
-        Args:
-            name: What scores call the set, with the direction where there is one.
-            queries: Query id -> text.
-            documents: Document id -> text.
-            judgements: Query id -> relevant document ids, or document id -> gain >= 1.
-
-        Returns:
-            The test set.
-
-        Raises:
-            UserError: If there is no query, a query has no relevant document, a judgement names an unknown query or
-                document, or a gain is below 1.
+        ``name`` is what scores call the set, with the direction where there is one. Refused (`UserError`) are a set
+        without queries, a query without relevant documents, a judgement of an unknown query or document, and a gain
+        below 1.
         """
         if not queries:
             raise UserError(f"{name}: no query; give at least one")
@@ -77,19 +68,7 @@ class RetrievalSet:
 
     @classmethod
     def from_pairs(cls, name: str, queries: Sequence[str], documents: Sequence[str]) -> RetrievalSet:
-        """Make a test set in which document i is the only answer to query i; ids are "0", "1", ...
-
-        Args:
-            name: What scores call the set.
-            queries: Texts, ``(Q,)``.
-            documents: Texts, ``(Q,)``.
-
-        Returns:
-            The test set.
-
-        Raises:
-            UserError: If there are not as many documents as queries.
-        """
+        """Make a test set in which document i is the only answer to query i; ids are "0", "1", ..."""
         if len(queries) != len(documents):
             raise UserError(f"{name}: {len(queries):,} queries and {len(documents):,} documents; give pairs")
         ids = [str(index) for index in range(len(queries))]
@@ -106,16 +85,9 @@ class RetrievalSet:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def run_of(self, rankings: Sequence[Iterable[int]]) -> dict[str, list[str]]:
-        """Turn document positions, one ranking a query in the order of `queries`, into a run of ids.
+        """Turn positions in `documents`, best first, one ranking a query in the order of `queries`, into a run of ids.
 
-        Args:
-            rankings: Per query, positions in `documents`, best first.
-
-        Returns:
-            Query id -> document ids, for `evaluate`.
-
-        Raises:
-            UserError: If there are not as many rankings as queries, or a position is outside the documents.
+        The run is what `evaluate` takes: query id -> document ids.
         """
         if len(rankings) != len(self.queries):
             raise UserError(f"{self.name}: {len(rankings):,} rankings for {len(self.queries):,} queries; give one each")
@@ -145,17 +117,7 @@ class RetrievalResult:
         return [measurement.score for measurement in self.measurements]
 
     def measurement(self, metric: str) -> Measurement:
-        """Return one metric with its per-query values.
-
-        Args:
-            metric: Name with cut-off, for example ``recall@10``.
-
-        Returns:
-            The measurement.
-
-        Raises:
-            UserError: If it was not measured.
-        """
+        """Return one metric, for example ``recall@10``, with its per-query values."""
         for measurement in self.measurements:
             if measurement.score.name == metric:
                 return measurement
@@ -227,7 +189,7 @@ def _check_run(run: Mapping[str, Sequence[str]], test_set: RetrievalSet) -> None
     for query, ranking in run.items():
         place = f'{test_set.name}: query "{query}"'
         if query not in test_set.queries:
-            raise UserError(f"{place}: in the run but not in the test set; is this the run of another set?")
+            raise UserError(f"{place}: in the run but not in the test set; give the run of this set")
         seen: set[str] = set()
         for document in ranking:
             if document not in test_set.documents:

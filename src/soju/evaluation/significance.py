@@ -1,4 +1,4 @@
-"""Is a difference more than chance? Paired bootstrap over queries.
+"""Confidence intervals and paired significance tests: the bootstrap over queries.
 
 Shape letters: Q = queries, S = resamples.
 """
@@ -101,7 +101,8 @@ def judge_draws(
         draws_S: Subject minus baseline on each draw, ``(S,)``.
         seed: Seed of the draws, for the record.
         level: Level of the interval, in (0, 1).
-        tolerance: How much nearer to the null hypothesis a draw may be than the difference and still count as as far.
+        tolerance: A draw counts as being as far from the null hypothesis as the difference if it is at most this much
+            nearer.
 
     Returns:
         The comparison.
@@ -121,37 +122,12 @@ def judge_draws(
 
 
 def mean_interval(values_Q: ArrayLike, *, samples: int = 2_000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Return the percentile-bootstrap confidence interval of a mean.
-
-    Args:
-        values_Q: One value a query, ``(Q,)``, Q >= 2.
-        samples: Number of resamples, >= 1.
-        seed: Seed of the resampling.
-        level: Level of the interval, in (0, 1).
-
-    Returns:
-        The interval, in the unit of the values.
-
-    Raises:
-        UserError: If there are fewer than two values or one is not finite.
-    """
+    """Return the percentile-bootstrap confidence interval of the mean of Q >= 2 finite values."""
     return percentiles(resampled_means(values_Q, samples=samples, seed=seed), level)
 
 
 def resampled_means(values_Q: ArrayLike, *, samples: int, seed: int) -> NDArray[np.float64]:
-    """Draw Q values with replacement and take their mean, `samples` times.
-
-    Args:
-        values_Q: Values, ``(Q,)``, Q >= 2.
-        samples: Number S of draws, >= 1.
-        seed: Seed of the draws.
-
-    Returns:
-        Means, ``(S,)``, in the unit of the values.
-
-    Raises:
-        UserError: If there are fewer than two values, one is not finite, or samples < 1.
-    """
+    """Draw Q values with replacement and take their mean, `samples` times: ``(S,)``, in the unit of the values."""
     values = _checked(values_Q)
     if samples < 1:
         raise UserError(f"samples: got {samples}; take at least 1, 2,000 is usual")
@@ -169,7 +145,7 @@ def _checked(values_Q: ArrayLike) -> NDArray[np.float64]:
     if values.ndim != 1 or len(values) < 2:
         raise UserError(f"values of shape {values.shape}; resampling needs a list of at least two queries")
     if not np.isfinite(values).all():
-        raise UserError(f"value {int(np.argmin(np.isfinite(values)))} is not finite; mend the metric that made it")
+        raise UserError(f"value {int(np.argmin(np.isfinite(values)))} is not finite; fix the metric that made it")
     return values
 
 

@@ -1,13 +1,10 @@
-"""Does a model find the same texts alike as people do? Correlation of cosines with scores of people.
+"""What vectors say of texts, compared with what people say: similarity, multiple choice, translations found.
 
 A correlation is no mean of values of pairs, so its resampling draws pairs and correlates each draw anew. The ranks of a
 draw are found without sorting it: the pairs are sorted once, and a draw says how often each occurs.
 
-Shape letters: N = pairs, S = draws, G = distinct values.
-
-Does a model put the right continuation nearest? Multiple choice by cosine, beside what guessing would give.
-
-Shape letters: Q = questions, C = choices of all questions, one after the other, D = dimensions.
+Shape letters: N = pairs, S = draws, G = distinct values; Q = questions, C = choices of all questions, one after the
+other; D = dimensions.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from soju.core.errors import UserError
 from soju.core.score import Comparison, Score, Setting
-from soju.data.rows import ChoiceQuestion, SimilarityPair
+from soju.data.rows import ChoiceQuestion, PairRow, SimilarityPair
 from soju.evaluation.significance import (
     Measurement,
     judge_draws,
@@ -35,6 +32,8 @@ METRICS: tuple[Metric, ...] = ("spearman", "pearson")
 
 _CELLS = 1 << 21
 """Counts held at once, which bounds the memory to some 64 MB."""
+_PRODUCTS = 1 << 22
+"""Cosines held at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -260,7 +259,7 @@ def _checked(values_N: ArrayLike, grades_N: ArrayLike) -> tuple[NDArray[np.float
         raise UserError(f"{len(values)} values and {len(grades)} grades; a correlation needs two or more of each alike")
     for name, side in (("value", values), ("grade", grades)):
         if not np.isfinite(side).all():
-            raise UserError(f"{name} {int(np.argmin(np.isfinite(side)))} is not finite; mend the model that made it")
+            raise UserError(f"{name} {int(np.argmin(np.isfinite(side)))} is not finite; fix the model that made it")
         if np.all(side == side[0]):
             raise UserError(f"every {name} is {side[0]:g}, so nothing correlates; give a model and pairs that differ")
     return values, grades
@@ -338,3 +337,96 @@ def evaluate_choices(
 
     measured = Measurement(score(subject, float(credits_Q.mean()), credits_Q), credits_Q)
     return measured, score("chance", chance_level(questions))
+
+
+def mine(queries_ND: ArrayLike, documents_ND: ArrayLike) -> NDArray[np.int64]:
+    """Return the document of the highest cosine for each query; of equal ones the first.
+
+    Args:
+        queries_ND: Vectors, ``(N, D)``, any length.
+        documents_ND: Vectors, ``(M, D)``.
+
+    Returns:
+        Positions of documents, ``(N,)``.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    queries, documents = unit_rows(queries_ND), unit_rows(documents_ND)
+    if queries.shape[1] != documents.shape[1] or not len(documents):
+        raise ValueError(f"vectors must be (N, D) and (M, D) with M >= 1, got {queries.shape} and {documents.shape}")
+    block = max(1, _PRODUCTS // len(documents))
+    found = [np.argmax(queries[start : start + block] @ documents.T, axis=1) for start in range(0, len(queries), block)]
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def evaluate_bitext(
+    ko_ND: ArrayLike,
+    en_ND: ArrayLike,
+    pairs: Sequence[PairRow],
+    *,
+    subject: str,
+    test_set: str,
+    samples: int = 2_000,
+    seed: int = 0,
+    **decisive: object,
+) -> list[Measurement]:
+    """Measure how often the nearest sentence of the other language is the translation.
+
+    A sentence that stands in several pairs is right whichever of its copies is found.
+
+    Args:
+        ko_ND: Vectors of the Korean sides, ``(N, D)``.
+        en_ND: Vectors of the English sides, ``(N, D)``.
+        pairs: The N sentence pairs, N >= 2.
+        subject: Name of the system.
+        test_set: Name of the pairs; scores add ``/ko-en`` and ``/en-ko``.
+        samples: Draws for the interval; 0 for none.
+        seed: Seed of the draws.
+        **decisive: What else decides the value: prompt, pooling, length.
+
+    Returns:
+        Accuracy of both directions, with 1 or 0 for each pair.
+
+    Raises:
+        UserError: If there are fewer than two pairs.
+
+    References:
+        Artetxe and Schwenk 2019, arXiv:1812.10464 (Tatoeba by cosine).
+    """
+    if len(pairs) < 2:
+        raise UserError(f"{test_set}: fewer than two sentence pairs; give more, or leave the set out")
+    texts = {"ko": [pair.ko for pair in pairs], "en": [pair.en for pair in pairs]}
+    vectors = {"ko": ko_ND, "en": en_ND}
+    found = []
+    for asked, wanted in (("ko", "en"), ("en", "ko")):
+        answers = mine(vectors[asked], vectors[wanted])
+        right_N = np.array([texts[wanted][answer] == own for answer, own in zip(answers, texts[wanted], strict=True)])
+        values_N = right_N.astype(np.float64)
+        setting = Setting.of_texts(
+            [text for both in zip(texts[asked], texts[wanted], strict=True) for text in both],
+            subject=subject,
+            test_set=f"{test_set}/{asked}-{wanted}",
+        )
+        score = setting.score(
+            "accuracy",
+            values_N.mean(),
+            unit="fraction",
+            higher_is_better=True,
+            interval=mean_interval(values_N, samples=samples, seed=seed) if samples else None,
+            similarity="cosine",
+            candidates=len(pairs),
+            ties="equal-texts-count",
+            **decisive,
+        )
+        found.append(Measurement(score, values_N))
+    return found
+
+
+def unit_rows(vectors_ND: ArrayLike) -> NDArray[np.float32]:
+    """Return rows of length 1, ``(N, D)`` float32; a row of zeros stays."""
+    vectors = np.asarray(vectors_ND, np.float32)
+    if vectors.ndim != 2:
+        raise ValueError(f"vectors must be (N, D), got {vectors.shape}")
+    lengths_N1 = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, lengths_N1, out=np.zeros_like(vectors), where=lengths_N1 > 0)

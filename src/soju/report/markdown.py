@@ -1,60 +1,18 @@
-"""How is foreign text put into Markdown so that it stays text?
-
-Lay a report out as Markdown, with its plots beside it.
-"""
+"""A report as Markdown, with its plots in a folder; text from elsewhere is escaped so that it stays text."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
 
 from soju.core.hits import Hit
 from soju.report.contents import Expansion, RunContents, Search
 from soju.report.number_format import format_weight
-from soju.report.page import DrawnFigure, Page, TimedStep, compose
-from soju.report.tables import SYMBOLS, Block, Cell, ScoreTable
+from soju.report.page import Block, DrawnFigure, Page, TimedStep, compose
+from soju.report.tables import SYMBOLS, Cell, ScoreTable
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~#$])")
 _LIST_START = re.compile(r"^(\s*)([-+>=]|\d+[.)])")
-
-
-def escape(text: str) -> str:
-    """Escape a text for one line of Markdown: no markup, no raw HTML, no new table cell."""
-    flat = " ".join(text.split())
-    flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    flat = _SPECIAL.sub(r"\\\1", flat)
-    return _LIST_START.sub(lambda match: f"{match[1]}{match[2][:-1]}\\{match[2][-1]}", flat)
-
-
-def code(text: str) -> str:
-    """Write a text as inline code that is safe inside a table too."""
-    flat = " ".join(text.split()).replace("|", "\\|")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", flat)), default=0))
-    pad = " " if flat.startswith("`") or flat.endswith("`") else ""
-    return f"{fence}{pad}{flat}{pad}{fence}"
-
-
-def code_block(text: str, language: str = "") -> str:
-    """Write a fenced block whose fence is longer than any inside it."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}{re.sub(r'[^A-Za-z0-9_+-]', '', language)}\n{text.rstrip()}\n{fence}"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
-    """Write a table of cells that are Markdown already.
-
-    Args:
-        header: One text a column.
-        rows: As many texts a row.
-        align: ``l`` or ``r`` for each column; left when it is shorter.
-
-    Returns:
-        A GitHub-flavoured table.
-    """
-    sides: list[Literal["l", "r"]] = ["r" if side == "r" else "l" for side in align.ljust(len(header), "l")]
-    rule = ["---:" if side == "r" else "---" for side in sides]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 
 
 def render_markdown(contents: RunContents, figures: Sequence[DrawnFigure] = ()) -> str:
@@ -86,9 +44,9 @@ def _sections(page: Page) -> Iterator[str]:
     yield from _blocks("Environment", page.environment)
 
 
-def render_score_table(item: ScoreTable, *, level: int = 3) -> Iterator[str]:
+def render_score_table(item: ScoreTable) -> Iterator[str]:
     """Yield the paragraphs of one score table: heading, warnings, a table a direction, marks, signatures."""
-    yield f"{'#' * level} {escape(item.test_set)}"
+    yield f"### {escape(item.test_set)}"
     for metric in item.mixed:
         yield (
             f"**Different settings.** {escape(metric)} was not measured in the same way for all systems. Values in"
@@ -181,11 +139,8 @@ def _search(search: Search) -> Iterator[str]:
         [str(hit.rank), escape(hit.document_id), f"{hit.score:.3f}", escape(hit.passage), _matched(hit)]
         for hit in search.hits
     ]
-    yield (
-        table(["Rank", "Document", "Score", "Passage", "Matched terms"], rows, "rlrll")
-        if rows
-        else ("Nothing was found.")
-    )
+    columns = ["Rank", "Document", "Score", "Passage", "Matched terms"]
+    yield table(columns, rows, "rlrll") if rows else "Nothing was found."
 
 
 def _matched(hit: Hit) -> str:
@@ -215,3 +170,31 @@ def _blocks(title: str, blocks: Sequence[Block]) -> Iterator[str]:
             yield f"### {escape(block.heading)}"
         header = [escape(name) for name in block.header] or ["", ""]
         yield table(header, [[escape(text) for text in row] for row in block.rows])
+
+
+def escape(text: str) -> str:
+    """Escape a text for one line of Markdown: no markup, no raw HTML, no new table cell."""
+    flat = " ".join(text.split())
+    flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    flat = _SPECIAL.sub(r"\\\1", flat)
+    return _LIST_START.sub(lambda match: f"{match[1]}{match[2][:-1]}\\{match[2][-1]}", flat)
+
+
+def code(text: str) -> str:
+    """Write a text as inline code that is safe inside a table too."""
+    flat = " ".join(text.split()).replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", flat)), default=0))
+    pad = " " if flat.startswith("`") or flat.endswith("`") else ""
+    return f"{fence}{pad}{flat}{pad}{fence}"
+
+
+def code_block(text: str, language: str = "") -> str:
+    """Write a fenced block whose fence is longer than any inside it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{re.sub(r'[^A-Za-z0-9_+-]', '', language)}\n{text.rstrip()}\n{fence}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
+    """Write a table of cells that are Markdown already; ``align`` has ``l`` or ``r`` for each column, else left."""
+    rule = ["---:" if side == "r" else "---" for side in align.ljust(len(header), "l")]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))

@@ -1,4 +1,4 @@
-"""Write the README of a model folder, as the Hugging Face hub reads it."""
+"""The README of a model folder: a model card as the Hugging Face hub reads it."""
 
 from __future__ import annotations
 

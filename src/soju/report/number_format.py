@@ -1,4 +1,4 @@
-"""How is a number written for a reader?"""
+"""Numbers as a reader sees them: values in their unit, differences, intervals, p-values, durations."""
 
 from __future__ import annotations
 

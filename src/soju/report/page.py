@@ -1,15 +1,18 @@
-"""What does a report say, and in which order? The same for every format.
+"""What a report says and in which order, the same for every format, and the HTML page made of it.
 
-Lay a report out as one HTML file that needs nothing else.
+`compose` arranges what a run folder holds; `render_html` lays it out as one file that needs nothing else, and
+`soju.report.markdown` as Markdown.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -18,7 +21,9 @@ from soju.core.language import language_of
 from soju.core.score import Score
 from soju.report.contents import Expansion, FigureSpec, RunContents, Search
 from soju.report.number_format import format_duration, format_weight, is_cost
-from soju.report.tables import SYMBOLS, Block, Group, PairedTest, ScoreTable, build_tables, describe_tests, lay_out
+from soju.report.tables import SYMBOLS, Group, PairedTest, ScoreTable, build_tables, describe_tests
+
+_LANGUAGES = (("ko", "Korean"), ("en", "English"), ("other", "Other"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class Headline:
 
     @property
     def sentence(self) -> str:
-        """Say it in plain words."""
+        """The headline as a sentence."""
         place = f"{self.test_set}, {self.direction}" if self.direction else self.test_set
         interval = f" ({self.level} interval {self.interval})" if self.interval else ""
         rank = f", the best of {self.systems} systems" if self.systems > 1 else ""
@@ -62,6 +67,16 @@ class TimedStep:
     title: str
     text: str
     duration: str
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One flat table under a heading."""
+
+    heading: str
+    header: tuple[str, ...]
+    """Column names; empty for a table of names and values."""
+    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +176,78 @@ def _origin(contents: RunContents) -> str:
     return " · ".join(parts)
 
 
-_LANGUAGES = (("ko", "Korean"), ("en", "English"), ("other", "Other"))
+def lay_out(value: Mapping[str, Any], *, heading: str = "") -> list[Block]:
+    """Turn a nested dictionary into tables: plain values first, then one table a nested group.
+
+    >>> lay_out({"pairs": 1200, "by_domain": {"news": {"rows": 3}, "law": {"rows": 5}}})[1].rows
+    (('news', '3'), ('law', '5'))
+    """
+    blocks = []
+    plain = [(_heading(key), _value_text(key, item)) for key, item in value.items() if _is_plain(item)]
+    if plain:
+        blocks.append(Block(heading=heading, header=(), rows=tuple(plain)))
+    for key, item in value.items():
+        if _is_plain(item):
+            continue
+        inner = f"{heading} › {_heading(key)}" if heading else _heading(key)
+        if isinstance(item, Mapping):
+            blocks += _grid_blocks(inner, item) or lay_out(item, heading=inner)
+        else:
+            blocks += _list_blocks(inner, item)
+    return blocks
+
+
+def _list_blocks(heading: str, items: Sequence[Any]) -> list[Block]:
+    if all(_is_flat(item) for item in items):
+        columns = list(dict.fromkeys(key for item in items for key in item))
+        rows = tuple(tuple(_value_text(key, item.get(key, "")) for key in columns) for item in items)
+        return [Block(heading=heading, header=tuple(_heading(key) for key in columns), rows=rows)]
+    rows = tuple((str(index), json.dumps(item, ensure_ascii=False)) for index, item in enumerate(items, start=1))
+    return [Block(heading=heading, header=(), rows=rows)]
+
+
+def _grid_blocks(heading: str, value: Mapping[str, Any]) -> list[Block]:
+    if len(value) < 2 or not all(_is_flat(item) for item in value.values()):
+        return []
+    columns = list(dict.fromkeys(key for item in value.values() for key in item))
+    shared = sum(len(item) for item in value.values())
+    if not columns or shared * 2 <= len(columns) * len(value):
+        return []
+    rows = tuple(
+        (_heading(name), *(_value_text(key, item.get(key, "")) for key in columns)) for name, item in value.items()
+    )
+    return [Block(heading=heading, header=("", *(_heading(key) for key in columns)), rows=rows)]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return not value
+    if isinstance(value, list):
+        return all(item is None or isinstance(item, str | int | float) for item in value)
+    return True
+
+
+def _is_flat(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(_is_plain(item) for item in value.values())
+
+
+def _heading(key: str) -> str:
+    return str(key).replace("_", " ")
+
+
+def _value_text(key: str, value: Any) -> str:
+    if value is None or value == [] or value == {}:
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        joiner = " " if key == "arguments" else ", "
+        return joiner.join(_value_text(key, item) for item in value)
+    if isinstance(value, int):
+        return str(value) if "seed" in key else f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return str(value)
 
 
 def render_html(contents: RunContents, figures: Sequence[DrawnFigure] = ()) -> str:

@@ -1,8 +1,7 @@
-"""Where do names go that stand beside their points and lines?
+"""The figures of a run, each drawn for a light and a dark page.
 
-How is a label drawn when the installed fonts lack its glyphs?
-
-Draw the figures of a run, each for a light and a dark page.
+Names stand next to their points and lines where there is room, in a legend otherwise. A label whose glyphs no installed
+font has is romanised, and the caption says so.
 """
 
 from __future__ import annotations
@@ -29,156 +28,6 @@ from soju.core.language import is_hangul
 from soju.report.contents import FigureSpec, Series
 from soju.report.number_format import format_value
 from soju.report.page import DrawnFigure
-
-_SIDES = (
-    (8, 0, "left", "center"),
-    (-8, 0, "right", "center"),
-    (0, 8, "center", "bottom"),
-    (0, -8, "center", "top"),
-    (7, 7, "left", "bottom"),
-    (-7, -7, "right", "top"),
-)
-
-
-def label_points(axes: Axes, points: Sequence[Series], names: Sequence[str], palette: Sequence[str]) -> None:
-    """Write each name beside its point, at the first side where it meets no other point, name or edge."""
-    figure: Any = axes.get_figure(root=True)
-    figure.draw_without_rendering()
-    centres = [axes.transData.transform((float(series.x[0]), series.y[0])) for series in points]
-    taken = [Bbox.from_extents(x - 14, y - 14, x + 14, y + 14) for x, y in centres]
-    for index, series in enumerate(points):
-        others = [box for place, box in enumerate(taken) if place != index]
-        best: tuple[float, Annotation, Bbox] | None = None
-        for x, y, across, along in _SIDES:
-            label = axes.annotate(
-                names[index], (float(series.x[0]), series.y[0]), xytext=(x, y), fontsize=10.5,
-                textcoords="offset points", ha=across, va=along, color=palette[index % len(palette)],
-            )  # fmt: skip
-            box = label.get_window_extent()
-            faults = Bbox.count_overlaps(box, others) + (0 if _inside(box, axes.bbox) else 1.5)
-            if best is not None and faults >= best[0]:
-                label.remove()
-                continue
-            if best is not None:
-                best[1].remove()
-            best = (faults, label, box)
-            if faults == 0:
-                break
-        assert best is not None
-        taken.append(best[2])
-
-
-def _inside(box: Bbox, frame: Bbox) -> bool:
-    return box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0
-
-
-def label_lines(axes: Axes, lines: Sequence[Series], names: Sequence[str], palette: Sequence[str]) -> None:
-    """Write each name at the right end of its line, pushed apart until none overlap."""
-    figure: Any = axes.get_figure(root=True)
-    figure.draw_without_rendering()
-    to_axes = axes.transData + axes.transAxes.inverted()
-    ends = [float(to_axes.transform((float(series.x[-1]), series.y[-1]))[1]) for series in lines]
-    for index, height in enumerate(spread(ends, gap=0.08)):
-        axes.text(
-            1.015, height, names[index], transform=axes.transAxes, va="center",
-            color=palette[index % len(palette)], fontsize=10.5,
-        )  # fmt: skip
-
-
-def spread(places: Sequence[float], *, gap: float) -> list[float]:
-    """Move places apart, each as little as it must, until neighbours are at least about `gap` apart."""
-    moved = list(places)
-    order = sorted(range(len(moved)), key=lambda index: places[index])
-    for _ in range(200):
-        for below, above in pairwise(order):
-            missing = gap - (moved[above] - moved[below])
-            if missing > 0:
-                moved[below] -= missing / 2
-                moved[above] += missing / 2
-    return moved
-
-
-_LATIN = "DejaVu Sans"  # ships inside matplotlib
-_KOREAN = (
-    "Pretendard",
-    "Noto Sans KR",
-    "Noto Sans CJK KR",
-    "Noto Sans CJK JP",  # a .ttc is known by its first face; that face holds Hangul too
-    "Source Han Sans KR",
-    "Source Han Sans K",
-    "Apple SD Gothic Neo",
-    "AppleGothic",
-    "Malgun Gothic",
-    "NanumGothic",
-    "NanumBarunGothic",
-    "Spoqa Han Sans Neo",
-    "UnDotum",
-    "Baekmuk Dotum",
-)
-# The place in the list is the place in the syllable block; "-" is silent.
-_INITIALS = "g kk n d tt r m b pp s ss - j jj ch k t p h"
-_VOWELS = "a ae ya yae eo e yeo ye o wa wae oe yo u wo we wi yu eu ui i"
-_FINALS = "- k k k n n n t l k m l l l p l m p p t t ng t t k t p t"
-
-
-@dataclass(frozen=True, slots=True)
-class Fonts:
-    """Font families to draw with, in order, and their files."""
-
-    families: tuple[str, ...]
-    files: tuple[str, ...]
-
-    def has(self, character: str) -> bool:
-        """Tell whether one of the fonts can draw a character."""
-        return any(font_manager.get_font(file).get_char_index(ord(character)) for file in self.files)
-
-    def readable(self, text: str, *, longest: int = 34) -> str:
-        """Return a text that these fonts can draw, cut to what fits beside a plot.
-
-        Args:
-            text: Any text. Where glyphs are missing, Hangul is romanised and other characters are ``?``.
-            longest: Characters after which it is cut.
-
-        Returns:
-            One line that draws without a warning.
-        """
-        text = " ".join(text.split())
-        drawn = "".join(c if self.has(c) else romanise(c) if is_hangul(c) else "?" for c in text)
-        if len(drawn) > longest:
-            drawn = drawn[: longest - 1].rstrip() + "…"
-        return f" {drawn}" if drawn.startswith("_") else drawn  # matplotlib hides labels that start with "_"
-
-    def replaces(self, texts: Iterable[str]) -> bool:
-        """Tell whether any of the texts is drawn otherwise than written."""
-        return any(not self.has(c) for text in texts for c in text if not c.isspace())
-
-
-@lru_cache(maxsize=1)
-def find_fonts() -> Fonts:
-    """Find a Korean font among the installed ones; matplotlib's own font always comes first."""
-    installed = {entry.name: entry.fname for entry in font_manager.fontManager.ttflist}
-    latin = font_manager.findfont(_LATIN)
-    for family in _KOREAN:
-        file = installed.get(family)
-        if file and Path(file).is_file() and font_manager.get_font(file).get_char_index(ord("가")):
-            return Fonts((_LATIN, family), (latin, file))
-    return Fonts((_LATIN,), (latin,))
-
-
-def romanise(syllable: str) -> str:
-    """Write one Hangul syllable in Latin letters, without sound changes between syllables; a lone jamo is ``?``.
-
-    >>> "".join(romanise(c) for c in "한국")
-    'hanguk'
-
-    References:
-        Revised Romanization of Korean, Ministry of Culture and Tourism 2000-8.
-    """
-    index = ord(syllable) - 0xAC00
-    if not 0 <= index < 11172:
-        return "?"
-    letters = _INITIALS.split()[index // 588] + _VOWELS.split()[index % 588 // 28] + _FINALS.split()[index % 28]
-    return letters.replace("-", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +59,7 @@ _REPLACED = "Some letters are romanised or shown as “?” in the picture: no f
 
 
 def draw_figures(figures: Sequence[FigureSpec], folder: Path) -> list[DrawnFigure]:
-    """Draw each figure to ``<id>.png`` and ``<id>.dark.png`` in a folder.
-
-    Labels whose glyphs no installed font has are romanised, and the caption says so.
-    """
+    """Draw each figure to ``<id>.png`` and ``<id>.dark.png`` in a folder."""
     fonts = find_fonts()
     drawn = []
     for spec in figures:
@@ -309,8 +155,8 @@ def _points(axes: Axes, spec: FigureSpec, theme: Theme, fonts: Fonts) -> None:
         if spec.kind == "line":
             dashes: Any = _DASHES[index % len(_DASHES)]
             every = max(1, len(series.x) // 12)
-            look: dict[str, Any] = {"marker": marker, "markersize": 4.5, "markevery": every, "linewidth": 1.8}
-            axes.plot(series.x, series.y, color=colour, linestyle=dashes, label=fonts.readable(series.name), **look)
+            style: dict[str, Any] = {"marker": marker, "markersize": 4.5, "markevery": every, "linewidth": 1.8}
+            axes.plot(series.x, series.y, color=colour, linestyle=dashes, label=fonts.readable(series.name), **style)
             if series.low is not None and series.high is not None:
                 axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.14, linewidth=0)
         else:
@@ -348,9 +194,9 @@ def _bars(axes: Axes, spec: FigureSpec, theme: Theme, fonts: Fonts) -> None:
         shift = (index - (len(spec.series) - 1) / 2) * thickness
         places = [categories.index(_plain(x)) + shift for x in series.x]
         colour = theme.palette[index % len(theme.palette)]
-        look: dict[str, Any] = {"color": colour, "edgecolor": theme.background, "linewidth": 0.8, "ecolor": theme.ink}
-        look |= {"label": fonts.readable(series.name), "xerr" if across else "yerr": _errors(series)}
-        bars = (axes.barh if across else axes.bar)(places, series.y, thickness, **look)
+        style: dict[str, Any] = {"color": colour, "edgecolor": theme.background, "linewidth": 0.8, "ecolor": theme.ink}
+        style |= {"label": fonts.readable(series.name), "xerr" if across else "yerr": _errors(series)}
+        bars = (axes.barh if across else axes.bar)(places, series.y, thickness, **style)
         if few:
             texts = [_short(y) for y in series.y]
             axes.bar_label(bars, texts, padding=3, fontsize=8, color=theme.ink)
@@ -417,3 +263,153 @@ def _legend(axes: Axes) -> None:
     figure.legend(
         *axes.get_legend_handles_labels(), frameon=False, ncols=columns, loc="outside lower left", fontsize=10.5
     )
+
+
+# Names next to what they name.
+
+_SIDES = (
+    (8, 0, "left", "center"),
+    (-8, 0, "right", "center"),
+    (0, 8, "center", "bottom"),
+    (0, -8, "center", "top"),
+    (7, 7, "left", "bottom"),
+    (-7, -7, "right", "top"),
+)
+
+
+def label_points(axes: Axes, points: Sequence[Series], names: Sequence[str], palette: Sequence[str]) -> None:
+    """Write each name next to its point, at the first side where it meets no other point, name or edge."""
+    figure: Any = axes.get_figure(root=True)
+    figure.draw_without_rendering()
+    centres = [axes.transData.transform((float(series.x[0]), series.y[0])) for series in points]
+    taken = [Bbox.from_extents(x - 14, y - 14, x + 14, y + 14) for x, y in centres]
+    for index, series in enumerate(points):
+        others = [box for place, box in enumerate(taken) if place != index]
+        best: tuple[float, Annotation, Bbox] | None = None
+        for x, y, across, along in _SIDES:
+            label = axes.annotate(
+                names[index], (float(series.x[0]), series.y[0]), xytext=(x, y), fontsize=10.5,
+                textcoords="offset points", ha=across, va=along, color=palette[index % len(palette)],
+            )  # fmt: skip
+            box = label.get_window_extent()
+            faults = Bbox.count_overlaps(box, others) + (0 if _inside(box, axes.bbox) else 1.5)
+            if best is not None and faults >= best[0]:
+                label.remove()
+                continue
+            if best is not None:
+                best[1].remove()
+            best = (faults, label, box)
+            if faults == 0:
+                break
+        assert best is not None
+        taken.append(best[2])
+
+
+def _inside(box: Bbox, frame: Bbox) -> bool:
+    return box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0
+
+
+def label_lines(axes: Axes, lines: Sequence[Series], names: Sequence[str], palette: Sequence[str]) -> None:
+    """Write each name at the right end of its line, pushed apart until none overlap."""
+    figure: Any = axes.get_figure(root=True)
+    figure.draw_without_rendering()
+    to_axes = axes.transData + axes.transAxes.inverted()
+    ends = [float(to_axes.transform((float(series.x[-1]), series.y[-1]))[1]) for series in lines]
+    for index, height in enumerate(spread(ends, gap=0.08)):
+        axes.text(
+            1.015, height, names[index], transform=axes.transAxes, va="center",
+            color=palette[index % len(palette)], fontsize=10.5,
+        )  # fmt: skip
+
+
+def spread(places: Sequence[float], *, gap: float) -> list[float]:
+    """Move places apart, each as little as it must, until neighbours are at least about `gap` apart."""
+    moved = list(places)
+    order = sorted(range(len(moved)), key=lambda index: places[index])
+    for _ in range(200):
+        for below, above in pairwise(order):
+            missing = gap - (moved[above] - moved[below])
+            if missing > 0:
+                moved[below] -= missing / 2
+                moved[above] += missing / 2
+    return moved
+
+
+# Fonts.
+
+_LATIN = "DejaVu Sans"  # ships inside matplotlib
+_KOREAN = (
+    "Pretendard",
+    "Noto Sans KR",
+    "Noto Sans CJK KR",
+    "Noto Sans CJK JP",  # a .ttc is known by its first face; that face holds Hangul too
+    "Source Han Sans KR",
+    "Source Han Sans K",
+    "Apple SD Gothic Neo",
+    "AppleGothic",
+    "Malgun Gothic",
+    "NanumGothic",
+    "NanumBarunGothic",
+    "Spoqa Han Sans Neo",
+    "UnDotum",
+    "Baekmuk Dotum",
+)
+# The place in the list is the place in the syllable block; "-" is silent.
+_INITIALS = "g kk n d tt r m b pp s ss - j jj ch k t p h"
+_VOWELS = "a ae ya yae eo e yeo ye o wa wae oe yo u wo we wi yu eu ui i"
+_FINALS = "- k k k n n n t l k m l l l p l m p p t t ng t t k t p t"
+
+
+@dataclass(frozen=True, slots=True)
+class Fonts:
+    """Font families to draw with, in order, and their files."""
+
+    families: tuple[str, ...]
+    files: tuple[str, ...]
+
+    def has(self, character: str) -> bool:
+        """Tell whether one of the fonts can draw a character."""
+        return any(font_manager.get_font(file).get_char_index(ord(character)) for file in self.files)
+
+    def readable(self, text: str, *, longest: int = 34) -> str:
+        """Return one line that these fonts draw without a warning, cut after ``longest`` characters.
+
+        Where glyphs are missing, Hangul is romanised and other characters are ``?``.
+        """
+        text = " ".join(text.split())
+        drawn = "".join(c if self.has(c) else romanise(c) if is_hangul(c) else "?" for c in text)
+        if len(drawn) > longest:
+            drawn = drawn[: longest - 1].rstrip() + "…"
+        return f" {drawn}" if drawn.startswith("_") else drawn  # matplotlib hides labels that start with "_"
+
+    def replaces(self, texts: Iterable[str]) -> bool:
+        """Tell whether any of the texts is drawn otherwise than written."""
+        return any(not self.has(c) for text in texts for c in text if not c.isspace())
+
+
+@lru_cache(maxsize=1)
+def find_fonts() -> Fonts:
+    """Find a Korean font among the installed ones; matplotlib's own font always comes first."""
+    installed = {entry.name: entry.fname for entry in font_manager.fontManager.ttflist}
+    latin = font_manager.findfont(_LATIN)
+    for family in _KOREAN:
+        file = installed.get(family)
+        if file and Path(file).is_file() and font_manager.get_font(file).get_char_index(ord("가")):
+            return Fonts((_LATIN, family), (latin, file))
+    return Fonts((_LATIN,), (latin,))
+
+
+def romanise(syllable: str) -> str:
+    """Write one Hangul syllable in Latin letters, without sound changes between syllables; a lone jamo is ``?``.
+
+    >>> "".join(romanise(c) for c in "한국")
+    'hanguk'
+
+    References:
+        Revised Romanization of Korean, Ministry of Culture and Tourism 2000-8.
+    """
+    index = ord(syllable) - 0xAC00
+    if not 0 <= index < 11172:
+        return "?"
+    letters = _INITIALS.split()[index // 588] + _VOWELS.split()[index % 588 // 28] + _FINALS.split()[index % 28]
+    return letters.replace("-", "")

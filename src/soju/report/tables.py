@@ -1,24 +1,15 @@
-"""What do the paired tests of a run say?
+"""Scores and paired tests as tables, for any page.
 
-How is a nested dictionary laid out as flat tables?
-
-How do scores become tables? One table a test set, systems down, metrics across, directions grouped.
-
-Models side by side: a row for each figure, a column for each model, differences to the first.
-
-`model_rows` is plain data for any page; `models_table` draws it in a terminal.
+`build_tables` makes one table a test set: systems down, metrics across, directions grouped. `model_rows` compares
+models: a row for each metric, a column for each model, differences to the first. `describe_tests` lists the paired
+tests.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from soju.core.score import Comparison, Interval, Score
 from soju.report.number_format import (
@@ -33,6 +24,13 @@ from soju.report.number_format import (
 Finding = Literal["better", "worse", "undecided"]
 
 SYMBOLS: dict[Finding, str] = {"better": "▲", "worse": "▼", "undecided": "≈"}
+
+_LANGUAGES = {"ko": "Korean", "en": "English"}
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+_MetricKey = tuple[str, str, bool]
+
+
+# Paired tests.
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +49,9 @@ class PairedTest:
     """None when the run has no score that says which direction of the metric is better."""
 
 
-def find(comparison: Comparison, *, higher_is_better: bool) -> Finding:
-    """Say whether the subject is better or worse than its baseline at the level of the interval."""
-    level = comparison.interval.level
+def finding_of(comparison: Comparison, *, higher_is_better: bool) -> Finding:
+    """Say whether the subject is better or worse than its baseline at the level of the interval (0.95 without one)."""
+    level = 0.95 if comparison.interval is None else comparison.interval.level
     if comparison.p_value >= round(1 - level, 12) or comparison.difference == 0:
         return "undecided"
     return "better" if (comparison.difference > 0) == higher_is_better else "worse"
@@ -65,7 +63,7 @@ def describe_tests(comparisons: Sequence[Comparison], scores: Sequence[Score]) -
     tests = []
     for comparison in comparisons:
         unit, higher_is_better = meanings.get((comparison.metric, comparison.test_set), ("", None))
-        finding = None if higher_is_better is None else find(comparison, higher_is_better=higher_is_better)
+        finding = None if higher_is_better is None else finding_of(comparison, higher_is_better=higher_is_better)
         tests.append(
             PairedTest(
                 subject=comparison.subject,
@@ -82,90 +80,7 @@ def describe_tests(comparisons: Sequence[Comparison], scores: Sequence[Score]) -
     return tests
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One flat table under a heading."""
-
-    heading: str
-    header: tuple[str, ...]
-    """Column names; empty for a table of names and values."""
-    rows: tuple[tuple[str, ...], ...]
-
-
-def lay_out(value: Mapping[str, Any], *, heading: str = "") -> list[Block]:
-    """Turn a nested dictionary into tables: plain values first, then one table a nested group.
-
-    >>> lay_out({"pairs": 1200, "by_domain": {"news": {"rows": 3}, "law": {"rows": 5}}})[1].rows
-    (('news', '3'), ('law', '5'))
-    """
-    blocks = []
-    plain = [(_name(key), _text(key, item)) for key, item in value.items() if _is_plain(item)]
-    if plain:
-        blocks.append(Block(heading=heading, header=(), rows=tuple(plain)))
-    for key, item in value.items():
-        if _is_plain(item):
-            continue
-        inner = f"{heading} › {_name(key)}" if heading else _name(key)
-        if isinstance(item, Mapping):
-            blocks += _grid(inner, item) or lay_out(item, heading=inner)
-        else:
-            blocks += _list(inner, item)
-    return blocks
-
-
-def _list(heading: str, items: Sequence[Any]) -> list[Block]:
-    if all(_is_flat(item) for item in items):
-        columns = list(dict.fromkeys(key for item in items for key in item))
-        rows = tuple(tuple(_text(key, item.get(key, "")) for key in columns) for item in items)
-        return [Block(heading=heading, header=tuple(_name(key) for key in columns), rows=rows)]
-    rows = tuple((str(index), json.dumps(item, ensure_ascii=False)) for index, item in enumerate(items, start=1))
-    return [Block(heading=heading, header=(), rows=rows)]
-
-
-def _grid(heading: str, value: Mapping[str, Any]) -> list[Block]:
-    if len(value) < 2 or not all(_is_flat(item) for item in value.values()):
-        return []
-    columns = list(dict.fromkeys(key for item in value.values() for key in item))
-    shared = sum(len(item) for item in value.values())
-    if not columns or shared * 2 <= len(columns) * len(value):
-        return []
-    rows = tuple((_name(name), *(_text(key, item.get(key, "")) for key in columns)) for name, item in value.items())
-    return [Block(heading=heading, header=("", *(_name(key) for key in columns)), rows=rows)]
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return not value
-    if isinstance(value, list):
-        return all(item is None or isinstance(item, str | int | float) for item in value)
-    return True
-
-
-def _is_flat(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(_is_plain(item) for item in value.values())
-
-
-def _name(key: str) -> str:
-    return str(key).replace("_", " ")
-
-
-def _text(key: str, value: Any) -> str:
-    if value is None or value == [] or value == {}:
-        return "—"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        joiner = " " if key == "arguments" else ", "
-        return joiner.join(_text(key, item) for item in value)
-    if isinstance(value, int):
-        return str(value) if "seed" in key else f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return str(value)
-
-
-_LANGUAGES = {"ko": "Korean", "en": "English"}
-_MetricKey = tuple[str, str, bool]
+# One table a test set.
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +95,8 @@ class Mark:
 
     @property
     def symbol(self) -> str:
-        """The sign that is printed beside the value."""
+        """The sign that is printed after the value."""
         return SYMBOLS[self.finding] + ("" if self.number is None else str(self.number).translate(_SUPERSCRIPTS))
-
-
-_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,15 +288,17 @@ def _marks(
         against = [s for s in scores if (s.subject, s.test_set, s.name) == (item.baseline, item.test_set, item.metric)]
         if against and all(other.signature != score.signature for other in against):
             continue
-        finding = find(item, higher_is_better=score.higher_is_better)
+        finding = finding_of(item, higher_is_better=score.higher_is_better)
         number = baselines.index(item.baseline) + 1 if len(baselines) > 1 else None
         marks.append(Mark(finding=finding, baseline=item.baseline, number=number, p_value=item.p_value))
     return tuple(marks)
 
 
+# Models compared: one row a metric.
+
+
 CHANCE = "chance"
-"""Name of the system that guesses; its score is said beside the metric, not in a column."""
-_COLOURS = {"better": "green", "worse": "red", "undecided": "bright_black"}
+"""Name of the system that guesses; its score stands with the name of the metric, not in a column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,13 +342,8 @@ def model_rows(
 ) -> list[ModelRow]:
     """Arrange scores with a row for each test set and metric, in the order in which they were measured.
 
-    Args:
-        subjects: The models, in the order of the columns; the first is what the others are compared with.
-        scores: Scores of these models, and of the system ``chance``.
-        comparisons: Differences to the first model.
-
-    Returns:
-        The rows.
+    The columns are ``subjects``; ``comparisons`` are differences to the first of them. Scores are of these models and
+    of the system ``chance``.
     """
     by_place: dict[tuple[str, str], dict[str, Score]] = {}
     for score in scores:
@@ -447,7 +356,7 @@ def model_rows(
             continue
         name, direction = split_test_set(test_set)
         cells = [
-            _cell(found[subject], differences.get((test_set, metric, subject))) if subject in found else None
+            _model_cell(found[subject], differences.get((test_set, metric, subject))) if subject in found else None
             for subject in subjects
         ]
         rows.append(
@@ -465,35 +374,7 @@ def model_rows(
     return rows
 
 
-def models_table(subjects: Sequence[str], rows: Sequence[ModelRow]) -> Table:
-    """Draw the rows: the value of each model, and below it its difference to the first with the interval.
-
-    Args:
-        subjects: The models, in the order of the columns.
-        rows: What `model_rows` gave.
-
-    Returns:
-        The table, with a note on its signs.
-    """
-    against = f"▲ better, ▼ worse, ≈ no proven difference against {subjects[0]}" if len(subjects) > 1 else ""
-    if not all(row.alike for row in rows):
-        against += "\n* prompt, pooling or length differ between the models"
-    table = Table(box=box.SIMPLE_HEAD, caption=Text(against) if against else None, caption_justify="left")
-    table.add_column("measured on")
-    table.add_column("figure")
-    for subject in subjects:
-        table.add_column(Text(subject), justify="right")
-    before = None
-    for row in rows:
-        if before not in (None, row.test_set):
-            table.add_section()
-        before = row.test_set
-        where = f"{row.test_set} {row.direction}".strip()
-        table.add_row(Text(where), _figure(row), *(_drawn(cell, row) for cell in row.cells))
-    return table
-
-
-def _cell(score: Score, comparison: Comparison | None) -> ModelCell:
+def _model_cell(score: Score, comparison: Comparison | None) -> ModelCell:
     if comparison is None:
         return ModelCell(score.subject, score.value, score.interval, None, None, None, None)
     return ModelCell(
@@ -503,30 +384,5 @@ def _cell(score: Score, comparison: Comparison | None) -> ModelCell:
         difference=comparison.difference,
         difference_interval=comparison.interval,
         p_value=comparison.p_value,
-        finding=find(comparison, higher_is_better=score.higher_is_better),
+        finding=finding_of(comparison, higher_is_better=score.higher_is_better),
     )
-
-
-def _figure(row: ModelRow) -> Text:
-    text = Text(f"{row.metric} {'↑' if row.higher_is_better else '↓'}{'' if row.alike else ' *'}")
-    unit = unit_heading(row.unit)
-    if unit and unit != row.metric:
-        text.append(f" {unit}", style="dim")
-    if row.chance is not None:
-        text.append(f" chance {format_value(row.chance, row.unit)}", style="dim")
-    return text
-
-
-def _drawn(cell: ModelCell | None, row: ModelRow) -> Text:
-    if cell is None:
-        return Text("–", style="dim")
-    text = Text(format_value(cell.value, row.unit))
-    if cell.difference is None or cell.finding is None:
-        return text
-    text.append(f"\n{SYMBOLS[cell.finding]} {format_difference(cell.difference, row.unit)}", _COLOURS[cell.finding])
-    if cell.difference_interval is not None:
-        low, high = (
-            format_difference(end, row.unit) for end in (cell.difference_interval.low, cell.difference_interval.high)
-        )
-        text.append(f" [{low}, {high}]", style="dim")
-    return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -13,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from soju.core.score import Comparison, Score
-from soju.report.contents import Expansion, Search
-from soju.report.number_format import format_value, format_weight, is_cost, unit_heading
-from soju.report.tables import Cell, ScoreTable, build_tables
+from soju.report.contents import Expansion, Search, read_run
+from soju.report.number_format import format_difference, format_value, format_weight, is_cost, unit_heading
+from soju.report.tables import SYMBOLS, Cell, Finding, ModelCell, ModelRow, ScoreTable, build_tables
 
 _COLOURS = {"ko": "blue", "en": "yellow", "other": "bright_black"}
-_FINDINGS = {"better": "green", "worse": "red", "undecided": "bright_black"}
+_FINDINGS: dict[Finding, str] = {"better": "green", "worse": "red", "undecided": "bright_black"}
 _BAR_WIDTH = 24
 _JOINERS = "\u200c\u200d"  # part of emoji and of some scripts
 
@@ -26,6 +27,26 @@ _JOINERS = "\u200c\u200d"  # part of emoji and of some scripts
 def scores_table(scores: Sequence[Score], comparisons: Sequence[Comparison] = ()) -> Group:
     """Return one table a test set: systems down, metrics across, best value bold."""
     return Group(*(_score_table(table) for table in build_tables(scores, comparisons)))
+
+
+def models_table(subjects: Sequence[str], rows: Sequence[ModelRow]) -> Table:
+    """Return one line a row: the value of each model, and below it its difference to the first with the interval."""
+    against = f"▲ better, ▼ worse, ≈ no proven difference against {subjects[0]}" if len(subjects) > 1 else ""
+    if not all(row.alike for row in rows):
+        against += "\n* prompt, pooling or length differ between the models"
+    table = Table(box=box.SIMPLE_HEAD, caption=Text(against) if against else None, caption_justify="left")
+    table.add_column("measured on")
+    table.add_column("figure")
+    for subject in subjects:
+        table.add_column(Text(subject), justify="right")
+    before = None
+    for row in rows:
+        if before not in (None, row.test_set):
+            table.add_section()
+        before = row.test_set
+        where = f"{row.test_set} {row.direction}".strip()
+        table.add_row(Text(where), _figure(row), *(_model_cell(cell, row) for cell in row.cells))
+    return table
 
 
 def differences_table(comparisons: Sequence[Comparison], *, title: str) -> Table:
@@ -40,7 +61,7 @@ def differences_table(comparisons: Sequence[Comparison], *, title: str) -> Table
 
 
 def probes_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Return one column a model: what it lights up for the probe words, heaviest terms first."""
+    """Return one column a model: the terms that the probe words activate, heaviest first."""
     table = Table(title="Probe words (display only)", title_justify="left", box=box.SIMPLE_HEAD, show_lines=False)
     table.add_column("probe")
     for model in reports:
@@ -86,14 +107,9 @@ def expansion_table(expansion: Expansion) -> Table:
 
 
 def hits_table(search: Search, *, passage_width: int = 160) -> Table:
-    """Return what an engine found: rank, document, score, passage and the terms that matched.
+    """Return what an engine found, one line a hit: rank, document, score, passage and the terms that matched.
 
-    Args:
-        search: A query and its hits.
-        passage_width: Terminal columns after which a passage is cut; a Hangul syllable takes two.
-
-    Returns:
-        One row a hit.
+    A passage is cut after ``passage_width`` columns of the terminal, of which a Hangul syllable takes two.
     """
     title = Text.assemble(_text(search.query), (f"  {_plain(search.engine)}", "not bold dim"))
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
@@ -148,6 +164,31 @@ def _caption(item: ScoreTable) -> Text | None:
     return Text("\n".join(lines)) if lines else None
 
 
+def _figure(row: ModelRow) -> Text:
+    text = Text(f"{row.metric} {'↑' if row.higher_is_better else '↓'}{'' if row.alike else ' *'}")
+    unit = unit_heading(row.unit)
+    if unit and unit != row.metric:
+        text.append(f" {unit}", style="dim")
+    if row.chance is not None:
+        text.append(f" chance {format_value(row.chance, row.unit)}", style="dim")
+    return text
+
+
+def _model_cell(cell: ModelCell | None, row: ModelRow) -> Text:
+    if cell is None:
+        return Text("–", style="dim")
+    text = Text(format_value(cell.value, row.unit))
+    if cell.difference is None or cell.finding is None:
+        return text
+    text.append(f"\n{SYMBOLS[cell.finding]} {format_difference(cell.difference, row.unit)}", _FINDINGS[cell.finding])
+    if cell.difference_interval is not None:
+        low, high = (
+            format_difference(end, row.unit) for end in (cell.difference_interval.low, cell.difference_interval.high)
+        )
+        text.append(f" [{low}, {high}]", style="dim")
+    return text
+
+
 def _text(value: str) -> Text:
     return Text(_plain(value))
 
@@ -164,3 +205,20 @@ def _steers(character: str) -> bool:
 
 def _cut(text: str, width: int) -> str:
     return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
+
+
+def run_tables(run_folder: Path) -> Group:
+    """Return the scores of a run folder for the terminal."""
+    contents = read_run(run_folder)
+    return measured_tables(contents.scores, contents.comparisons)
+
+
+def measured_tables(scores: Sequence[Score], comparisons: Sequence[Comparison] = ()) -> Group:
+    """Return a table of the test sets with several systems, and a list of figures for the others."""
+    systems: dict[str, set[str]] = {}
+    for score in scores:
+        systems.setdefault(score.test_set, set()).add(score.subject)
+    compared = [score for score in scores if len(systems[score.test_set]) > 1]
+    alone = [score for score in scores if len(systems[score.test_set]) == 1]
+    tables = [scores_table(compared, comparisons)] if compared else []
+    return Group(*tables, *([figures_table(alone)] if alone else []))

@@ -1,4 +1,4 @@
-"""Where is a long document cut? At sentence ends, into overlapping windows that fit a vector."""
+"""Long documents are cut at sentence ends into overlapping passages that fit a vector."""
 
 from __future__ import annotations
 

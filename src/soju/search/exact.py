@@ -1,9 +1,10 @@
-"""Which k results are best so far? A heap in two arrays whose root is the worst kept one, for compiled loops.
+"""The documents that score highest, exactly: term at a time over posting lists. The reference for every other engine.
 
-Worse means a lower score, then a later chunk. Loops elsewhere hold compiled copies of these: after a change here, clear
-the ``__pycache__`` of this folder.
+A result is worse than another when its score is lower or, of equal ones, when its chunk comes later; so results never
+depend on the machine. The best so far are a heap in two arrays whose root is the worst kept one. Loops in
+`soju.search.block_max` hold compiled copies of the heap's: after a change here, clear this folder's ``__pycache__``.
 
-Which documents score highest, exactly? Term at a time over posting lists; the reference for every other engine.
+Shape letters: C = chunks, T = terms of a query.
 """
 
 from __future__ import annotations
@@ -81,8 +82,6 @@ class ExactEngine:
         documents_C: Document number of each chunk, rising, ``(C,)`` int32.
     """
 
-    name = "exact"
-
     def __init__(self, postings: Postings, documents_C: NDArray[np.int32]) -> None:
         self._postings = postings
         self._documents_C = documents_C
@@ -91,17 +90,7 @@ class ExactEngine:
     def search(
         self, terms_T: NDArray[np.int32], weights_T: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Return the best chunk of each of the k best documents, best first.
-
-        Args:
-            terms_T: Terms of the query, each once.
-            weights_T: Their weights, idf included.
-            k: Most documents to return, >= 1.
-
-        Returns:
-            Chunk numbers and scores (sum of query weight times impact), both at most k long; documents that share no
-            term with the query are left out.
-        """
+        """Return the best chunk of each of the k best documents, best first."""
         scores_C = self._scores()
         postings = self._postings
         _accumulate(postings.offsets, postings.numbers, postings.impacts, terms_T, weights_T, scores_C)
@@ -120,6 +109,9 @@ class ExactEngine:
 
 @njit(cache=True, nogil=True)
 def _accumulate(offsets: Array, chunks: Array, impacts: Array, terms: Array, weights: Array, scores: Array) -> None:
+    """Add each term's share to the scores of its chunks."""
+    # Terms in the query's order, in float32: this is what a score is, to the last bit. `SparseIndex` and block-max add
+    # up in the same order and precision; another order here, or float64, would part equal scores and move ties.
     for t in range(len(terms)):
         weight = weights[t]
         for p in range(offsets[terms[t]], offsets[terms[t] + 1]):
@@ -129,6 +121,7 @@ def _accumulate(offsets: Array, chunks: Array, impacts: Array, terms: Array, wei
 
 @njit(cache=True, nogil=True, fastmath=True)
 def _highest(scores: Array, start: int) -> float:
+    # fastmath lets the maximum be taken of several numbers at once; scores are finite, so the result is the same.
     highest = np.float32(0)
     for i in range(_BLOCK):
         highest = max(highest, scores[start + i])
@@ -138,6 +131,9 @@ def _highest(scores: Array, start: int) -> float:
 @njit(cache=True, nogil=True)
 def _best_documents(scores: Array, documents: Array, best_scores: Array, best_chunks: Array) -> int:
     """Write the best chunk of each of the k best documents, best first; zero `scores` for the next query."""
+    # Documents rise with chunks, so a document's chunks lie together and its best one is known when the next begins.
+    # Whole pieces without a score above the worst kept one are passed over; that is most of them, most of the time.
+    # `scores` is padded to whole pieces with zeros, which are never above it.
     size, k = 0, len(best_scores)
     threshold = np.float32(0)
     document, chunk, score = -1, -1, np.float32(0)
@@ -154,7 +150,7 @@ def _best_documents(scores: Array, documents: Array, best_scores: Array, best_ch
                     size = push(best_scores, best_chunks, size, score, chunk)
                 threshold = best_scores[0] if size == k else np.float32(0)
                 document, chunk, score = documents[c], c, scores[c]
-        scores[start : start + _BLOCK] = 0
+        scores[start : start + _BLOCK] = 0  # while it is in the cache
     if chunk >= 0:
         size = push(best_scores, best_chunks, size, score, chunk)
     # Chunks rise with documents, so the chunk number breaks ties by document order.

@@ -1,10 +1,8 @@
-"""How does an index folder change without ever being half changed? Files first, one rename last.
+"""The folder of an index: what ``index.json`` records, and how a folder changes without ever being half changed.
 
 A folder is built beside its final name and renamed. A later change adds new segment folders, which no manifest names
 yet, then writes ``index.next.json`` and last ``manifest.json``: that is the moment the change happens. `recover` moves
 ``index.next.json`` to ``index.json`` when the manifest expects it, and drops it otherwise.
-
-What can be set about an index, and what does its ``index.json`` record?
 """
 
 from __future__ import annotations
@@ -16,15 +14,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from soju.core.config import Settings
+from soju.core.config import Settings, validate
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import MANIFEST, sha256, verify_manifest, write_json, write_manifest
 from soju.search.chunking import ChunkSettings
-from soju.search.seismic_engine import SeismicSettings
+from soju.search.engines import OWN
 from soju.search.weighting import WeightingSettings
 
 INDEX = "index.json"
@@ -36,15 +34,7 @@ SEGMENTS = "segments"
 def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give an empty folder beside `folder` that takes its name, with a manifest, when the block ends well.
 
-    Args:
-        folder: Final name.
-        overwrite: Replace an index that is there; anything that is not an index is never replaced.
-
-    Yields:
-        The temporary folder; it is removed when the block raises.
-
-    Raises:
-        UserError: If `folder` holds something and may not be replaced.
+    Only an index is ever replaced, and with `overwrite` alone; anything else in the place is a `UserError`.
     """
     occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if occupied and not (overwrite and (folder / INDEX).is_file()):
@@ -91,13 +81,7 @@ def newest_segment(folder: Path) -> str:
 
 
 def publish(folder: Path, index: dict[str, Any], *, segments: Sequence[str]) -> None:
-    """Make a changed ``index.json`` valid together with the segments it names, then delete all other segments.
-
-    Args:
-        folder: The index.
-        index: New content of ``index.json``.
-        segments: Names of the segment folders that it names.
-    """
+    """Make a changed ``index.json`` valid together with the segments it names, then delete all other segments."""
     entries = {}
     for path, entry in read_manifest(folder).items():
         if not path.startswith(f"{SEGMENTS}/") or path.split("/")[1] in segments:
@@ -130,13 +114,7 @@ def recover(folder: Path) -> None:
 def check(folder: Path, *, full: bool) -> None:
     """Check presence and size of every file of an index, and its content when `full`.
 
-    Args:
-        folder: The index.
-        full: Whether to read every byte.
-
-    Raises:
-        UserError: If `folder` is not there.
-        IntegrityError: If a file is missing or differs; with every fault listed when `full`.
+    Sizes always; every byte when `full`, with every fault listed.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such index; build one with `soju index`")
@@ -154,17 +132,7 @@ def check(folder: Path, *, full: bool) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the manifest's entries by relative path.
-
-    Args:
-        folder: The index.
-
-    Returns:
-        Size and SHA-256 of each file.
-
-    Raises:
-        IntegrityError: If it is missing or unreadable.
-    """
+    """Return size and SHA-256 of each file by relative path; an unreadable manifest is an `IntegrityError`."""
     path = folder / MANIFEST
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["files"]
@@ -176,17 +144,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of an index.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its value.
-
-    Raises:
-        IntegrityError: If it is missing or no JSON.
-    """
+    """Read a JSON file of an index (`IntegrityError`)."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -197,7 +155,14 @@ def _entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-Engine = Literal["auto", "exact", "block-max", "seismic"]
+def _own(name: str) -> str:
+    if name not in OWN:
+        raise ValueError(f'got "{name}"; choose one of {", ".join(OWN)}')
+    return name
+
+
+Engine = Annotated[str, AfterValidator(_own)]
+"""One of `soju.search.engines.OWN`."""
 
 
 class IndexSettings(Settings):
@@ -212,8 +177,6 @@ class IndexSettings(Settings):
     nothing, the others always what they say."""
     block_max_from_chunks: int = Field(default=20_000, ge=1)
     """Chunks from which ``auto`` builds the block-max engine; below, posting lists are as fast."""
-    seismic: SeismicSettings = SeismicSettings()
-    """Parameters of Seismic."""
     batch_size: int = Field(default=256, ge=1)
     """Chunks encoded at once."""
     compact_share: float = Field(default=0.25, gt=0)
@@ -239,7 +202,7 @@ class SegmentEntry(Settings):
     """Ids of the first of them."""
     average_length: float | None
     """Average length of its chunks that have terms, in term counts (``bm25`` only)."""
-    fast: Literal["block-max", "seismic"] | None
+    fast: str | None
     """The engine that was built beside the posting lists."""
 
 
@@ -258,3 +221,31 @@ class IndexDescription(Settings):
     """As given to `SparseIndex.build`."""
     segments: tuple[SegmentEntry, ...]
     """In document order; the first is the largest and the one that may have a fast engine."""
+
+
+FORMAT = 2
+"""Of the folder's layout; an index of another one is refused."""
+FORMER = ("seismic",)
+"""Engines that soju had."""
+
+
+def read_description(folder: Path) -> IndexDescription:
+    """Read ``index.json``; a file that is unreadable, wrong or of another version of soju is a `UserError`.
+
+    An index that was built with an engine of `FORMER` opens as one with ``engine: auto``: its posting lists are
+    searched, and the engine's files stay where they are until the segment is merged.
+    """
+    path = folder / INDEX
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise UserError(f"{path}: not of format {FORMAT}; build the index again with this version of soju")
+    settings, segments = values.get("settings"), values.get("segments")
+    if isinstance(settings, dict):
+        for engine in FORMER:
+            settings.pop(engine, None)
+        if settings.get("engine") in FORMER:
+            settings["engine"] = "auto"
+    for entry in segments if isinstance(segments, list) else ():
+        if isinstance(entry, dict) and entry.get("fast") in FORMER:
+            entry["fast"] = None
+    return validate(values, IndexDescription, place=str(path))

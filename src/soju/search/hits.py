@@ -1,10 +1,6 @@
-"""What does a search return, and why did it match? Hits with the terms that made their score.
-
-Which documents are best when an engine returns passages? The best passage of each, as our own index ranks them.
+"""From what an engine found to hits: the terms that matched, the best passage of each document, the fusion of rankings.
 
 Shape letter: T = terms of the query.
-
-Reciprocal rank fusion: one ranking out of several, from ranks alone.
 """
 
 from __future__ import annotations
@@ -28,17 +24,7 @@ def explain(
     query_weights_T: NDArray[np.float32],
     impacts_T: NDArray[np.float32],
 ) -> tuple[MatchedTerm, ...]:
-    """List the terms that query and chunk share.
-
-    Args:
-        names: The V terms of the index.
-        terms_T: Terms of the query.
-        query_weights_T: Their weights, idf included.
-        impacts_T: Their impacts in the chunk, 0 where it lacks the term.
-
-    Returns:
-        Largest contribution first, equal ones by term number.
-    """
+    """List the terms that query and chunk share."""
     contributions_T = query_weights_T * impacts_T
     return tuple(
         MatchedTerm(
@@ -107,17 +93,7 @@ def best_of_each(fetch: Callable[[int], Sequence[Found]], k: int, *, one_each: b
 def to_hits(
     found: Sequence[Found], names: Sequence[str], terms_T: NDArray[np.int32], weights_T: NDArray[np.float32]
 ) -> list[Hit]:
-    """Add the terms that matched, from the stored weights.
-
-    Args:
-        found: Passages, best first.
-        names: Readable name of every term.
-        terms_T: Terms of the query.
-        weights_T: Their weights.
-
-    Returns:
-        Hits. Contributions are of the weights as sent; the engine's score may differ by what it rounds.
-    """
+    """Add the terms that matched, from the stored weights."""
     return [
         Hit(
             rank=rank,

@@ -1,4 +1,4 @@
-"""How is a corpus made searchable, extended and searched? The index folder as one object.
+"""An inverted index: a folder of segments that is built, extended and searched as one object.
 
 Shape letters: V = terms, Q = queries, T = terms of one query.
 """
@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from soju.core.config import validate
 from soju.core.errors import UserError
 from soju.core.files import write_json
 from soju.core.hits import Hit
 from soju.data.rows import Document
+from soju.search.engines import OWN
 from soju.search.folder import (
+    FORMAT,
     INDEX,
     SEGMENTS,
     Engine,
@@ -30,6 +31,7 @@ from soju.search.folder import (
     new_segment,
     newest_segment,
     publish,
+    read_description,
     read_json,
     recover,
 )
@@ -37,8 +39,6 @@ from soju.search.hits import explain
 from soju.search.postings import check_vectors
 from soju.search.segment import Encode, Segment, merge_segments, open_segments, plan_merge, write_segment
 from soju.search.weighting import idf
-
-_FORMAT = 2
 
 _Query = tuple[NDArray[np.int32], NDArray[np.float32]]
 """Terms and weights, ``(T,)`` each."""
@@ -116,7 +116,7 @@ class SparseIndex:
             if prior_share_V is not None:
                 np.save(temporary / "prior_share.npy", np.asarray(prior_share_V, dtype=np.float32))
             description = IndexDescription(
-                format=_FORMAT,
+                format=FORMAT,
                 fingerprint=fingerprint,
                 terms=len(terms),
                 average_length=entry.average_length,
@@ -128,7 +128,7 @@ class SparseIndex:
 
     @classmethod
     def open(cls, folder: Path, *, fingerprint: str | None = None, full_check: bool = False) -> SparseIndex:
-        """Open an index; arrays are memory-mapped, only a Seismic file is read whole.
+        """Open an index; arrays are memory-mapped.
 
         Args:
             folder: The index.
@@ -145,12 +145,7 @@ class SparseIndex:
         if folder.is_dir():
             recover(folder)
         check(folder, full=full_check)
-        values = read_json(folder / INDEX)
-        if not isinstance(values, dict) or values.get("format") != _FORMAT:
-            raise UserError(
-                f"{folder / INDEX}: not of format {_FORMAT}; build the index again with this version of soju"
-            )
-        description = validate(values, IndexDescription, place=str(folder / INDEX))
+        description = read_description(folder)
         if fingerprint is not None and fingerprint != description.fingerprint:
             raise UserError(
                 f'{folder}: built with model "{description.fingerprint}", not "{fingerprint}"; search with that model, '
@@ -191,7 +186,7 @@ class SparseIndex:
             )  # fmt: skip
         added = newest_segment(self.folder)
         entry = entry.model_copy(update={"name": added})
-        fresh = Segment.open(self.folder / SEGMENTS / added, entry, settings, terms=len(self.terms))
+        fresh = Segment.open(self.folder / SEGMENTS / added, entry)
         kept, merged = plan_merge([*self.segments, fresh], settings)
         entries = [segment.entry for segment in kept]
         if len(merged) > 1:
@@ -208,8 +203,7 @@ class SparseIndex:
     ) -> list[list[Hit]]:
         """Return the best documents of each query, best first, equal scores in document order.
 
-        A document scores as its best chunk. Scores are exact with every engine; Seismic may miss
-        documents.
+        A document scores as its best chunk. Every engine finds the same documents with the same scores.
 
         Args:
             query_vectors: Sparse ``(Q, V)`` query weights >= 0, without idf.
@@ -235,19 +229,7 @@ class SparseIndex:
         ]
 
     def rank(self, query_vectors: Any, k: int = 10, *, engine: Engine = "auto") -> list[list[str]]:
-        """Return the ids `search` would find, without reading a document: for evaluation.
-
-        Args:
-            query_vectors: See `search`, as the next two.
-            k: Most documents a query.
-            engine: Which engine.
-
-        Returns:
-            Q lists of document ids, best first.
-
-        Raises:
-            UserError: See `search`.
-        """
+        """Return the ids `search` would find, without reading a document: for evaluation."""
         rows = query_vectors.shape[0]
         queries = self._checked(query_vectors, k, engine)
         found = (self._find(query, k, engine) for query in self._weighted(queries, rows))
@@ -278,8 +260,10 @@ class SparseIndex:
     def _checked(self, query_vectors: Any, k: int, engine: Engine) -> csr_array:
         if k < 1:
             raise UserError(f"k: got {k}; ask for at least one document")
+        if engine not in OWN:
+            raise UserError(f'engine "{engine}" is not known; choose one of {", ".join(OWN)}')
         built = {segment.entry.fast for segment in self.segments}
-        if engine in ("block-max", "seismic") and engine not in built:
+        if engine not in ("auto", "exact") and engine not in built:
             raise UserError(
                 f'{self.folder}: has no {engine} engine; build the index with engine "{engine}", or search with "exact"'
             )
@@ -320,8 +304,7 @@ class SparseIndex:
         )
 
     def _publish(self, entries: Sequence[SegmentEntry]) -> None:
-        before = self.description.model_dump(mode="json")
-        if read_json(self.folder / INDEX) != before:
+        if read_description(self.folder) != self.description:
             raise UserError(f"{self.folder}: another process changed the index meanwhile; open it and add again")
         description = self.description.model_copy(update={"segments": tuple(entries)})
         names = [entry.name for entry in entries]

@@ -1,8 +1,6 @@
-"""Words of Korean and English text, and BM25 over them: the lexical baseline.
+"""Lexical baselines over analysed Korean and English words: BM25, and queries translated with a word list.
 
 Shape letters: Q = queries, D = documents, W = words of the collection.
-
-Dictionary look-up: translate the words of a query by the term rows, then BM25. A permanent baseline.
 """
 
 from __future__ import annotations
@@ -10,17 +8,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import bm25s
 import numpy as np
-import Stemmer
 from numpy.typing import NDArray
 from scipy import sparse
 
-from soju.core.errors import UserError
+from soju.core.errors import UserError, require_extra
 from soju.core.language import is_hangul, language_of, shared_kiwi
 from soju.data.rows import TermRow
+
+if TYPE_CHECKING:
+    import Stemmer
 
 K1 = 1.2
 """Saturation of the word count, Lucene's and OpenSearch's default."""
@@ -64,7 +63,7 @@ class EnglishAnalyzer:
 
     def analyze(self, texts: Sequence[str]) -> list[list[str]]:
         """Return the stems of each text."""
-        stemmer = Stemmer.Stemmer("english")  # its cache is not thread-safe, and making one costs microseconds
+        stemmer = _stemmer()
         return [_stems(unicodedata.normalize("NFC", text), stemmer) for text in texts]
 
 
@@ -89,7 +88,7 @@ class KoreanEnglishAnalyzer:
 
     def analyze(self, texts: Sequence[str]) -> list[list[str]]:
         """Return morphemes and stems of each text."""
-        stemmer = Stemmer.Stemmer("english")
+        stemmer = _stemmer()
         texts = [_SURROGATES.sub(" ", unicodedata.normalize("NFC", text)) for text in texts]
         korean = [index for index, text in enumerate(texts) if any(map(is_hangul, text))]
         words = [[] if any(map(is_hangul, text)) else _stems(text, stemmer) for text in texts]
@@ -99,6 +98,14 @@ class KoreanEnglishAnalyzer:
             ):
                 words[index] = _morphemes(tokens, stemmer)
         return words
+
+
+def _stemmer() -> Stemmer.Stemmer:
+    """Make a stemmer for one batch: its cache is not thread-safe, and making one costs microseconds."""
+    require_extra("English stemming", "train", "Stemmer")
+    import Stemmer
+
+    return Stemmer.Stemmer("english")
 
 
 def _stems(text: str, stemmer: Stemmer.Stemmer) -> list[str]:
@@ -146,15 +153,7 @@ class Bm25Searcher:
         self.impacts_WD = _impacts([[self._word_ids[w] for w in words] for words in analyzed], self._word_ids)
 
     def search(self, queries: Sequence[str], k: int) -> Ranking:
-        """Rank the documents for each query.
-
-        Args:
-            queries: Texts, analysed like the documents.
-            k: Longest ranking, >= 1.
-
-        Returns:
-            Per query, at most k document indices best first, and their scores, all > 0.
-        """
+        """Rank the documents for each query."""
         weights: list[dict[str, float]] = []
         for words in self.analyzer.analyze(queries):
             counts: dict[str, float] = {}
@@ -230,6 +229,9 @@ def _impacts(document_words: list[list[int]], word_ids: dict[str, int]) -> spars
     shape = (len(word_ids), len(document_words))
     if not word_ids:
         return sparse.csr_matrix(shape, dtype=np.float64)
+    require_extra("BM25", "train", "bm25s")
+    import bm25s
+
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
     index.index((document_words, dict(word_ids)), create_empty_token=False, show_progress=False)
     columns = (index.scores["data"].astype(np.float64), index.scores["indices"], index.scores["indptr"])
@@ -288,12 +290,6 @@ class Dictionary:
         share its weight; a word that several translations of one entry contain gets the largest. Words inside a
         matched compound are translated too, at half weight. Words of the text itself weigh 0.7 each time they occur.
         The constants are the best found on the development sets for Korean → English and English → Korean together.
-
-        Args:
-            texts: Queries in either language.
-
-        Returns:
-            Per text, analysed word -> weight > 0, unitless.
         """
         return [self._expand(words) for words in self.analyzer.analyze(texts)]
 
@@ -332,12 +328,7 @@ class Dictionary:
 
 
 class DictionarySearcher:
-    """BM25 (`Bm25Searcher`) for queries expanded by a `Dictionary`.
-
-    Args:
-        documents: Texts to index.
-        dictionary: Word list; its analyser is used for the documents as well.
-    """
+    """BM25 (`Bm25Searcher`) for queries expanded by a `Dictionary`."""
 
     def __init__(self, documents: Sequence[str], dictionary: Dictionary) -> None:
         self.dictionary = dictionary

@@ -1,15 +1,13 @@
-"""What does OpenSearch want to read? Bodies for an index, its documents, its queries and a two-phase pipeline.
+"""OpenSearch: bodies of indexes, documents and queries, what would be refused, and the client that sends them.
 
-Pure functions of plain objects; `soju.search.opensearch` sends what they return. Shape letter: T = terms.
+The bodies are pure functions of plain objects. Names, ids and weights are looked at before anything is sent.
+
+Shape letter: T = terms.
 
 References (OpenSearch documentation, read for 3.3 and later):
     "Neural sparse search using raw vectors" (``rank_features``, ``neural_sparse`` with ``query_tokens``), "Rank field
     types" and "Rank feature query" (``linear``), "Sparse vector" and "Neural sparse ANN search" (``sparse_vector``,
     SEISMIC, ``method_parameters``), "Neural sparse query two-phase processor".
-
-What would OpenSearch refuse, fold or cut off? Names, ids and weights looked at before anything is sent.
-
-How are the bodies of `soju.search.opensearch` sent, and what do the answers mean? A layer over opensearch-py.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from soju.core.config import Settings
-from soju.core.errors import MissingExtraError, UserError
+from soju.core.errors import UserError, require_extra
 from soju.search.hits import Found, best_of_each
 from soju.search.remote import BUSY, Answer, BulkSettings, CorpusFacts, Item, Passage, RequestRefusedError, Send
 
@@ -117,16 +115,7 @@ class OpenSearchQuery(Settings):
 
 
 def index_body(settings: OpenSearchSettings, facts: CorpusFacts, *, pipeline: str | None = None) -> dict[str, Any]:
-    """Return the body of ``PUT /INDEX``.
-
-    Args:
-        settings: Kind of field, shards, SEISMIC.
-        facts: Of the corpus; kept in the mapping's ``_meta``, where a search reads them.
-        pipeline: Name of a search pipeline to make the default.
-
-    Returns:
-        Settings and mapping.
-    """
+    """Return the body of ``PUT /INDEX``."""
     index: dict[str, Any] = {"number_of_shards": settings.shards, "number_of_replicas": settings.replicas}
     field: dict[str, Any] = {"type": settings.kind}
     meta = {**facts.to_json(), "kind": settings.kind, "max_clauses": settings.max_clauses}
@@ -318,22 +307,14 @@ def lint_passage(passage: Passage) -> str | None:
 
 
 def refuse(faults: Sequence[str], *, shown: int = 10) -> None:
-    """Raise one error that lists the first faults.
-
-    Args:
-        faults: Sentences; none is fine.
-        shown: How many to list.
-
-    Raises:
-        UserError: If there is any.
-    """
+    """Raise one error that lists the first faults."""
     if faults:
         more = f"\n... and {len(faults) - shown:,} more" if len(faults) > shown else ""
         raise UserError("\n".join(faults[:shown]) + more)
 
 
 _HOPELESS = (401, 403, 404)
-"""Statuses of a bulk request that no smaller request mends."""
+"""Statuses of a bulk request that no smaller request changes."""
 
 
 class OpenSearchEngine:
@@ -352,23 +333,10 @@ class OpenSearchEngine:
 
     @classmethod
     def connect(cls, url: str, *, timeout: float = 60.0) -> Self:
-        """Return an engine for ``http(s)://[USER:PASSWORD@]HOST:PORT``; nothing is sent yet.
+        """Return an engine for ``http(s)://[USER:PASSWORD@]HOST:PORT``; nothing is sent yet."""
+        require_extra("--engine opensearch", "engines", "opensearchpy")
+        from opensearchpy import OpenSearch
 
-        Args:
-            url: The cluster.
-            timeout: Seconds to wait for an answer.
-
-        Returns:
-            The engine.
-
-        Raises:
-            MissingExtraError: If opensearch-py is not installed.
-            UserError: If the URL is none.
-        """
-        try:
-            from opensearchpy import OpenSearch
-        except ImportError:
-            raise MissingExtraError("--engine opensearch", "engines") from None
         if not url.startswith(("http://", "https://")):
             raise UserError(f"--url {url}: expected http://HOST:9200 or https://USER:PASSWORD@HOST:9200")
         # Retries are the loader's business: the client's own would send a busy cluster the same large request again.
@@ -391,17 +359,7 @@ class OpenSearchEngine:
         return document_body(passage, keys_of(settings.kind, names))
 
     def create(self, index: str, settings: OpenSearchSettings, facts: CorpusFacts, *, overwrite: bool) -> None:
-        """Make an empty index, and its pipeline when the settings ask for one.
-
-        Args:
-            index: Its name.
-            settings: Kind of field, shards, SEISMIC, two-phase.
-            facts: Of the corpus; kept in the mapping.
-            overwrite: Delete an index of that name.
-
-        Raises:
-            UserError: If the index exists, or the cluster refuses.
-        """
+        """Make an empty index, and its pipeline when the settings ask for one."""
         path = _path(index)
         if self.exists(index):
             if not overwrite:
@@ -427,17 +385,7 @@ class OpenSearchEngine:
         self._call("POST", f"{_path(index)}/_refresh")
 
     def meta(self, index: str) -> dict[str, Any]:
-        """Return ``_meta.soju`` of an index.
-
-        Args:
-            index: Its name.
-
-        Returns:
-            The facts of its corpus, ``kind``, ``max_clauses`` and, of a SEISMIC one, ``ceiling_search``.
-
-        Raises:
-            UserError: If there is no such index, or soju did not make it.
-        """
+        """Return ``_meta.soju`` of an index."""
         answer = self._call("GET", f"{_path(index)}/_mapping", allow=(404,))
         if answer is None:
             raise UserError(f"{index}: no such index; make it with soju index ... {index} --engine opensearch")
@@ -458,23 +406,7 @@ class OpenSearchEngine:
         meta: dict[str, Any],
         settings: OpenSearchQuery,
     ) -> list[Found]:
-        """Return the best passage of each of the k best documents.
-
-        Args:
-            index: Its name.
-            terms_T: Terms of the query.
-            weights_T: Their weights, > 0, without idf.
-            names: The V escaped names.
-            k: Most documents.
-            meta: From `meta`.
-            settings: Which query to write.
-
-        Returns:
-            Passages, best first, scores in our units.
-
-        Raises:
-            UserError: If the cluster refuses, or the query does not fit.
-        """
+        """Return the best passage of each of the k best documents."""
         keys = keys_of(meta["kind"], names)
         tokens, scale = query_tokens(terms_T, weights_T, keys, meta)
         if not tokens:
@@ -502,7 +434,7 @@ class OpenSearchEngine:
             if not isinstance(status, int):
                 raise RequestRefusedError(0, _reason(error)) from None
             if status in _HOPELESS:
-                raise UserError(f"{path}: {_reason(error)}; mend the permission or the name") from None
+                raise UserError(f"{path}: {_reason(error)}; fix the permission or the name") from None
             raise RequestRefusedError(status, _reason(error)) from None
         return answer
 
@@ -516,7 +448,7 @@ class OpenSearchEngine:
             if error.status_code in allow:
                 return None
             busy = error.status_code in BUSY or not isinstance(error.status_code, int)
-            remedy = "look whether the cluster runs and try again" if busy else "mend the request"
+            remedy = "look whether the cluster runs and try again" if busy else "fix the request"
             raise UserError(f"{method} {path}: {_reason(error)}; {remedy}") from None
         if answer is False:  # HEAD of what is not there
             return None

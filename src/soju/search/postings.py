@@ -1,4 +1,4 @@
-"""Which chunks hold a term, and with what weight? Posting lists in memory-mapped arrays, built in bounded memory.
+"""Posting lists: which chunks hold a term, and with what weight. Memory-mapped arrays, built in bounded memory.
 
 Shape letters: V = terms, P = postings (a term in a chunk), C = chunks, K = some chunks, T = some terms.
 """
@@ -125,18 +125,7 @@ def merge_postings(
     weigh: Weigh | None = None,
     block_postings: int = _BLOCK_POSTINGS,
 ) -> int:
-    """Join posting lists term by term and write them; parts come by rising chunk number.
-
-    Args:
-        parts: Posting lists with the number of their first chunk in the whole.
-        folder: Where ``offsets.npy``, ``chunks.npy`` and ``impacts.npy`` go.
-        terms: V.
-        weigh: Replaces weights on the way; ``None`` keeps them.
-        block_postings: Postings in memory at once.
-
-    Returns:
-        P, the number of postings written.
-    """
+    """Join posting lists term by term and write them; parts come by rising chunk number."""
     offsets = np.zeros(terms + 1, dtype=np.int64)
     for part, _ in parts:
         offsets += part.offsets
@@ -205,6 +194,8 @@ def _append(
     chunks: Array,
     weights: Array,
 ) -> None:
+    """Append the postings of some terms in one part to those of the parts before."""
+    # Parts come by rising chunk number and each list rises, so the joined lists rise without being sorted.
     for term in range(first, last):
         at = cursor[term - first]
         for p in range(offsets[term], offsets[term + 1]):
@@ -228,6 +219,7 @@ def _find(chunks: Array, low: int, high: int, wanted: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _weights(offsets: Array, chunks: Array, impacts: Array, wanted_chunks: Array, terms: Array) -> Array:
+    # A binary search for each pair: a few chunks are asked for, whose terms no array lists.
     result = np.zeros((len(wanted_chunks), len(terms)), dtype=np.float32)
     for t in range(len(terms)):
         start, stop = offsets[terms[t]], offsets[terms[t] + 1]
@@ -240,6 +232,7 @@ def _weights(offsets: Array, chunks: Array, impacts: Array, wanted_chunks: Array
 
 @njit(cache=True, nogil=True)
 def _row_counts(offsets: Array, chunks: Array, start: int, stop: int) -> tuple[Array, Array]:
+    """Return where the postings of chunks ``start:stop`` begin in each list, and how many each chunk has."""
     low = np.empty(len(offsets) - 1, dtype=np.int64)
     counts = np.zeros(stop - start, dtype=np.int64)
     for term in range(len(offsets) - 1):
@@ -255,6 +248,8 @@ def _row_counts(offsets: Array, chunks: Array, start: int, stop: int) -> tuple[A
 def _gather_rows(
     offsets: Array, chunks: Array, impacts: Array, start: int, stop: int, low: Array, cursor: Array
 ) -> tuple[Array, Array]:
+    """Write the postings that `_row_counts` counted as rows; ``cursor`` holds where each row starts and is used up."""
+    # Terms are visited in order, so the columns of each row rise, as scipy and the block layout need them.
     columns = np.empty(cursor[-1], dtype=np.int64)
     values = np.empty(cursor[-1], dtype=np.float32)
     for term in range(len(offsets) - 1):

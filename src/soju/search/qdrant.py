@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from soju.core.config import Settings
-from soju.core.errors import MissingExtraError, UserError
+from soju.core.errors import UserError, require_extra
 from soju.search.hits import Found, best_of_each
 from soju.search.remote import Answer, BulkSettings, CorpusFacts, Item, Passage, RequestRefusedError, Send
 
@@ -74,10 +74,9 @@ class QdrantEngine:
             MissingExtraError: If qdrant-client is not installed.
             UserError: If another process has the folder open.
         """
-        try:
-            from qdrant_client import QdrantClient
-        except ImportError:
-            raise MissingExtraError("--engine qdrant", "engines") from None
+        require_extra("--engine qdrant", "engines", "qdrant_client")
+        from qdrant_client import QdrantClient
+
         if url.startswith(("http://", "https://")):
             return cls(QdrantClient(url=url, timeout=timeout, check_compatibility=False))
         if url == ":memory:":
@@ -106,17 +105,7 @@ class QdrantEngine:
         return point_body(passage)
 
     def create(self, index: str, settings: QdrantSettings, facts: CorpusFacts, *, overwrite: bool) -> None:
-        """Make an empty collection.
-
-        Args:
-            index: Its name.
-            settings: Where the inverted index lives, precision, shards.
-            facts: Of the corpus; kept in the collection's metadata.
-            overwrite: Delete a collection of that name.
-
-        Raises:
-            UserError: If the collection exists, or the server refuses.
-        """
+        """Make an empty collection."""
         from qdrant_client import models
 
         if self.exists(index):
@@ -150,17 +139,7 @@ class QdrantEngine:
         """Do nothing: a stored point can be found at once."""
 
     def meta(self, index: str) -> dict[str, Any]:
-        """Return the facts of a collection's corpus.
-
-        Args:
-            index: Its name.
-
-        Returns:
-            `CorpusFacts` as JSON.
-
-        Raises:
-            UserError: If there is no such collection, or soju did not make it.
-        """
+        """Return the facts of a collection's corpus."""
         if not self.exists(index):
             raise UserError(f"{index}: no such collection; make it with soju index ... {index} --engine qdrant")
         meta = (self._ask(lambda: self.client.get_collection(index).config.metadata) or {}).get("soju")
@@ -179,23 +158,7 @@ class QdrantEngine:
         meta: dict[str, Any],
         settings: QdrantQuery,
     ) -> list[Found]:
-        """Return the best passage of each of the k best documents.
-
-        Args:
-            index: Its name.
-            terms_T: Terms of the query.
-            weights_T: Their weights, without idf.
-            names: Not used; Qdrant knows terms by their ids.
-            k: Most documents.
-            meta: From `meta`.
-            settings: There are none.
-
-        Returns:
-            Passages, best first.
-
-        Raises:
-            UserError: If the server refuses.
-        """
+        """Return the best passage of each of the k best documents."""
         from qdrant_client import models
 
         if not len(terms_T):
@@ -222,7 +185,7 @@ class QdrantEngine:
             raise RequestRefusedError(0, str(error)) from None
         except UnexpectedResponse as error:
             if error.status_code in _HOPELESS:
-                raise UserError(f"{index}: {_reason(error)}; mend the permission or the name") from None
+                raise UserError(f"{index}: {_reason(error)}; fix the permission or the name") from None
             raise RequestRefusedError(error.status_code or 0, _reason(error)) from None
 
     def _ask(self, call: Any) -> Any:

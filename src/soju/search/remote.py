@@ -1,12 +1,10 @@
-"""How is a term called where dots, blanks or control characters are refused? Percent-encoding with an exact inverse.
+"""What every engine that is not ours needs: names for terms, passages with final weights, and a patient bulk load.
 
-What does another engine store? The passages of an index of ours with their final weights, idf included.
+Names are percent-encoded with an exact inverse, where dots, blanks or control characters are refused. Passages carry
+the weights of an index of ours, idf included. Documents go in batches that wait for a busy engine; what is refused for
+good goes to a file.
 
 Shape letters: V = terms, T = terms of one passage.
-
-How do documents get into an engine that may be busy or refuse some? Batches, waiting, and a file of what failed.
-
-What does an engine that is not ours have to do? OpenSearch and Qdrant, seen from the recipe.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +24,6 @@ from pydantic import Field
 
 from soju.core.config import Settings
 from soju.core.errors import UserError
-from soju.search.hits import Found
 from soju.search.index import SparseIndex
 from soju.search.segment import Segment
 
@@ -48,17 +45,7 @@ def escape_token(name: str) -> str:
 
 
 def unescape_token(token: str) -> str:
-    """Return the name `escape_token` was given.
-
-    Args:
-        token: Result of `escape_token`.
-
-    Returns:
-        The name.
-
-    Raises:
-        UserError: If `token` is not a result of `escape_token`.
-    """
+    """Return the name `escape_token` was given."""
     try:
         name = "" if token == _EMPTY else _ESCAPED.sub(lambda match: _text(match[0]), token)
     except UnicodeDecodeError:
@@ -289,7 +276,7 @@ class LoadReport:
 class DeadLetters:
     """A JSONL file of documents that failed for good: ``{"id", "status", "reason", "body"}``, written as they fail.
 
-    The file appears with the first one. ``body`` is what was to be stored, so a mended line can be sent again.
+    The file appears with the first one. ``body`` is what was to be stored, so a corrected line can be sent again.
 
     Args:
         path: Where; refused when it exists, since it may hold the failures of an earlier load.
@@ -348,17 +335,7 @@ class BulkLoader:
         self.report = LoadReport()
 
     def load(self, items: Iterable[Item]) -> LoadReport:
-        """Send everything.
-
-        Args:
-            items: Documents, read once.
-
-        Returns:
-            What was stored and what failed.
-
-        Raises:
-            UserError: If the engine takes no request at all any more.
-        """
+        """Send everything."""
         batch: list[Item] = []
         size = 0
         for item in items:
@@ -422,7 +399,7 @@ class BulkLoader:
         if error is not None and refusals >= self._settings.attempts:
             raise UserError(
                 f"the engine refused {refusals} requests in a row ({error}); {self.report.stored:,} passages are "
-                "stored; mend it and index again with --overwrite"
+                "stored; fix it and index again with --overwrite"
             )
         self.report.waits += 1
         self._sleep(min(self._settings.longest_wait, self._settings.first_wait * 2 ** (refusals - 1)))
@@ -430,51 +407,3 @@ class BulkLoader:
     def _fail(self, item: Item, answer: Answer) -> None:
         self.report.fail(item)
         self._dead.write(item, answer)
-
-
-class SearchServer(Protocol):
-    """An engine with indexes that have names. `names` are the escaped names of the V terms, `settings` its own."""
-
-    name: str
-    """How the command line calls it."""
-    index_settings: type[Settings]
-    """What can be set about an index; has a field ``bulk``."""
-    query_settings: type[Settings]
-    """What can be set about a search."""
-
-    def close(self) -> None:
-        """Close the connections."""
-
-    def exists(self, index: str) -> bool:
-        """Tell whether there is an index of that name."""
-
-    def faults(self, settings: Any, facts: CorpusFacts, names: Sequence[str]) -> list[str]:
-        """Return what the engine would refuse, fold or cut off of a whole corpus, one sentence each."""
-
-    def create(self, index: str, settings: Any, facts: CorpusFacts, *, overwrite: bool) -> None:
-        """Make an empty index that knows the facts."""
-
-    def body(self, passage: Passage, settings: Any, names: Sequence[str]) -> dict[str, Any]:
-        """Return what is stored of a passage."""
-
-    def sender(self, index: str) -> Send:
-        """Return what sends one batch of bodies."""
-
-    def refresh(self, index: str) -> None:
-        """Make what is stored findable."""
-
-    def meta(self, index: str) -> dict[str, Any]:
-        """Return the facts the index was made with, and what a search must know of its settings."""
-
-    def search(
-        self,
-        index: str,
-        terms_T: NDArray[np.int32],
-        weights_T: NDArray[np.float32],
-        names: Sequence[str],
-        *,
-        k: int,
-        meta: dict[str, Any],
-        settings: Any,
-    ) -> list[Found]:
-        """Return the best passage of each of the k best documents, best first."""

@@ -1,8 +1,8 @@
-"""What did a document say, and where are its chunks? Texts in one blob, read through the operating system's cache.
+"""One segment of an index: its documents, their posting lists and, when it is large, a fast engine.
 
-Shape letters: D = documents, C = chunks.
+Texts lie in one blob that is read through the operating system's cache.
 
-What is one segment of an index? Its documents, their posting lists and, when it is large, a fast engine.
+Shape letters: D = documents, C = chunks, V = terms.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 from soju.core.errors import UserError
 from soju.core.progress import track
 from soju.data.rows import Document
-from soju.search.block_max import BlockMaxEngine
 from soju.search.chunking import Chunk, chunk_text
+from soju.search.engines import AUTO, FastEngine, SegmentEngine, fast_engine
 from soju.search.exact import ExactEngine
 from soju.search.folder import SEGMENTS, Engine, IndexDescription, IndexSettings, SegmentEntry
 from soju.search.postings import Postings, PostingsWriter, check_vectors, merge_postings
-from soju.search.seismic_engine import SeismicEngine
 from soju.search.weighting import WeightingSettings, bm25_impact
 
 _BLOB = "documents.utf8"
@@ -104,15 +103,7 @@ class DocumentWriter:
         self._file.close()
 
     def add(self, document: Document, chunks: Sequence[Chunk]) -> None:
-        """Append one document and its windows.
-
-        Args:
-            document: The row.
-            chunks: Its windows.
-
-        Raises:
-            UserError: If its id is empty or was given before.
-        """
+        """Append one document and its windows."""
         number = len(self._hashes)
         name, text = document.id.encode(*_ENCODING), document.text.encode(*_ENCODING)
         if not name:
@@ -190,8 +181,6 @@ Encode = Callable[[list[str]], Any]
 """Maps texts to a scipy sparse ``(texts, V)`` array of weights >= 0."""
 
 _NAMED_EMPTY = 20
-_MOST_FOR_BLOCK_MAX = 100
-"""Most documents asked for with which ``auto`` takes block-max; for more, adding up whole posting lists is as fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,25 +192,21 @@ class Segment:
     store: DocumentStore
     postings: Postings
     exact: ExactEngine
-    fast: BlockMaxEngine | SeismicEngine | None
+    fast: FastEngine | None
 
     @classmethod
-    def open(cls, folder: Path, entry: SegmentEntry, settings: IndexSettings, *, terms: int) -> Segment:
-        """Map a segment's files; a Seismic index is loaded."""
+    def open(cls, folder: Path, entry: SegmentEntry) -> Segment:
+        """Map a segment's files."""
         store = DocumentStore.open(folder)
         postings = Postings.open(folder / "postings", chunks=entry.chunks)
-        fast: BlockMaxEngine | SeismicEngine | None = None
-        if entry.fast == "block-max":
-            fast = BlockMaxEngine.open(folder, postings, store.documents)
-        elif entry.fast == "seismic":
-            fast = SeismicEngine.open(folder, store.documents, settings.seismic, terms=terms)
+        fast = None if entry.fast is None else fast_engine(entry.fast).open(folder, postings, store.documents)
         return cls(entry, folder, store, postings, ExactEngine(postings, store.documents), fast)
 
-    def searcher(self, k: int, engine: Engine) -> ExactEngine | BlockMaxEngine | SeismicEngine:
+    def searcher(self, k: int, engine: Engine) -> SegmentEngine:
         """Return the engine to look for k documents with."""
         if self.fast is None or engine == "exact":
             return self.exact
-        if engine == "auto" and self.fast.name == "block-max" and k > _MOST_FOR_BLOCK_MAX:
+        if engine == "auto" and k > self.fast.auto_up_to:
             return self.exact
         return self.fast
 
@@ -302,17 +287,7 @@ def write_segment(
 def merge_segments(
     parts: Sequence[Segment], folder: Path, settings: IndexSettings, *, allow_fast: bool
 ) -> SegmentEntry:
-    """Join segments in order into an empty folder; impacts and document order stay as they are.
-
-    Args:
-        parts: Open segments.
-        folder: Empty folder of the merged segment.
-        settings: See `IndexSettings`.
-        allow_fast: Whether a fast engine may be built.
-
-    Returns:
-        The entry for ``index.json``, its `name` still empty.
-    """
+    """Join segments in order into an empty folder; impacts and document order stay as they are."""
     store = merge_documents([part.folder for part in parts], folder)
     bases = np.concatenate([[0], np.cumsum([part.entry.chunks for part in parts])])
     (folder / "postings").mkdir()
@@ -334,20 +309,15 @@ def merge_segments(
     )
 
 
-def build_fast(
-    folder: Path, store: DocumentStore, chunks: int, settings: IndexSettings
-) -> Literal["block-max", "seismic"] | None:
+def build_fast(folder: Path, store: DocumentStore, chunks: int, settings: IndexSettings) -> str | None:
     """Build the fast engine of a segment that the settings ask for, if they do; return which."""
     wanted = settings.engine
     if wanted == "auto":
-        wanted = "block-max" if chunks >= settings.block_max_from_chunks else "exact"
+        wanted = AUTO if chunks >= settings.block_max_from_chunks else "exact"
     if wanted == "exact":
         return None
     postings = Postings.open(folder / "postings", chunks=chunks)
-    if wanted == "block-max":
-        BlockMaxEngine.build(folder, postings, store.documents)
-    else:
-        SeismicEngine.build(folder, postings, store.documents, settings.seismic)
+    fast_engine(wanted).build(folder, postings, store.documents)
     return wanted
 
 
@@ -386,7 +356,4 @@ def plan_merge(segments: Sequence[Segment], settings: IndexSettings) -> tuple[li
 
 def open_segments(folder: Path, description: IndexDescription) -> list[Segment]:
     """Open the segments that ``index.json`` names."""
-    return [
-        Segment.open(folder / SEGMENTS / entry.name, entry, description.settings, terms=description.terms)
-        for entry in description.segments
-    ]
+    return [Segment.open(folder / SEGMENTS / entry.name, entry) for entry in description.segments]

@@ -1,4 +1,4 @@
-"""What is a term worth in a document and in a query? BM25 impacts and smoothed idf, or weights as given."""
+"""What a term is worth in a document and in a query: BM25 impacts and smoothed idf, or weights as given."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Everything that can be set about the recipe.
-
-Settings that the modes with a neural student share: the student, its teacher, the training.
-"""
+"""Settings of the recipe: data, evaluation and mode ``static``; then what the modes with a neural student share."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from soju.core.config import Settings
 from soju.evaluation.retrieval import cut_off
+from soju.training.settings import TrainingSettings
 
 
 class SelectSettings(Settings):
@@ -98,7 +96,7 @@ class EvaluationSettings(Settings):
     terms: tuple[str, ...] = ()
     """Head words kept out of the training data, for unseen-term activation."""
     more_metrics: tuple[str, ...] = ()
-    """Measured beside recall@10, nDCG@10, MRR@10, recall@1 and recall@100: ``ndcg@K``, ``mrr@K``, ``recall@K``. The
+    """Measured with recall@10, nDCG@10, MRR@10, recall@1 and recall@100: ``ndcg@K``, ``mrr@K``, ``recall@K``. The
     deepest decides how many documents every system gives."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Resamples of the paired bootstrap."""
@@ -223,6 +221,11 @@ class StaticConfig(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     card: CardSettings = CardSettings()
 
+    @property
+    def aligns_words(self) -> bool:
+        """Whether a static encoder is trained, which needs sentence pairs."""
+        return True
+
 
 class StaticSettings(Settings):
     """The static encoder trained first; a student from scratch gets its tokenizer, with ``lexical`` its table too."""
@@ -319,47 +322,46 @@ class TeacherSettings(Settings):
         return self
 
 
-class TrainingSettings(Settings):
-    """The optimiser, its schedule and what is kept. The defaults are the published ones."""
+class NeuralTrainingSettings(TrainingSettings):
+    """`TrainingSettings` of a neural student; the defaults are those of the published v19."""
 
-    batch_size: int = Field(default=64, ge=1)
+    per_device_train_batch_size: int = Field(default=64, ge=1)
     """Rows of a micro-batch on each process; with `both_directions` a row can have two texts."""
-    accumulation: int = Field(default=2, ge=1)
+    gradient_accumulation_steps: int = Field(default=2, ge=1)
     """Micro-batches that make an optimiser step; the in-batch losses, distillation and FLOPS, see one at a time."""
-    epochs: float = Field(default=15, gt=0)
-    """Passes over the rows."""
-    max_steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps; overrides `epochs`."""
+    num_train_epochs: float = Field(default=15, gt=0)
+    """Passes over the rows, unless `max_steps` is given."""
     learning_rate: float = Field(default=3e-6, gt=0)
-    """Peak of the linear schedule."""
-    layers_learning_rate: float | None = Field(default=None, gt=0)
-    """Peak for the transformer layers alone, which with ``lexical`` add nothing at first while the table is finished;
-    `learning_rate` when not given."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Of AdamW."""
-    warm_up: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
-    max_gradient_norm: float = Field(default=1.0, gt=0)
-    """Gradients are clipped to it."""
+    """The highest learning rate; it falls linearly to 0."""
     mixed_precision: Literal["fp16", "bf16", "off"] = "fp16"
     """``fp16``, the published one, needs a GPU. Write ``"off"``, float32, in quotes: a bare off is false in YAML."""
-    gradient_checkpointing: bool = False
-    """Compute the layers' activations twice to save memory."""
-    validate_every: int | None = Field(default=None, ge=1)
-    """Optimiser steps between validations, each of which writes a checkpoint; every epoch when not given."""
-    log_every: int = Field(default=25, ge=1)
-    """Optimiser steps between rows of the history."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    """Last checkpoints to keep; the best one is kept too."""
+    layers_learning_rate: float | None = Field(default=None, gt=0)
+    """The highest learning rate of the transformer layers alone, which with ``lexical`` add nothing at first while the
+    table is finished; `learning_rate` when not given."""
+    patience: int | None = Field(default=None, ge=1)
+    """Validations without a new best score after which training ends early; never when null."""
     max_drop: float = Field(default=0.1, gt=0)
     """Largest fall of the validation score below the best so far, as a fraction of it; the run rolls back beyond it."""
     max_rollbacks: int = Field(default=2, ge=0)
     """How often the run may go back after a regression or after numbers that are not finite, before it gives up."""
 
-    @field_validator("mixed_precision", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: object) -> object:
-        return "off" if value is False else value  # YAML reads a bare off as false
+    @property
+    def batches(self) -> tuple[int, int]:
+        """Rows of a batch on each process, and batches of an optimiser step."""
+        return self.per_device_train_batch_size, self.gradient_accumulation_steps
+
+
+class NeuralLossSettings(Settings):
+    """What every mode with a neural student sets about its losses."""
+
+    distillation: float = Field(default=0.0, ge=0)
+    """Weight of learning from the teacher; 0 needs none."""
+    flops: float = Field(default=0.0, ge=0)
+    """Weight of the sparsity penalty."""
+    flops_cost: Literal["inverse", "direct"] | None = None
+    """Weigh the penalty by 1/idf, which punishes common terms, or by idf; all terms alike when not given."""
+    flops_from: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training after which the penalty starts: learn, then compress."""
 
 
 class NeuralConfig(Settings):
@@ -376,16 +378,21 @@ class NeuralConfig(Settings):
     similarity: Literal["dot", "cosine"] = "dot"
     """How vectors are compared: ``cosine`` divides document vectors by their length in the index, so that long texts
     gain nothing from their length."""
-    training: TrainingSettings = TrainingSettings()
+    losses: NeuralLossSettings = NeuralLossSettings()
+    training: NeuralTrainingSettings = NeuralTrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     card: CardSettings = CardSettings()
 
     @model_validator(mode="after")
     def _table_has_data(self) -> Self:
-        trains_table = isinstance(self.student, ScratchStudent) and self.student.static_model is None
-        if trains_table and not (self.data.pairs or self.data.passages):
+        if self.aligns_words and not (self.data.pairs or self.data.passages):
             raise ValueError(
                 "a student from scratch needs data.pairs or data.passages for its tokenizer and table, or a "
                 "student.static_model that has both"
             )
         return self
+
+    @property
+    def aligns_words(self) -> bool:
+        """Whether a static encoder is trained, which needs sentence pairs."""
+        return isinstance(self.student, ScratchStudent) and self.student.static_model is None

@@ -1,4 +1,4 @@
-"""Controllers: weights of losses that steer a measured quantity to where the user wants it; and alarms.
+"""Controllers: weights of losses that move until a measured quantity is where the user wants it; and alarms.
 
 Shape letter: B = texts of one side (queries or documents) in a batch.
 """
@@ -16,21 +16,21 @@ from soju.training.ranks import from_all
 
 
 class SparsityController:
-    """Finds the weight of a sparsity penalty at which texts have the number of active terms wanted.
+    """Finds the weight of a sparsity penalty at which texts have the active terms of the sparsity target.
 
     Bounded dual ascent in the logarithm, with a proportional term against oscillation: after each optimiser step,
 
-    ``error = clip(log(active / wanted) / tolerance, -1, 1)``, ``multiplier *= exp(rate * error)``,
+    ``error = clip(log(active / target) / tolerance, -1, 1)``, ``multiplier *= exp(rate * error)``,
     ``weight = multiplier * exp(damping * error)``
 
     with ``active`` an exponential mean over steps, counted on all ranks together. The multiplier, for which orders of
     magnitude matter, moves at the full rate until texts are about as asked, and ever slower from there. It grows while
     texts are too dense and shrinks while they are too sparse, so it settles where they are as asked. A penalty can only
-    thin out: more terms than the other losses light are not to be had. Its state is part of the checkpoint
+    thin out: it cannot give texts more terms than the other losses activate. Its state is part of the checkpoint
     (`soju.training.state.Stateful`).
 
     Args:
-        wanted: Active terms a text, > 0; the weight stays as it is when ``None``, and only the mean is kept.
+        target: Active terms a text, > 0; the weight stays as it is when ``None``, and only the mean is kept.
         weight: Weight to begin with, > 0 if it is to move.
         rate: Largest step of the multiplier's logarithm, > 0.
         tolerance: Relative error beyond which it moves at that rate, > 0.
@@ -48,7 +48,7 @@ class SparsityController:
 
     def __init__(
         self,
-        wanted: float | None,
+        target: float | None,
         *,
         weight: float,
         rate: float = 0.05,
@@ -57,13 +57,13 @@ class SparsityController:
         smoothing: float = 0.95,
         bounds: tuple[float, float] = (1e-8, 100.0),
     ) -> None:
-        if wanted is not None and not (wanted > 0 and weight > 0):
-            raise ValueError(f"wanted and weight must be > 0, got {wanted} and {weight}")
+        if target is not None and not (target > 0 and weight > 0):
+            raise ValueError(f"target and weight must be > 0, got {target} and {weight}")
         if not (rate > 0 and tolerance > 0 and damping >= 0 and 0 <= smoothing < 1 and 0 < bounds[0] <= bounds[1]):
             raise ValueError(
                 "rate and tolerance must be > 0, damping >= 0, smoothing in [0, 1), bounds 0 < low <= high"
             )
-        self.wanted = wanted
+        self.target = target
         self.weight = weight
         self.rate = rate
         self.tolerance = tolerance
@@ -87,8 +87,7 @@ class SparsityController:
     def step(self, *, move: bool = True) -> None:
         """Take in what was observed; call once an optimiser step, on every rank.
 
-        Args:
-            move: Whether the penalty is at work, so that its weight is to be moved.
+        `move` tells whether the penalty is at work, so that its weight is to be moved.
         """
         terms, texts = (sum(values) for values in zip(*from_all((self._terms, self._texts)), strict=True))
         self._terms = self._texts = 0.0
@@ -96,9 +95,9 @@ class SparsityController:
             return
         self._mean = self.smoothing * self._mean + (1 - self.smoothing) * terms / texts
         self._mass = self.smoothing * self._mass + (1 - self.smoothing)
-        if self.wanted is None or not move:
+        if self.target is None or not move:
             return
-        error = min(1.0, max(-1.0, math.log(max(self.active, 1e-3) / self.wanted) / self.tolerance))
+        error = min(1.0, max(-1.0, math.log(max(self.active, 1e-3) / self.target) / self.tolerance))
         low, high = self.bounds
         self._multiplier = min(high, max(low, self._multiplier * math.exp(self.rate * error)))
         self.weight = min(high, max(low, self._multiplier * math.exp(self.damping * error)))
@@ -114,7 +113,7 @@ class SparsityController:
 
 
 class SparsityAlarm:
-    """Stops a training whose vectors have collapsed to nothing, or light nearly everything.
+    """Stops a training whose vectors have collapsed to nothing, or have nearly all terms active.
 
     Args:
         terms: Size of the vocabulary.
@@ -122,7 +121,7 @@ class SparsityAlarm:
         densest: Share of the vocabulary above which it is dense, if these are at least `many` terms.
         many: See `densest`; a small vocabulary may well be half active.
         patience: Looks in a row before the alarm.
-        grace: Steps at the beginning in which dense vectors are let be; a student from scratch starts dense.
+        grace: Steps at the beginning in which dense vectors are accepted; a student from scratch starts dense.
     """
 
     def __init__(
@@ -143,17 +142,9 @@ class SparsityAlarm:
         self._seen = 0
 
     def look(self, active: float, *, step: int) -> str | None:
-        """Look at the mean active terms of the last steps.
+        """Return what is wrong with the mean active terms of the last steps, ``None`` when nothing is.
 
-        Args:
-            active: Mean active terms of a text.
-            step: Optimiser step.
-
-        Returns:
-            What is wrong, ``None`` when nothing is.
-
-        Raises:
-            RegressionError: If it was wrong `patience` times in a row.
+        Raise `RegressionError` if something was wrong `patience` times in a row.
         """
         wrong = None
         if active < self._fewest:

@@ -1,6 +1,6 @@
-"""A curriculum: stages with their own settings and mix of rows, each a pure function of the step.
+"""A curriculum: stages with their own learning rate and mix of rows, and the batches that follow it.
 
-Batches whose rows follow the mix of the curriculum's stage they fall into.
+Everything is a pure function of seed, epoch and step, so a resume needs nothing from it.
 
 Shape letters: R = rows, G = groups of rows (types, or difficulties).
 """
@@ -39,13 +39,7 @@ def stage_at(stages: Sequence[Stage], step: int, total_steps: int) -> int:
     >>> [stage_at(stages, step, 4) for step in range(5)]
     [0, 0, 1, 1, 1]
 
-    Args:
-        stages: At least one.
-        step: Optimiser steps done before it, >= 0; the steps after the last belong to the last stage.
-        total_steps: Optimiser steps of the training, >= 1.
-
-    Returns:
-        Index of the stage. Stage i ends before step ``ceil(total_steps * (share 0 + ... + share i))``.
+    Stage i ends before step ``ceil(total_steps * (share 0 + ... + share i))``; later steps belong to the last stage.
     """
     ends = stage_ends(stages, total_steps)
     return next((index for index, end in enumerate(ends) if step < end), len(stages) - 1)
@@ -63,15 +57,7 @@ def staged_cosine(step: int, total_steps: int, *, warm_up_steps: int, stages: Se
     """Return the factor on the peak learning rate at a step.
 
     It rises linearly over the warm-up, then falls along half a cosine to 0 at the end; each stage multiplies it.
-
-    Args:
-        step: Optimiser steps done, >= 0.
-        total_steps: Optimiser steps of the training.
-        warm_up_steps: Steps of the rise, < `total_steps`.
-        stages: The curriculum.
-
-    Returns:
-        The factor, >= 0.
+    `step` counts the optimiser steps done.
     """
     if step < warm_up_steps:
         factor = step / max(1, warm_up_steps)
@@ -88,14 +74,8 @@ def mixed_rows(
 
     A group is gone through in a shuffled order and, where it has fewer rows than asked for, again in another.
 
-    Args:
-        groups_R: Group of each row, ``(R,)``.
-        shares_G: Share of each group, ``(G,)``, adding up to 1; a group without rows gives its share to the others.
-        count: Rows to draw.
-        seed: Decides which rows and their order.
-
-    Returns:
-        Row indices, ``(count,)``, shuffled. The number of each group is its share of `count` to within one row.
+    The number of rows of each group is its share of `count` to within one row; a group without rows gives its share to
+    the others.
     """
     generator = np.random.default_rng(list(seed))
     members = [np.flatnonzero(groups_R == group) for group in range(len(shares_G))]
@@ -225,25 +205,16 @@ class CurriculumSampler(DefaultBatchSampler):
         return mixed_rows(grouping.groups_R, shares, count, seed=(self.seed, self.epoch, stage))
 
 
+@dataclass(frozen=True)
 class Curriculum:
     """What to give ``SparseEncoderTrainingArguments(batch_sampler=...)``: makes a `CurriculumSampler`."""
 
-    def __init__(
-        self,
-        stages: Sequence[Stage],
-        groupings: Sequence[Grouping],
-        lengths: Sequence[int],
-        *,
-        seed: int,
-        total_steps: int,
-        batches_a_step: int,
-    ) -> None:
-        self.stages = tuple(stages)
-        self.groupings = tuple(groupings)
-        self.lengths = lengths
-        self.seed = seed
-        self.total_steps = total_steps
-        self.batches_a_step = batches_a_step
+    stages: Sequence[Stage]
+    groupings: Sequence[Grouping]
+    lengths: Sequence[int]
+    seed: int
+    total_steps: int
+    batches_a_step: int
 
     def __call__(
         self,

@@ -1,4 +1,7 @@
-"""Read what a run learns from and what it is measured on; refuse what would make its scores lie."""
+"""What a run learns from and what it is measured on, as read from its files; refuses what would make its scores lie.
+
+A mode's ``read`` makes a `RunReader`, adds the rows that it alone has, and returns what `RunReader.checked` says.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,11 @@ from typing import Any
 from soju.core.errors import UserError
 from soju.data.log import ReadLog
 from soju.data.readers import BeirSet, SourceFilter, read_beir, read_rows
-from soju.data.rows import PairRow, TermRow, TripletRow
+from soju.data.rows import KINDS, PairRow, TermRow, TripletRow
 from soju.data.splits import held_out, normalise_for_overlap, refuse_overlap
 from soju.data.statistics import RowStatistics, counted
 from soju.evaluation.retrieval import RetrievalSet
-from soju.sparse.config import DataSettings, ScratchStudent, StaticConfig, TestSet
-from soju.sparse.terms.config import TermsConfig
-from soju.sparse.triplets.config import TripletsConfig
-
-SpladeConfig = StaticConfig | TermsConfig | TripletsConfig
+from soju.sparse.config import DataSettings, NeuralConfig, StaticConfig, TestSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,13 @@ class TrainingData:
     dev_triplets: list[TripletRow] = field(default_factory=list)
     """Rows whose queries were kept out of `triplets` to choose the best checkpoint on."""
 
+    def texts(self) -> Iterator[str]:
+        """Yield every text of pairs and triplets."""
+        for pair in self.pairs:
+            yield from _pair_texts(pair)
+        for row in self.triplets:
+            yield from _triplet_texts(row)
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationTexts:
@@ -50,6 +56,14 @@ class EvaluationTexts:
     name: str
     directions: dict[str, RetrievalSet]
     """By direction (``ko-en``), or by split for the layout of BEIR, whose languages nobody names."""
+
+    def texts(self) -> list[str]:
+        """Return the texts that training must not hold: queries and what answers them."""
+        unique: dict[str, None] = {}
+        for one in self.directions.values():
+            unique.update(dict.fromkeys(one.queries.values()))
+            unique.update(dict.fromkeys(one.documents[key] for gains in one.judgements.values() for key in gains))
+        return list(unique)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,61 +74,122 @@ class RunData:
     evaluation: list[EvaluationTexts]
 
 
-def read_run_data(config: SpladeConfig) -> RunData:
-    """Read training and evaluation data.
+class RunReader:
+    """Reads pairs, terms and test sets. What is broken in any file is collected and refused by `checked`, all at once.
 
     Args:
         config: Settings of the run.
-
-    Returns:
-        All rows, checked.
-
-    Raises:
-        DataError: If rows are broken, all problems of all files listed at once.
-        UserError: If evaluation texts stand in the training data, or nothing is left to train on.
+        dev_terms: Share of the head words kept out of training to choose the best checkpoint on.
     """
-    log = ReadLog()
-    dev_share = config.data.dev_terms if isinstance(config, TermsConfig) else 0.0
-    training = _read_training(config.data, seed=config.seed, dev_share=dev_share, log=log)
-    test_rows = [_read_test_rows(test_set, config.data, log=log) for test_set in config.evaluation.sets]
-    training.unseen_terms.extend(_read(config.evaluation.terms, "terms", config.data, log))
-    if isinstance(config, TripletsConfig):
-        _read_triplets(config, training, log=log)
-    log.raise_if_broken(config.data.on_error)
-    training.statistics["reading"] = log.to_json()
-    evaluation = [_test_set_of(*pair) for pair in zip(config.evaluation.sets, test_rows, strict=True)]
-    if config.data.drop_overlap:
-        _drop_overlap(training, evaluation)
-    _refuse_too_little(config, training)
-    for texts in evaluation:
-        refuse_overlap(_training_texts(training), _texts(texts), evaluation=texts.name)
-    refuse_overlap(
-        (row.ko for row in training.terms), [row.ko for row in training.unseen_terms], evaluation="evaluation.terms"
-    )
-    return RunData(training, evaluation)
+
+    def __init__(self, config: StaticConfig | NeuralConfig, *, dev_terms: float = 0.0) -> None:
+        self._config = config
+        self._settings: DataSettings = config.data
+        self._log = ReadLog()
+        self.training = self._read_training(dev_terms)
+        self._test_rows = [self._read_test_rows(test_set) for test_set in config.evaluation.sets]
+        self.training.unseen_terms.extend(self.rows(config.evaluation.terms, "terms"))
+
+    def rows(self, sources: Sequence[str], kind: str, *, select: SourceFilter | None = None) -> Iterator[Any]:
+        """Yield the rows of files of one of the kinds in `KINDS`; see `read_rows`."""
+        if not sources:
+            return iter(())
+        settings = self._settings
+        return read_rows(
+            sources,
+            KINDS[kind],
+            log=self._log,
+            root=settings.root,
+            select=select,
+            max_line_bytes=settings.max_line_bytes,
+        )
+
+    def checked(self) -> RunData:
+        """Return all rows.
+
+        Returns:
+            Training and evaluation data that share no text.
+
+        Raises:
+            DataError: If rows are broken, all problems of all files listed at once.
+            UserError: If evaluation texts stand in the training data, or no pair is left to align.
+        """
+        config, training = self._config, self.training
+        self._log.raise_if_broken(self._settings.on_error)
+        training.statistics["reading"] = self._log.to_json()
+        pairs = zip(config.evaluation.sets, self._test_rows, strict=True)
+        evaluation = [_test_set_of(test_set, rows) for test_set, rows in pairs]
+        if self._settings.drop_overlap:
+            _drop_overlap(training, evaluation)
+        if config.aligns_words:
+            place = "check data.pairs, data.passages and data.select"
+            refuse_too_few(training.pairs, f"data: no sentence pair is left to train on; {place}")
+        for texts in evaluation:
+            refuse_overlap(training.texts(), texts.texts(), evaluation=texts.name)
+        refuse_overlap(
+            (row.ko for row in training.terms), [row.ko for row in training.unseen_terms], evaluation="evaluation.terms"
+        )
+        return RunData(training, evaluation)
+
+    def _read_training(self, dev_terms: float) -> TrainingData:
+        settings, seed = self._settings, self._config.seed
+        counts = {name: RowStatistics() for name in ("pairs", "passages", "terms")}
+        select = None if settings.select is None else SourceFilter(settings.select.file, settings.select.keep)
+        by_source: Counter[str] = Counter()
+        pairs: list[PairRow] = []
+        for source in settings.pairs:
+            rows = list(counted(self.rows([source], "pairs", select=select), counts["pairs"]))
+            by_source.update(self._log.selected if select else {source: len(rows)})
+            pairs += rows
+        for source in settings.passages:
+            for passage in counted(self.rows([source], "passages"), counts["passages"]):
+                pairs += [PairRow(passage.ko, passage.en), PairRow(passage.query_ko, passage.query_en)]
+                by_source[source] += 1
+        terms: list[TermRow] = []
+        unseen: list[TermRow] = []
+        dev: list[TermRow] = []
+        for source in settings.terms:
+            for row in counted(_of_sources(self.rows([source], "terms"), settings.term_sources), counts["terms"]):
+                word = normalise_for_overlap(row.ko)
+                if held_out(word, seed=seed, share=settings.held_out_terms):
+                    unseen.append(row)
+                elif held_out(word, seed=seed + 1, share=dev_terms):
+                    dev.append(row)
+                else:
+                    terms.append(row)
+                    by_source.update(row.sources or [source])
+        statistics = {name: count.to_json() for name, count in counts.items() if count.rows}
+        return TrainingData(pairs, terms, unseen, dev, dict(by_source), self._log, statistics)
+
+    def _read_test_rows(self, test_set: TestSet) -> list[Any] | BeirSet:
+        settings = self._settings
+        if test_set.beir is not None:
+            return read_beir(
+                test_set.beir,
+                log=self._log,
+                split=test_set.split,
+                root=settings.root,
+                max_line_bytes=settings.max_line_bytes,
+            )
+        for sources, kind in ((test_set.pairs, "query_pairs"), (test_set.triplets, "triplets")):
+            if sources:
+                return list(self.rows(sources, kind))
+        return list(self.rows(test_set.passages, "passages"))
 
 
-def _read_triplets(config: TripletsConfig, training: TrainingData, *, log: ReadLog) -> None:
-    """Add the triplets; words that are kept out of the terms to measure on are kept out of the triplets too."""
-    data, seed = config.data, config.seed
-    counts = RowStatistics()
-    unseen = {normalise_for_overlap(row.ko) for row in training.unseen_terms}
-    for source in data.triplets:
-        for row in counted(_read([source], "triplets", data, log), counts):
-            query = normalise_for_overlap(row.query)
-            if row.pair_type == "single_term" and query in unseen:
-                continue
-            if not data.dev_triplets and held_out(query, seed=seed + 1, share=data.dev_share):
-                training.dev_triplets.append(row)
-            else:
-                training.triplets.append(row)
-                training.source_rows[source] = training.source_rows.get(source, 0) + 1
-    training.dev_triplets.extend(_read(data.dev_triplets, "triplets", data, log))
-    training.statistics["triplets"] = counts.to_json()
+def refuse_too_few(rows: Sequence[object], message: str, *, least: int = 1) -> None:
+    """Refuse (`UserError`) to train on fewer rows than `least`."""
+    if len(rows) < least:
+        raise UserError(message)
+
+
+def _of_sources(rows: Iterable[TermRow], sources: Sequence[str] | None) -> Iterator[TermRow]:
+    """Leave out rows that name a source which is not among these."""
+    return (row for row in rows if sources is None or set(sources).issuperset(row.sources))
 
 
 def _drop_overlap(training: TrainingData, evaluation: Sequence[EvaluationTexts]) -> None:
-    unseen = {normalise_for_overlap(text) for texts in evaluation for text in _texts(texts)}
+    unseen = {normalise_for_overlap(text) for texts in evaluation for text in texts.texts()}
 
     def drop(name: str, rows: list[Any], texts_of: Callable[[Any], Iterable[str]]) -> None:
         kept = [row for row in rows if not any(normalise_for_overlap(text) in unseen for text in texts_of(row))]
@@ -126,72 +201,6 @@ def _drop_overlap(training: TrainingData, evaluation: Sequence[EvaluationTexts])
     drop("terms", training.terms, lambda row: (row.ko,))
     drop("triplets", training.triplets, _triplet_texts)
     drop("dev_triplets", training.dev_triplets, _triplet_texts)
-
-
-def _refuse_too_little(config: SpladeConfig, training: TrainingData) -> None:
-    aligns = isinstance(config, StaticConfig) or (
-        isinstance(config.student, ScratchStudent) and config.student.static_model is None
-    )
-    if aligns and not training.pairs:
-        raise UserError("data: no sentence pair is left to train on; check data.pairs, data.passages and data.select")
-    if isinstance(config, TermsConfig):
-        for rows, setting in ((training.terms, "data.terms"), (training.dev_terms, "data.dev_terms")):
-            if not rows:
-                raise UserError(f"{setting}: no head word is left; give more terms, or another share")
-    if isinstance(config, TripletsConfig):
-        for triplets, setting in ((training.triplets, "data.triplets"), (training.dev_triplets, "data.dev_share")):
-            if len(triplets) < 2:
-                raise UserError(f"{setting}: fewer than two triplets are left; give more, or another share")
-
-
-def _read_training(settings: DataSettings, *, seed: int, dev_share: float, log: ReadLog) -> TrainingData:
-    counts = {name: RowStatistics() for name in ("pairs", "passages", "terms")}
-    select = None if settings.select is None else SourceFilter(settings.select.file, settings.select.keep)
-    by_source: Counter[str] = Counter()
-    pairs: list[PairRow] = []
-    for source in settings.pairs:
-        rows = list(counted(_read([source], "pairs", settings, log, select=select), counts["pairs"]))
-        by_source.update(log.selected if select else {source: len(rows)})
-        pairs += rows
-    for source in settings.passages:
-        for passage in counted(_read([source], "passages", settings, log), counts["passages"]):
-            pairs += [PairRow(passage.ko, passage.en), PairRow(passage.query_ko, passage.query_en)]
-            by_source[source] += 1
-    terms: list[TermRow] = []
-    unseen: list[TermRow] = []
-    dev: list[TermRow] = []
-    for source in settings.terms:
-        for row in counted(_wanted(_read([source], "terms", settings, log), settings), counts["terms"]):
-            word = normalise_for_overlap(row.ko)
-            if held_out(word, seed=seed, share=settings.held_out_terms):
-                unseen.append(row)
-            elif held_out(word, seed=seed + 1, share=dev_share):
-                dev.append(row)
-            else:
-                terms.append(row)
-                by_source.update(row.sources or [source])
-    statistics = {name: count.to_json() for name, count in counts.items() if count.rows}
-    return TrainingData(pairs, terms, unseen, dev, dict(by_source), log, statistics)
-
-
-def _wanted(rows: Iterable[TermRow], settings: DataSettings) -> Iterator[TermRow]:
-    if settings.term_sources is None:
-        yield from rows
-        return
-    wanted = set(settings.term_sources)
-    yield from (row for row in rows if wanted.issuperset(row.sources))
-
-
-def _read_test_rows(test_set: TestSet, settings: DataSettings, *, log: ReadLog) -> list[Any] | BeirSet:
-    if test_set.beir is not None:
-        return read_beir(
-            test_set.beir, log=log, split=test_set.split, root=settings.root, max_line_bytes=settings.max_line_bytes
-        )
-    if test_set.pairs:
-        return list(_read(test_set.pairs, "query_pairs", settings, log))
-    if test_set.triplets:
-        return list(_read(test_set.triplets, "triplets", settings, log))
-    return list(_read(test_set.passages, "passages", settings, log))
 
 
 def _test_set_of(test_set: TestSet, rows: list[Any] | BeirSet) -> EvaluationTexts:
@@ -228,33 +237,9 @@ def _triplet_set(name: str, rows: Sequence[TripletRow], kind: str) -> RetrievalS
     return RetrievalSet.create(name, {query: query for query in answers}, {text: text for text in documents}, answers)
 
 
-def _read(
-    sources: Sequence[str], kind: Any, settings: DataSettings, log: ReadLog, *, select: SourceFilter | None = None
-) -> Iterator[Any]:
-    if not sources:
-        return iter(())
-    return read_rows(sources, kind, log=log, root=settings.root, select=select, max_line_bytes=settings.max_line_bytes)
-
-
-def _training_texts(training: TrainingData) -> Iterator[str]:
-    for pair in training.pairs:
-        yield from _pair_texts(pair)
-    for row in training.triplets:
-        yield from _triplet_texts(row)
-
-
 def _pair_texts(pair: PairRow) -> tuple[str, str]:
     return pair.ko, pair.en
 
 
 def _triplet_texts(row: TripletRow) -> tuple[str, str, str]:
     return row.query, row.positive, row.negative
-
-
-def _texts(texts: EvaluationTexts) -> list[str]:
-    """Return the texts that training must not hold: queries and what answers them."""
-    unique: dict[str, None] = {}
-    for one in texts.directions.values():
-        unique.update(dict.fromkeys(one.queries.values()))
-        unique.update(dict.fromkeys(one.documents[key] for gains in one.judgements.values() for key in gains))
-    return list(unique)

@@ -1,13 +1,15 @@
-"""Measure a static encoder against BM25, dictionary look-up and their fusion, on the index a user would have.
+"""Measure sparse models on the index a user would have: against BM25 and look-up, against another run, by mteb.
 
-Compare two runs query by query. What ``soju compare`` does.
+`score` measures a run, `compare_runs` compares two query by query, and `MtebSearcher` is a model as mteb asks it.
+
+Shape letters: B = texts, V = terms, Q = queries, D = documents, E = dimensions of a dense vector.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,9 +35,9 @@ from soju.search.lexical import Bm25Searcher, Dictionary, DictionarySearcher, Ko
 from soju.sparse.config import EvaluationSettings, NeuralConfig, SearchSettings, StaticConfig
 from soju.sparse.data import EvaluationTexts, RunData
 from soju.sparse.indexing import index_settings
-from soju.sparse.model import TermEncoder, open_model
+from soju.sparse.model import TermEncoder, model_folder, open_model, search_settings_of
 from soju.sparse.static.encoder import StaticEncoder
-from soju.sparse.term_activation import FUNCTION_WORDS, PROBES, evaluate_terms, expected_terms, probe_report, terms_of
+from soju.sparse.term_activation import FUNCTION_WORDS, evaluate_terms, expected_terms, terms_of
 
 if TYPE_CHECKING:
     from soju.sparse.initial import Vocabulary
@@ -103,20 +105,7 @@ def score(
     vocabulary: Vocabulary | None = None,
     workers: int = 2,
 ) -> Measured:
-    """Measure retrieval on every test set, cost on the first, and unseen terms where some were kept out.
-
-    Args:
-        subjects: Our encoders; the first is the one in question.
-        data: What to measure on.
-        config: Settings of the run.
-        folder: Where the first was saved.
-        teacher: Embeds texts densely, for a row of its own.
-        vocabulary: See `score_unseen_terms`.
-        workers: Threads of the morphological analyser of the baselines.
-
-    Returns:
-        Everything that was measured.
-    """
+    """Measure retrieval on every test set, cost on the first, and unseen terms where some were kept out."""
     settings, training = config.evaluation, data.training
     measured = score_retrieval(
         subjects, training.terms, data.evaluation, settings, seed=config.seed, teacher=teacher, workers=workers
@@ -227,17 +216,7 @@ def pruned(encoder: StaticEncoder, mass: float) -> StaticEncoder:
 
 
 def score_cost(subject: Subject, folder: Path, texts: EvaluationTexts, settings: EvaluationSettings) -> list[Score]:
-    """Measure size, active terms and speed on the first direction of a test set.
-
-    Args:
-        subject: The model.
-        folder: Where it was saved.
-        texts: The test set.
-        settings: What to measure.
-
-    Returns:
-        Costs of the model and of an index of the documents; latency includes encoding the query.
-    """
+    """Measure size, active terms and speed on the first direction of a test set."""
     direction, test_set = next(iter(texts.directions.items()))
     queries, documents = list(test_set.queries.values()), list(test_set.documents.values())
     encoder = subject.encoder
@@ -259,7 +238,7 @@ def score_cost(subject: Subject, folder: Path, texts: EvaluationTexts, settings:
 def score_unseen_terms(
     subject: Subject, rows: Sequence[TermRow], *, vocabulary: Vocabulary | None = None
 ) -> list[Score]:
-    """Measure which expected terms head words light up that the term list did not have.
+    """Measure which expected terms a model activates for head words that the term list did not have.
 
     Args:
         subject: The model.
@@ -366,20 +345,7 @@ def write_query_scores(folder: Path, measurements: Sequence[Measurement]) -> Non
 
 
 def compare_runs(subject: Path, baseline: Path, *, samples: int = 2000, seed: int = 0) -> list[Comparison]:
-    """Compare every metric that both runs measured on the same queries.
-
-    Args:
-        subject: Run folder in question.
-        baseline: Run folder it is compared with.
-        samples: Resamples of the paired bootstrap.
-        seed: Their seed.
-
-    Returns:
-        Differences, subject minus baseline; the subjects are named by their folders.
-
-    Raises:
-        UserError: If a run has no per-query scores, or nothing was measured alike in both.
-    """
+    """Compare what both runs measured on the same queries: subject minus baseline, by a paired bootstrap."""
     ours, theirs = _read(subject), _read(baseline)
     alike = [key for key in ours if key in theirs]
     if not alike:
@@ -387,27 +353,6 @@ def compare_runs(subject: Path, baseline: Path, *, samples: int = 2000, seed: in
             f"{subject} and {baseline} measured nothing on the same queries; evaluate both on the same sets"
         )
     return [compare(ours[key], theirs[key], samples=samples, seed=seed) for key in alike]
-
-
-def probe_models(models: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Describe what models light up for the published probes, see `soju.sparse.term_activation`.
-
-    Args:
-        models: Model or run folders, checkpoints, or the packaged model's name.
-
-    Returns:
-        The report of each.
-
-    Raises:
-        UserError: If one is no model.
-    """
-    reports = {}
-    for model in models:
-        encoder, _ = open_model(model)
-        vectors = encoder.encode_queries([probe.source for probe in PROBES])
-        vocabulary = terms_of(encoder)
-        reports[model] = probe_report(vectors, vocabulary, encoder.terms, function_words=FUNCTION_WORDS)
-    return reports
 
 
 def _read(folder: Path) -> dict[tuple[str, str], Measurement]:
@@ -423,3 +368,83 @@ def _read(folder: Path) -> dict[tuple[str, str], Measurement]:
         score = Score.from_json({**row["score"], "subject": folder.resolve().name})
         found[score.test_set, score.signature] = Measurement(score, np.array(row["values"], np.float64))
     return found
+
+
+class MtebSearcher:
+    """A model behind mteb's ``SearchProtocol``: it builds the index that ``soju index`` would, and searches it exactly.
+
+    mteb's wrapper for ``SparseEncoder`` multiplies vectors alone; a static model needs the weighting of its index.
+
+    Args:
+        encoder: The model.
+        name: What mteb calls it.
+        fingerprint: What names its weights.
+        search: How documents are weighted; for static encoders.
+    """
+
+    def __init__(self, encoder: TermEncoder, *, name: str, fingerprint: str, search: SearchSettings) -> None:
+        self._encoder = encoder
+        self.name = name
+        self._fingerprint = fingerprint
+        self._search_settings = search
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._index: SparseIndex | None = None
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """What mteb writes about the model."""
+        from mteb.models.model_meta import ModelMeta
+
+        about = {"name": f"soju/{self.name}", "revision": self._fingerprint[:16], "model_type": ["sparse"]}
+        return ModelMeta.create_empty(overwrites=about)
+
+    @classmethod
+    def of(cls, model: str) -> MtebSearcher:
+        """Open a model, see `soju.sparse.indexing.open_model`."""
+        encoder, fingerprint = open_model(model)
+        folder = model_folder(model)
+        name = folder.resolve().parent.name if folder.name in ("best", "final") else folder.name
+        return cls(encoder, name=name, fingerprint=fingerprint, search=search_settings_of(folder))
+
+    def index(self, corpus: Iterable[Mapping[str, Any]], **_: Any) -> None:
+        """Index the rows of a corpus: ``id``, ``text`` and perhaps ``title``, which is put before the text."""
+        self.close()
+        self._folder = tempfile.TemporaryDirectory(prefix="soju-mteb-")
+        self._index = SparseIndex.build(
+            Path(self._folder.name) / "index",
+            (Document(str(row["id"]), _text_of(row)) for row in corpus),
+            self._encoder.encode_documents,
+            self._encoder.terms,
+            index_settings(self._encoder, self._search_settings, engine="exact"),
+            prior_share_V=self._encoder.document_share_V,
+        )
+
+    def search(
+        self, queries: Iterable[Mapping[str, Any]], *, top_k: int, top_ranked: object = None, **_: Any
+    ) -> dict[str, dict[str, float]]:
+        """Search what was indexed: query id -> document id -> score. Candidates of a reranking task are refused."""
+        assert self._index is not None, "mteb indexes before it searches"
+        if top_ranked is not None:
+            raise UserError("a reranking task gives its own candidates; choose a retrieval task")
+        rows = [(str(row["id"]), str(row["text"])) for row in queries]
+        found: dict[str, dict[str, float]] = {}
+        for start in range(0, len(rows), 256):
+            part = rows[start : start + 256]
+            vectors = self._encoder.encode_queries([text for _, text in part])
+            hits = self._index.search(vectors, top_k, engine="exact", explain_hits=False)
+            found |= {
+                name: {hit.document_id: hit.score for hit in of} for (name, _), of in zip(part, hits, strict=True)
+            }
+        return found
+
+    def close(self) -> None:
+        """Remove the index."""
+        self._index = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+
+def _text_of(row: Mapping[str, Any]) -> str:
+    """Return title and text as mteb's own encoders read them."""
+    return f"{row.get('title') or ''} {row['text']}".strip()

@@ -1,12 +1,8 @@
-"""A page on this machine that shows what a model makes of a text. It computes nothing: functions are passed in.
+"""A page on this machine that shows what one or two models make of a text: terms, hits, and why. ``soju explore``.
 
-What does the page show of a text? The JSON of ``/api/expand`` and ``/api/search``.
-
-The page and its two questions, as an ASGI application that speaks to this machine only.
-
-Serve the page on this machine until Ctrl-C.
-
-What one or two models make of a text: terms, hits, and why. What ``soju explore`` asks.
+`create_app` is the page and its two questions, ``/api/expand`` and ``/api/search``, as an ASGI application that speaks
+to this machine only; it computes nothing, functions are passed in. `serve` answers until Ctrl-C. `Explorer` answers the
+questions.
 """
 
 from __future__ import annotations
@@ -52,7 +48,7 @@ class ShownTerm(TermWeight):
     in_text: bool
     """Whether the text itself holds it; the others were added by the model."""
     only_here: bool
-    """Whether no other model on the page lights it up at all; false when there is one model."""
+    """Whether no other model on the page activates it at all; false when there is one model."""
 
 
 class LanguageShare(Row):
@@ -264,17 +260,7 @@ _LONGEST_REQUEST = 65_536
 
 
 def listen(port: int) -> socket.socket:
-    """Take a port of this machine.
-
-    Args:
-        port: Its number; 0 takes any that is free.
-
-    Returns:
-        A bound socket.
-
-    Raises:
-        UserError: If the port is taken or not ours to take.
-    """
+    """Take a port of this machine."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     if os.name == "posix":  # a port that was just in use may be taken again; on Windows this would let two share one
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -311,13 +297,7 @@ def make_server(app: ASGIApp) -> Server:
 
 
 def serve(app: ASGIApp, listening: socket.socket, *, browser: bool) -> None:
-    """Answer requests until Ctrl-C; then finish what is under way and return.
-
-    Args:
-        app: What to serve.
-        listening: From `listen`; closed at the end.
-        browser: Whether to open the page in the user's browser, where there is a screen.
-    """
+    """Answer requests until Ctrl-C; then finish what is under way and return."""
     if browser and _has_screen():
         threading.Thread(target=webbrowser.open, args=(url_of(listening),), daemon=True).start()
     try:
@@ -367,19 +347,7 @@ class ExploredModel:
 
 
 def open_models(model: str, *, against: str | None = None, indexes: Sequence[Path] = ()) -> list[ExploredModel]:
-    """Load one or two models and give each its index.
-
-    Args:
-        model: See `soju.sparse.indexing.open_model`.
-        against: A second one.
-        indexes: At most one of each model, in any order.
-
-    Returns:
-        The models in the order given.
-
-    Raises:
-        UserError: If there is no such model or index, an index was made with another model, or two with the same.
-    """
+    """Load one or two models and give each its index."""
     names = [model] if against is None else [model, against]
     loaded = [(name, *open_model(name)) for name in names]
     opened: dict[str, SparseIndex] = {}
@@ -413,7 +381,7 @@ class Explorer:
         return any(model.index is not None for model in self._models)
 
     def expand(self, text: str) -> Expansions:
-        """Say what each model lights up for a text, and which terms only it does."""
+        """Say what each model activates for a text, and which terms only it does."""
         with self._lock:
             found = [expand(model.encoder, [text], k=len(model.encoder.terms))[0] for model in self._models]
             own = [model.names_in([text])[0] for model in self._models]

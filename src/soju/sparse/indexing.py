@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,13 +22,13 @@ from soju.core.progress import track
 from soju.core.run import Run
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import Document
+from soju.data.rows import DOCUMENTS, Document
 from soju.report.contents import Expansion, Search
+from soju.search.engines import SearchServer, server
 from soju.search.folder import Engine, IndexSettings
 from soju.search.hits import heaviest, to_hits
 from soju.search.index import SparseIndex
-from soju.search.opensearch import OpenSearchEngine, lint_passage, refuse
-from soju.search.qdrant import QdrantEngine
+from soju.search.opensearch import lint_passage, refuse
 from soju.search.remote import (
     BulkLoader,
     CorpusFacts,
@@ -36,7 +36,6 @@ from soju.search.remote import (
     Item,
     LoadReport,
     Passage,
-    SearchServer,
     WeightedCorpus,
     token_names,
 )
@@ -247,7 +246,7 @@ def expand(encoder: TermEncoder, texts: Sequence[str], *, k: int = 20) -> list[E
 def read_documents(corpus: Sequence[str], on_error: OnError = "stop", log: ReadLog | None = None) -> Iterator[Document]:
     """Yield the documents of files; an empty corpus or, with ``stop``, broken rows raise at the end."""
     log = log or ReadLog()
-    yield from read_rows(corpus, "documents", log=log)
+    yield from read_rows(corpus, DOCUMENTS, log=log)
     if not log.kept and not log.reasons:
         raise UserError(f"{', '.join(corpus)}: no document; give a .jsonl, .tsv or .txt file with at least one")
     log.raise_if_broken(on_error)
@@ -261,7 +260,6 @@ def _rows(documents: Documents, *, start: int = 0) -> Iterator[Document]:
         yield document if isinstance(document, Document) else Document(str(number), document)
 
 
-RemoteEngine = Literal["opensearch", "qdrant"]
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
@@ -301,11 +299,11 @@ def weigh_corpus(
         yield encoder, index
 
 
-def connect(engine: RemoteEngine, url: str | None) -> SearchServer:
+def connect(engine: str, url: str | None) -> SearchServer:
     """Return an engine by its name and address."""
     if url is None:
         raise UserError(f"--engine {engine} needs --url: where the cluster, the server or the local folder is")
-    return OpenSearchEngine.connect(url) if engine == "opensearch" else QdrantEngine.connect(url)
+    return server(engine).connect(url)
 
 
 def load_index(
@@ -388,7 +386,7 @@ def search_engine(
 
 
 def search_url(
-    engine: RemoteEngine,
+    engine: str,
     url: str | None,
     name: str,
     query: str,

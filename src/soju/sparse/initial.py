@@ -1,11 +1,14 @@
-"""Where does a neural student start? From a masked language model, as the static encoder, or from noise.
+"""What the training of a neural student starts from: the student, the static encoder below it, its teacher's vectors.
 
-Shape letters: V = pieces in the vocabulary (terms are pieces too), D = hidden size.
+A student starts as a masked language model, as the static encoder, or from noise.
+
+Shape letters: V = pieces in the vocabulary (terms are pieces too), D = hidden size, B = texts, S = tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, islice
@@ -18,6 +21,7 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from scipy.sparse import diags_array, eye_array
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import (
     AutoConfig,
     DataCollatorForLanguageModeling,
@@ -27,14 +31,29 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from soju.core.errors import UserError
+from soju.core.errors import IntegrityError, UserError
+from soju.core.files import verify_manifest, write_manifest
 from soju.core.progress import track
+from soju.core.run import Run
 from soju.search.weighting import idf
-from soju.sparse.config import PretrainedStudent, ScratchStudent, WarmUpSettings
+from soju.sparse.config import (
+    NeuralConfig,
+    PretrainedStudent,
+    ScratchStudent,
+    SearchSettings,
+    StaticConfig,
+    TeacherSettings,
+    WarmUpSettings,
+)
+from soju.sparse.data import TrainingData
 from soju.sparse.export.stock import SLACK, factorise_codes, normalised_pieces, stock_tokenizer
+from soju.sparse.model import model_folder, search_settings_of
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.lexicon import strongest_terms
+from soju.sparse.static.training import train_static
+from soju.teachers.cache import Embeddings, cached_embeddings, precomputed_embeddings
+from soju.teachers.dense import SentenceTransformerTeacher
 from soju.training.sampling import length_batches
 
 _PRIOR_DOCUMENTS = 10_000
@@ -71,6 +90,16 @@ class Vocabulary:
         pieces = Tokenizer.from_str(self._pieces.to_str())
         pieces.enable_truncation(max_length)
         return [encoding.ids for encoding in pieces.encode_batch_fast(list(texts))]
+
+
+def padded(ids: Sequence[Sequence[int]], *, pad_id: int) -> dict[str, Tensor]:
+    """Return ``text_input_ids`` and ``text_attention_mask``, ``(B, S)`` with S the tokens of the longest text."""
+    input_ids = torch.full((len(ids), max(map(len, ids))), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for place, text in enumerate(ids):
+        input_ids[place, : len(text)] = torch.tensor(text)
+        mask[place, : len(text)] = 1
+    return {"text_input_ids": input_ids, "text_attention_mask": mask}
 
 
 def plain_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
@@ -113,17 +142,10 @@ def scratch_student(
 
     With ``lexical``, embeddings and head hold the factorised table of the static encoder (see
     `soju.sparse.export.stock`), and the layers' output projections are zero, so that before the first step a text
-    lights what the table says. Idf is in the table, as its square root on either side, because a neural index has none.
+    activates what the table says. Idf is in the table, as its square root on either side, because a neural index has
+    none.
 
-    Args:
-        static: The static encoder.
-        settings: Shape, start and warm-up.
-        texts: What the warm-up reads.
-        similarity: ``dot`` or ``cosine``, saved with the model.
-        seed: Of codes, noise and warm-up.
-
-    Returns:
-        The student.
+    `texts` are what the warm-up reads; `similarity` is saved with the model.
     """
     torch.manual_seed(seed)
     tokenizer = stock_tokenizer(static.tokenizer, max_length=settings.max_length, start_token=True)
@@ -226,3 +248,122 @@ def _passes(rows: Sequence[list[int]], batch_size: int, *, seed: int) -> Iterato
     for epoch in count():
         for batch in length_batches(lengths, batch_size, seed=seed, epoch=epoch):
             yield [rows[index] for index in batch]
+
+
+STATIC = "static"
+"""Folder in a run that holds the static encoder its student began as."""
+
+
+class Start:
+    """The student before its first step, and the static encoder below it; kept in the run folder.
+
+    A student that goes on from a run of ours keeps the static encoder of that run, because the pieces of its vocabulary
+    stand for the terms of that encoder.
+    """
+
+    def __init__(self, config: NeuralConfig, run_dir: Run, training: TrainingData, *, workers: int) -> None:
+        self._config = config
+        self._training = training
+        self._workers = workers
+        self._static_folder = run_dir.path / STATIC
+        self._student_folder = run_dir.path / "untrained"
+
+    def prepare(self) -> None:
+        """Make whatever an earlier start of this run has not finished."""
+        if not _is_whole(self._static_folder):
+            self._prepare_static()
+        if not _is_whole(self._student_folder):
+            self._build().save(str(self._student_folder), create_model_card=False)
+            write_manifest(self._student_folder)
+
+    def _prepare_static(self) -> None:
+        student = self._config.student
+        if isinstance(student, PretrainedStudent):
+            below = Path(student.model) / STATIC
+            if _is_whole(below):
+                shutil.copytree(below, self._static_folder, dirs_exist_ok=True)
+        elif student.static_model is not None:
+            source = model_folder(student.static_model)
+            StaticEncoder.load(source)
+            shutil.copytree(source, self._static_folder, dirs_exist_ok=True)
+        else:
+            settings = StaticConfig(
+                recipe="splade",
+                mode="static",
+                name=self._config.name,
+                seed=self._config.seed,
+                data=self._config.data.model_dump(include={"root", "pairs", "passages", "select"}),
+                **student.static.model_dump(),
+            )
+            train_static(self._training.pairs, self._training.terms, settings, workers=self._workers).save(
+                self._static_folder
+            )
+
+    def _build(self) -> SpladeEncoder:
+        student, similarity = self._config.student, self._config.similarity
+        if isinstance(student, PretrainedStudent):
+            return pretrained_student(student, similarity=similarity)
+        assert self.static is not None
+        texts = [text for pair in self._training.pairs for text in (pair.ko, pair.en)]
+        return scratch_student(self.static, student, texts, similarity=similarity, seed=self._config.seed)
+
+    @cached_property
+    def static(self) -> StaticEncoder | None:
+        """The static encoder; none below a pretrained student that is not ours."""
+        return StaticEncoder.load(self._static_folder) if _is_whole(self._static_folder) else None
+
+    @property
+    def search(self) -> SearchSettings:
+        """How the static encoder's documents are weighted."""
+        student = self._config.student
+        if isinstance(student, ScratchStudent) and student.static_model is None:
+            return student.static.search
+        return search_settings_of(self._static_folder)
+
+    def student(self) -> SpladeEncoder:
+        """Return a fresh copy of the student as it starts."""
+        return SpladeEncoder(str(self._student_folder), max_seq_length=self._config.student.max_length)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the ids of its vocabulary mean."""
+        tokenizer = self.student().tokenizer
+        return plain_vocabulary(tokenizer) if self.static is None else lexicon_vocabulary(tokenizer, self.static)
+
+
+def load_teacher(settings: TeacherSettings) -> SentenceTransformerTeacher:
+    """Load a teacher that is given as a model."""
+    assert settings.model is not None
+    return SentenceTransformerTeacher(
+        settings.model,
+        revision=settings.revision,
+        max_length=settings.max_length,
+        prompt=settings.prompt,
+        batch_size=settings.batch_size,
+    )
+
+
+def teacher_embeddings(settings: TeacherSettings, texts: Sequence[str]) -> Embeddings:
+    """Embed what the teacher reads once, cached by content, or look it up in the user's own vectors."""
+    if settings.vectors is not None:
+        return precomputed_embeddings(settings.vectors, texts)
+    return cached_embeddings(load_teacher(settings), texts, settings.cache)
+
+
+def dense_searcher(teacher: TeacherSettings | None) -> Callable[[Sequence[str]], NDArray[np.float32]] | None:
+    """Return the teacher as a dense searcher, when it is a model that reads both languages."""
+    if teacher is None or teacher.model is None or teacher.text == "translation":
+        return None
+
+    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.asarray(teacher_embeddings(teacher, texts))
+
+    return embed
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify_manifest(folder)
+    except IntegrityError:
+        return False
+    return True

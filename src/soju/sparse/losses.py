@@ -1,135 +1,112 @@
-"""How far is one distribution from another? Shape letters: B = texts, V = vocabulary, D = teacher's dimensions.
+"""What the losses of every mode share: rows that name and weigh them, the sparsity penalty, the targets of a text.
 
-Does a text find its translation among the others? Shape letters: B = texts, V = vocabulary.
+A mode lists its losses as rows (`LossComponent`). The sum, the log, the shares and the labels of the report follow from
+them, so that a new loss is a function, a setting and a row.
 
-Sparsity penalties. Shape letters: B = texts in the batch, V = terms in the vocabulary.
+Shape letters: B = texts in the batch, V = terms in the vocabulary, T = (text, term) entries of one kind in the batch,
+P = parts of a loss.
 
-How brightly does a text light up the terms it should? The losses of training from term mappings.
-
-Shape letters: B = texts in the batch, V = terms in the vocabulary, T = (text, term) entries of one kind in the batch.
-
-A weight is ``w = log1p(relu(m))`` with ``m`` the largest logit of a term over the tokens of a text. `v19_terms` reads
-the weights, as published; `signed_terms` reads ``m`` itself.
+A weight is ``w = log1p(relu(m))`` with ``m`` the largest logit of a term over the tokens of a text: its signed maximum.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, distributed
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softplus
+from torch import Tensor, distributed, nn
+
+from soju.sparse.splade import SpladeEncoder
+
+SettingsT = TypeVar("SettingsT")
+StageT = TypeVar("StageT")
+BatchT = TypeVar("BatchT")
+
+Position = Callable[[], tuple[int, int]]
+"""Returns the optimiser steps done and planned: all that a schedule may depend on."""
+
+
+@dataclass(frozen=True)
+class LossComponent(Generic[SettingsT, StageT, BatchT]):
+    """One loss of a mode."""
+
+    name: str
+    """``loss_NAME`` in the history, ``train/loss_NAME`` in TensorBoard."""
+    label: str
+    """What the report calls it."""
+    weight: Callable[[SettingsT, StageT], float | Sequence[float]]
+    """Its weight by the settings and by what holds at this step; a number for each part where it has parts."""
+    compute: Callable[[BatchT], Tensor | None]
+    """Its value on a batch, unweighted, a scalar or ``(P,)``; ``None`` where the batch has nothing to compute it of."""
+    watched: bool = True
+    """Whether it is computed and logged although its weight is 0."""
+
+    def of(self, batch: BatchT, settings: SettingsT, stage: StageT) -> tuple[Tensor, Tensor | None] | None:
+        """Return its value, and its weighted value unless the weight is 0; ``None`` if it is left out altogether."""
+        weight = self.weight(settings, stage)
+        value = self.compute(batch) if weight or self.watched else None
+        if value is None:
+            return None
+        if isinstance(weight, Sequence):
+            return value.detach().sum(), torch.stack([w * v for w, v in zip(weight, value, strict=True)]).sum()
+        return value.detach(), weight * value if weight else None
+
+
+class NamedLosses(nn.Module):
+    """The losses of a mode in the shape a sentence-transformers trainer takes: a dictionary whose sum is minimised.
+
+    Args:
+        model: The student.
+        config: Settings of the run.
+        position: Where the training stands.
+        term_cost_V: For the sparsity penalty; all terms alike when ``None``.
+    """
+
+    rows: ClassVar[tuple[LossComponent[Any, Any, Any], ...]]
+    """The losses, in the order in which they are added up."""
+    watched: ClassVar[Mapping[str, str]] = {}
+    """What is logged and drawn with them, with its label."""
+    term_cost_V: Tensor | None
+    raw_terms: dict[str, Tensor]
+    """Of the last batch, detached: unweighted losses by name, and whatever else is logged."""
+
+    def __init__(
+        self, model: SpladeEncoder, config: Any, *, position: Position, term_cost_V: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.position = position
+        self.register_buffer("term_cost_V", term_cost_V, persistent=False)
+        self.raw_terms = {}
+
+    def weighed(self, batch: Any, stage: Any) -> dict[str, Tensor]:
+        """Return the weighted losses of a batch by name; keep the unweighted ones in `raw_terms`."""
+        found = {row.name: row.of(batch, self.config.losses, stage) for row in self.rows}
+        self.raw_terms = {name: values[0] for name, values in found.items() if values}
+        return {name: values[1] for name, values in found.items() if values and values[1] is not None}
+
+
+def shares(weighted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the share of each weighted loss in the sum of their sizes, as ``share_NAME``, detached."""
+    sizes = {name: value.detach().abs() for name, value in weighted.items()}
+    total = sum(sizes.values()) + 1e-12
+    return {f"share_{name}": size / total for name, size in sizes.items()}
+
 
 NEVER = -1e4
 """A logit whose probability is 0; finite, because 0 times the logarithm of 0 must stay 0."""
 SHORTEST = 1e-6
 """Vectors shorter than this count as zero: their direction is noise and its gradient, 1 / length, has no bound."""
-
-
-def in_batch_distillation(
-    student_BV: Tensor, teacher_BD: Tensor, *, temperature: float = 0.05, with_self: bool = True
-) -> Tensor:
-    """Teach the student which texts of a batch are alike.
-
-    ``KL(softmax(cos_T / temperature) || softmax(cos_S / temperature))``, row by row over the ``(B, B)`` cosines of each
-    side, averaged over rows. Direction: forward, the teacher is the reference.
-
-    Args:
-        student_BV: Student vectors, ``(B, V)``. A zero vector (a text that lights no term) has cosine 0 with every
-            text, itself too, and gets no gradient.
-        teacher_BD: Teacher vectors of the same texts, ``(B, D)``, any length; no gradient flows into them.
-        temperature: Cosines are divided by it, > 0.
-        with_self: Whether a text is compared with itself too, as published. Where a batch holds translations, whose
-            teacher vectors are equal, half of each row's mass then lies on the text itself, and its translation must
-            come as close as that; without, the translation only has to come before all others.
-
-    Returns:
-        Scalar float32 >= 0, in nats; 0 for a batch of one.
-
-    Raises:
-        ValueError: If the shapes do not fit or `temperature` is not > 0.
-
-    References:
-        Hinton et al. 2015, arXiv:1503.02531 (distillation).
-        Tung and Mori 2019, arXiv:1907.09682 (similarities within a batch).
-    """
-    if student_BV.ndim != 2 or teacher_BD.ndim != 2 or len(student_BV) != len(teacher_BD) or len(student_BV) == 0:
-        shapes = f"{tuple(student_BV.shape)} and {tuple(teacher_BD.shape)}"
-        raise ValueError(f"student and teacher must be (B, V) and (B, D) of the same B >= 1 texts, got {shapes}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
-    # Half precision is no good for numbers that are divided by 0.05 and exponentiated.
-    with torch.autocast(student_BV.device.type, enabled=False):
-        student_BB = cosines(student_BV) / temperature
-        teacher_BB = cosines(teacher_BD.detach()) / temperature
-        if not with_self:
-            itself_BB = torch.eye(len(student_BB), dtype=torch.bool, device=student_BB.device)
-            student_BB = student_BB.masked_fill(itself_BB, NEVER)
-            teacher_BB = teacher_BB.masked_fill(itself_BB, NEVER)
-        target_BB = log_softmax(teacher_BB, dim=1).to(student_BB.dtype)
-        return kl_div(log_softmax(student_BB, dim=1), target_BB, log_target=True, reduction="batchmean")
-
-
-def cosines(vectors: Tensor) -> Tensor:
-    """Return the ``(B, B)`` cosines without a normalised copy of the vectors; float64 stays float64."""
-    if vectors.dtype != torch.float64:
-        vectors = vectors.float()
-    # Differentiate one side and mirror it: one matrix product backward instead of two and their sum.
-    half_BB = vectors @ vectors.detach().T
-    gram_BB = half_BB + half_BB.T - half_BB.detach()
-    squares_B = gram_BB.diagonal()
-    usable_B = squares_B > SHORTEST**2
-    # Inside the square root as well, or a zero's infinite slope times 0 is NaN.
-    inverse_B = torch.where(usable_B, squares_B, 1.0).rsqrt() * usable_B
-    return gram_BB * inverse_B[:, None] * inverse_B[None, :]
-
-
-def in_batch_translation(weights_BV: Tensor, partner_B: Tensor, *, temperature: float = 0.05) -> Tensor:
-    """Let each text tell its translation from every other text of the batch, in both languages.
-
-    ``-log softmax(cos / temperature)[partner]``, averaged over the texts that have a partner; a text is no candidate
-    for itself. It is InfoNCE with the cosine, both directions at once.
-
-    Args:
-        weights_BV: Vectors, ``(B, V)``.
-        partner_B: Row of each text's translation, ``(B,)`` int64, -1 for texts without one.
-        temperature: Cosines are divided by it, > 0.
-
-    Returns:
-        Scalar float32 >= 0, in nats; 0 when no text has a partner.
-
-    Raises:
-        ValueError: If the shapes do not fit, a text is its own partner, or `temperature` is not > 0.
-
-    References:
-        van den Oord et al. 2018, arXiv:1807.03748 (InfoNCE).
-    """
-    if weights_BV.ndim != 2 or partner_B.shape != weights_BV.shape[:1] or len(weights_BV) == 0:
-        shapes = f"{tuple(weights_BV.shape)} and {tuple(partner_B.shape)}"
-        raise ValueError(f"vectors and partners must be (B, V) and (B,) of the same B >= 1 texts, got {shapes}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
-    places_B = torch.arange(len(partner_B), device=partner_B.device)
-    if bool((partner_B == places_B).any()):
-        raise ValueError("a text is its own partner; give the row of its translation, or -1")
-    paired = partner_B >= 0
-    if not bool(paired.any()):
-        return weights_BV.sum() * 0.0
-    with torch.autocast(weights_BV.device.type, enabled=False):
-        logits_BB = cosines(weights_BV) / temperature
-        itself_BB = places_B[:, None] == places_B[None, :]
-        return cross_entropy(logits_BB.masked_fill(itself_BB, NEVER)[paired], partner_B[paired])
-
-
 TILE = 8192
 """Terms summed at a time; their (B, TILE) is small enough to be taken from memory already at hand."""
 
 
 def flops(weights_BV: Tensor, *, term_cost_V: Tensor | None = None, across_ranks: bool = False) -> Tensor:
-    """Penalise terms that many texts of a batch light up.
+    """Penalise terms that many texts of a batch activate.
 
     ``sum over v of (c_v * mean over b of |w_bv|) ** 2``, all ``c_v = 1`` when no cost is given. A weight is pushed down
     in proportion to its term's mean, so common terms go first and posting lists even out.
@@ -220,12 +197,8 @@ def idf_term_cost(idf_V: Tensor, *, form: Literal["inverse", "direct"] = "invers
     return (cost_V / cost_V.mean()).float()
 
 
-EPSILON = 1e-8
-"""Keeps log(w) finite for a dark term (18.4 at most) and a row without similarity mass from dividing by zero."""
-
-
 class RowTargets(NamedTuple):
-    """Term ids one text should light up; the collator makes one a row."""
+    """Term ids one text should activate; the collator makes one a row."""
 
     source: Sequence[int]
     """Ids of the text's own tokens."""
@@ -264,16 +237,9 @@ class TermTargets:
 
     @classmethod
     def from_rows(cls, rows: Sequence[RowTargets]) -> TermTargets:
-        """Flatten the targets of a batch on the CPU.
+        """Flatten the targets of a batch on the CPU; an id named twice counts once, with its largest similarity.
 
-        Args:
-            rows: Targets of each text. An id named twice in one list counts once, with its largest similarity.
-
-        Returns:
-            Flat tensors.
-
-        Raises:
-            ValueError: If a similarity is not a finite number > 0, or an id is negative.
+        It is a `ValueError` if a similarity is not a finite number > 0, or an id is negative.
         """
         return cls(
             source=_flatten([(token, 1.0) for token in row.source] for row in rows),
@@ -287,123 +253,9 @@ class TermTargets:
         return TermTargets(self.source.to(device), self.korean.to(device), self.english.to(device), self.rows)
 
 
-class TermLosses(NamedTuple):
-    """The four losses, float32 scalars, unweighted; activation losses of v19 are negative for weights above 1."""
-
-    self_: Tensor
-    korean: Tensor
-    english: Tensor
-    margin: Tensor
-
-    def named(self) -> dict[str, Tensor]:
-        """Return them by their published names: ``self``, ``korean``, ``english``, ``margin``."""
-        return {name.rstrip("_"): value for name, value in self._asdict().items()}
-
-
-def v19_terms(
-    weights_BV: Tensor, targets: TermTargets, *, margin: float = 2.0, english_margin_factor: float = 1.5
-) -> TermLosses:
-    """Compute the published losses on the weights.
-
-    With ``a = -log(w + 1e-8)`` and ``h(t) = relu(t - w)``, each text's entries of one kind are averaged by similarity
-    (``sim / (sum of sim + 1e-8)``; own tokens evenly), then texts are summed:
-
-    - ``self``: a + h(margin) over own tokens, divided by all rows of the batch;
-    - ``korean``: a over Korean targets, divided by all rows;
-    - ``english``: a over English targets, divided by the rows that have any;
-    - ``margin``: h(margin) over Korean plus h(1.5 margin) over English targets, divided by all rows.
-
-    Known flaw: a term with w = 0 came out of a ReLU, so **its logit gets no gradient** however large the loss is, and a
-    dark target never wakes. `signed_terms` is the same without it.
-
-    Args:
-        weights_BV: Term weights after pooling, ``(B, V)``, >= 0. Pass float32: at w = 0 the gradient is -1e8 before the
-            ReLU removes it, which float16 cannot hold.
-        targets: Targets of the same B texts.
-        margin: Weight a target should reach, in weight units.
-        english_margin_factor: English targets should reach this many times `margin`.
-
-    Returns:
-        The four losses. A kind that no row has is 0.
-
-    Raises:
-        ValueError: If ``weights_BV`` is not ``(B, V)`` with B the number of rows of `targets`.
-    """
-    return _four_losses(
-        weights_BV, targets, lambda w_T: w_T, lambda w_T: -torch.log(w_T + EPSILON), margin, english_margin_factor
-    )
-
-
-def signed_terms(
-    maxima_BV: Tensor, targets: TermTargets, *, margin: float = 2.0, english_margin_factor: float = 1.5
-) -> TermLosses:
-    """Compute the same four losses on the signed maxima, so that dark targets get a gradient.
-
-    The two ingredients of `v19_terms` become functions of a *signed weight* s: log1p(m) for m > 0, which is the weight,
-    and m for m <= 0; s and its slope, 1 at 0, are continuous. -log(w + 1e-8) becomes ``softplus(-s)`` and the hinge
-    ``relu(margin - s)``. So a target below its margin, dark or not, is pulled up with a slope between 0 and 2 of m,
-    steepest where it is darkest.
-
-    Args:
-        maxima_BV: Largest logit of each term over the tokens of a text, before ReLU and log1p, ``(B, V)``, finite.
-        targets: Targets of the same B texts.
-        margin: Weight a target should reach, in weight units; a maximum of ``exp(margin) - 1``.
-        english_margin_factor: English targets should reach this many times `margin`.
-
-    Returns:
-        The four losses. A kind that no row has is 0.
-
-    Raises:
-        ValueError: If ``maxima_BV`` is not ``(B, V)`` with B the number of rows of `targets`.
-    """
-    return _four_losses(maxima_BV, targets, signed_weights, lambda s_T: softplus(-s_T), margin, english_margin_factor)
-
-
 def signed_weights(maxima: Tensor) -> Tensor:
     """Return log1p(m) where m > 0 and m elsewhere; both branches stay finite, so neither's gradient is NaN."""
     return torch.where(maxima > 0, torch.log1p(maxima.clamp_min(0)), maxima)
-
-
-def _four_losses(
-    values_BV: Tensor,
-    targets: TermTargets,
-    score: Callable[[Tensor], Tensor],
-    activation_loss: Callable[[Tensor], Tensor],
-    margin: float,
-    english_margin_factor: float,
-) -> TermLosses:
-    if values_BV.ndim != 2 or len(values_BV) != targets.rows or targets.rows == 0:
-        raise ValueError(f"targets of {targets.rows} texts need (B, V) of as many, >= 1; got {tuple(values_BV.shape)}")
-    kinds = (targets.source, targets.korean, targets.english)
-    # One look-up for all kinds: its backward fills one (B, V), three would fill three.
-    rows = torch.cat([kind.rows_T for kind in kinds])
-    ids = torch.cat([kind.ids_T for kind in kinds])
-    scores = score(values_BV[rows, ids].float())
-    margins = (margin, margin, margin * english_margin_factor)
-    sizes = [len(kind.rows_T) for kind in kinds]
-    activation, hinge = [], []
-    for kind, scores_T, wanted in zip(kinds, torch.split(scores, sizes), margins, strict=True):
-        shares_T = _shares(kind, targets.rows)
-        activation.append(shares_T @ activation_loss(scores_T))
-        hinge.append(shares_T @ torch.relu(wanted - scores_T))
-    own, korean, english = activation
-    return TermLosses(
-        self_=(own + hinge[0]) / targets.rows,
-        korean=korean / targets.rows,
-        english=english / _rows_with_any(targets.english, targets.rows),
-        margin=(hinge[1] + hinge[2]) / targets.rows,
-    )
-
-
-def _shares(entries: TermEntries, rows: int) -> Tensor:
-    """Return each entry's similarity as a share of its row's."""
-    totals_B = entries.similarities_T.new_zeros(rows).index_add_(0, entries.rows_T, entries.similarities_T)
-    return entries.similarities_T / (totals_B[entries.rows_T] + EPSILON)
-
-
-def _rows_with_any(entries: TermEntries, rows: int) -> Tensor:
-    """Return the number of rows with an entry, at least 1, without waiting for a GPU."""
-    return entries.similarities_T.new_zeros(rows).index_fill_(0, entries.rows_T, 1.0).sum().clamp_min(1.0)
 
 
 def _flatten(rows: Iterable[Iterable[tuple[int, float]]]) -> TermEntries:

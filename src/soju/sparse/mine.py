@@ -1,9 +1,8 @@
-"""A file made part by part: whatever stops the work, finished parts stay, and going on gives the same bytes.
+"""Mine hard negatives: texts that a searcher ranks high and nobody calls an answer. What ``soju mine`` does.
 
-While ``OUT`` is in the making, ``OUT.parts`` holds ``settings.json`` and one JSON file a finished part. The file itself
-appears whole, at the end.
-
-Mine hard negatives: what a searcher ranks high and nobody calls an answer. What ``soju mine`` does.
+A file of triplets is made part by part: whatever stops the work, finished parts stay, and going on gives the same
+bytes. While ``OUT`` is in the making, ``OUT.parts`` holds ``settings.json`` and one JSON file for each finished part;
+the file itself appears whole, at the end.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from soju.core.language import Language, language_of
 from soju.core.progress import track
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import Row, TermRow, TripletRow
-from soju.data.sources import FileSource, resolve
+from soju.data.rows import DOCUMENTS, TERMS, Row, TermRow, TripletRow
+from soju.data.sources import FileSource, kind_of, resolve
 from soju.sparse.miners import BM25, Bm25Model, DenseModel, Judge, Miner, SparseModel, bm25_model, open_model
 from soju.sparse.model import PACKAGED_MODEL
 from soju.sparse.negatives import (
@@ -35,105 +34,12 @@ from soju.sparse.negatives import (
     Choice,
     Chosen,
     Question,
-    TermGuard,
+    RelatedTerms,
     Text,
     choose,
     distinct,
     questions_of,
 )
-from soju.sparse.trim import kind_of
-
-SETTINGS = "settings.json"
-
-
-class Parts:
-    """The finished parts of one output file."""
-
-    def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
-        """Begin, or go on.
-
-        Args:
-            out: The file in the making.
-            settings: All that its content depends on, as JSON; going on with other settings would mix two results.
-            resume: Go on when parts are there.
-
-        Raises:
-            UserError: If the file is there already, parts are there without `resume`, or were made with other settings.
-        """
-        self.folder = parts_folder(out)
-        refuse_taken(out, resume=resume)
-        if self.folder.exists():
-            _refuse_others(self.folder, dict(settings))
-        else:
-            write_json(self.folder / SETTINGS, dict(settings))
-
-    def __contains__(self, number: int) -> bool:
-        return self._path(number).is_file()
-
-    def write(self, number: int, value: Any) -> None:
-        """Keep a finished part, finite JSON, atomically."""
-        write_text(self._path(number), json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
-
-    def read(self, count: int) -> Iterator[Any]:
-        """Yield the first `count` parts in order.
-
-        Args:
-            count: How many there are.
-
-        Yields:
-            What `write` was given.
-
-        Raises:
-            IntegrityError: If one is not there or not JSON.
-        """
-        for number in range(count):
-            path = self._path(number)
-            try:
-                yield json.loads(path.read_text(encoding="utf-8"))
-            except (FileNotFoundError, ValueError) as error:
-                raise IntegrityError(f"{path}: unreadable ({error}); remove it and go on with --resume") from None
-
-    def remove(self) -> None:
-        """Remove all parts, once the file is written."""
-        shutil.rmtree(self.folder)
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.json"
-
-
-def parts_folder(out: Path) -> Path:
-    """Return the folder that holds the parts of a file in the making."""
-    return out.with_name(f"{out.name}.parts")
-
-
-def refuse_taken(out: Path, *, resume: bool) -> None:
-    """Refuse an output that is there, and parts of one unless `resume` (`UserError`); before anything long is done."""
-    if out.exists():
-        raise UserError(f"{out}: is there already; remove it or choose another name")
-    folder = parts_folder(out)
-    if folder.exists() and not resume:
-        raise UserError(f"{folder}: holds an unfinished run; go on with --resume, or remove the folder")
-
-
-def _refuse_others(folder: Path, settings: dict[str, Any]) -> None:
-    path = folder / SETTINGS
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
-        raise IntegrityError(f"{path}: unreadable ({error}); remove the folder and begin again") from None
-    now = json.loads(json.dumps(settings))
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if names:
-        changed = ", ".join(f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}" for name in names)
-        raise UserError(
-            f"{folder}: was begun with other settings ({changed}); go on with the same ones, or remove the folder"
-        )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
-
 
 CHUNK = 512
 """Questions of a part: the most that an interruption can lose."""
@@ -200,14 +106,14 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Workshop:
-    """All that the questions of a part need."""
+class _Context:
+    """What the questions of every part are mined with."""
 
     pools: dict[Language, Pool]
     miners: dict[Language, Miner]
     judges: dict[Language, Judge]
     answers: Answers
-    guard: TermGuard
+    related: RelatedTerms
     choice: Choice
     depth: int
     miner_name: str
@@ -236,7 +142,7 @@ def mine(
         miner: ``bm25``, or a sparse or dense model, see `soju.sparse.miners.open_model`.
         filter_model: The model whose scores tell false negatives; ``None`` is the miner, or `PACKAGED_MODEL` for BM25.
         corpus: Files of documents to mine besides the positives of the rows.
-        terms: Files of term rows, for the guard and for BM25's dictionary; terms among `rows` serve as well.
+        terms: Files of term rows, for relations between terms and BM25's dictionary; those among `rows` serve too.
         choice: Which candidates become negatives; the defaults when ``None``.
         depth: Candidates of a question, >= 1.
         prompt: Put before every text of a dense model.
@@ -277,9 +183,9 @@ def mine(
     starts = range(0, len(questions), CHUNK)
     waiting = [number for number in range(len(starts)) if number not in parts]
     if waiting:
-        workshop = opened.workshop(choice, depth, miner)
+        context = opened.context(choice, depth, miner)
         for number in track(waiting, "mine"):
-            parts.write(number, mine_part(questions[starts[number] : starts[number] + CHUNK], workshop))
+            parts.write(number, mine_part(questions[starts[number] : starts[number] + CHUNK], context))
     # 5. Join the parts; the file appears whole or not at all.
     report = _join(parts, len(starts), out)
     write_json(out.with_name(f"{out.name.removesuffix('.jsonl')}.summary.json"), {**report.to_json(), "run": settings})
@@ -332,42 +238,28 @@ def mine_negatives(
         raise UserError("no row asks anything; give pairs, passages, terms or triplets")
     term_rows = [*(row for row in rows if isinstance(row, TermRow)), *terms]
     opened = _Opened.open(asked, term_rows, iter(corpus), miner, filter_model, choice, cache=cache, prompt=prompt)
-    workshop, questions = opened.workshop(choice, depth, miner), opened.questions
+    context, questions = opened.context(choice, depth, miner), opened.questions
     names = [field.name for field in fields(TripletRow)]
     return [
         TripletRow(**{name: row[name] for name in names})
         for start in track(range(0, len(questions), CHUNK), "mine")
-        for row in mine_part(questions[start : start + CHUNK], workshop)["rows"]
+        for row in mine_part(questions[start : start + CHUNK], context)["rows"]
     ]
 
 
 def read_questions(
     rows: Sequence[str], terms: Sequence[str], log: ReadLog, on_error: OnError
 ) -> tuple[list[Question], list[TermRow]]:
-    """Read rows of any kind that asks something; the first row of a file tells its kind.
-
-    Args:
-        rows: Files.
-        terms: Further files of term rows, which ask nothing.
-        log: Gets what was kept and refused.
-        on_error: Whether broken rows stop the run.
-
-    Returns:
-        All questions, and all term rows met.
-
-    Raises:
-        DataError: If rows are broken.
-        UserError: If no row asks anything.
-    """
+    """Read rows of any kind that asks something; the first row of a file tells its kind."""
     questions: list[Question] = []
     term_rows: list[TermRow] = []
-    for source in resolve(rows, "documents", root=None, log=log):
+    for source in resolve(rows, DOCUMENTS, root=None, log=log):
         if not isinstance(source, FileSource):
             remedy = "save its rows as .jsonl and name the file"
             log.refuse_file(source.name, 0, "negatives cannot be mined for a hub data set", remedy, "hub")
             continue
         kind = kind_of(source, log)
-        if kind == "documents":
+        if kind is DOCUMENTS:
             remedy = "give pairs, passages, terms or triplets here and documents with --corpus"
             log.refuse_file(source.name, 1, "documents ask nothing", remedy, "no-question")
         elif kind is not None:
@@ -376,7 +268,7 @@ def read_questions(
                 if isinstance(row, TermRow):
                     term_rows.append(row)
     if terms:
-        term_rows += read_rows(terms, "terms", log=log)
+        term_rows += read_rows(terms, TERMS, log=log)
     log.raise_if_broken(on_error)
     if not questions:
         raise UserError(f"{', '.join(rows)}: no row asks anything; give pairs, passages, terms or triplets")
@@ -385,7 +277,7 @@ def read_questions(
 
 def _corpus_texts(corpus: Sequence[str], log: ReadLog, on_error: OnError) -> Iterator[str]:
     if corpus:
-        for document in read_rows(corpus, "documents", log=log):
+        for document in read_rows(corpus, DOCUMENTS, log=log):
             yield document.text
         log.raise_if_broken(on_error)
 
@@ -412,7 +304,7 @@ class _Opened:
 
     questions: list[Question]
     answers: Answers
-    guard: TermGuard
+    related: RelatedTerms
     pools: dict[Language, Pool]
     mining: Model
     judging: SparseModel | DenseModel | None
@@ -437,12 +329,12 @@ class _Opened:
         pools = gather(questions, corpus)
         mining = bm25_model(terms) if miner == BM25 else open_model(miner, cache=cache, prompt=prompt)
         judging = _judge(filter_model, mining, cache, prompt) if choice.filters else None
-        return cls(questions, Answers(asked), TermGuard(terms), pools, mining, judging)
+        return cls(questions, Answers(asked), RelatedTerms(terms), pools, mining, judging)
 
-    def workshop(self, choice: Choice, depth: int, miner: str) -> _Workshop:
+    def context(self, choice: Choice, depth: int, miner: str) -> _Context:
         """Index the documents with the models."""
         miners, judges = _over(self.pools, self.questions, self.mining, self.judging)
-        return _Workshop(self.pools, miners, judges, self.answers, self.guard, choice, depth, miner)
+        return _Context(self.pools, miners, judges, self.answers, self.related, choice, depth, miner)
 
 
 def _judge(name: str | None, mining_model: Model, cache: Path, prompt: str | None) -> SparseModel | DenseModel:
@@ -472,27 +364,19 @@ def _over(
     return miners, judges
 
 
-def mine_part(questions: Sequence[Question], workshop: _Workshop) -> dict[str, Any]:
-    """Mine for some questions.
-
-    Args:
-        questions: In the order of their rows.
-        workshop: Documents, models and settings.
-
-    Returns:
-        ``rows``, triplets in the order of the questions, and ``counts``, see `MiningReport.to_json`.
-    """
+def mine_part(questions: Sequence[Question], context: _Context) -> dict[str, Any]:
+    """Return ``rows``, triplets in the order of some questions, and ``counts``, see `MiningReport.to_json`."""
     found: dict[int, tuple[list[Candidate], float | None]] = {}
     for language in dict.fromkeys(question.answer_language for question in questions):
         numbers = [n for n, question in enumerate(questions) if question.answer_language == language]
-        found.update(zip(numbers, _candidates([questions[n] for n in numbers], language, workshop), strict=True))
+        found.update(zip(numbers, _candidates([questions[n] for n in numbers], language, context), strict=True))
     rows: list[dict[str, Any]] = []
     report = MiningReport()
     for number, question in enumerate(questions):
         candidates, positive_score = found[number]
-        known = workshop.answers.of(Text.of(question.query))
-        bound = positive_score if workshop.judges else None
-        chosen = choose(question, candidates, known, workshop.guard, workshop.choice, positive_score=bound)
+        known = context.answers.of(Text.of(question.query))
+        bound = positive_score if context.judges else None
+        chosen = choose(question, candidates, known, context.related, context.choice, positive_score=bound)
         rows += [
             {
                 "query": question.query,
@@ -503,7 +387,7 @@ def mine_part(questions: Sequence[Question], workshop: _Workshop) -> dict[str, A
                 "negative_rank": negative.rank,
                 "negative_score": round(negative.score, 4),
                 "positive_score": None if positive_score is None else round(positive_score, 4),
-                "miner": workshop.miner_name,
+                "miner": context.miner_name,
             }
             for negative in chosen.negatives
         ]
@@ -512,15 +396,15 @@ def mine_part(questions: Sequence[Question], workshop: _Workshop) -> dict[str, A
 
 
 def _candidates(
-    questions: Sequence[Question], language: Language, workshop: _Workshop
+    questions: Sequence[Question], language: Language, context: _Context
 ) -> Iterator[tuple[list[Candidate], float | None]]:
     """Yield the candidates of each question and the score of its positive, in the same unit; unknown ones are None."""
-    pool = workshop.pools[language]
-    rankings, scores = workshop.miners[language].search(questions, workshop.depth)
+    pool = context.pools[language]
+    rankings, scores = context.miners[language].search(questions, context.depth)
     positives = [pool.numbers[Text.of(question.positive).key] for question in questions]
-    if workshop.judges:
+    if context.judges:
         asked = [np.append(ranking, own) for ranking, own in zip(rankings, positives, strict=True)]
-        judged = workshop.judges[language].score(questions, asked)
+        judged = context.judges[language].score(questions, asked)
         scores = [some[:-1] for some in judged]
         own_scores: list[float | None] = [float(some[-1]) for some in judged]
     else:  # the miner's own scores, which know the positive only where it was found
@@ -582,3 +466,85 @@ def _fingerprint(questions: Sequence[Question], pools: dict[Language, Pool], ter
 
 def _by_count(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+SETTINGS = "settings.json"
+
+
+class Parts:
+    """The finished parts of one output file."""
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+        """Begin, or go on.
+
+        Args:
+            out: The file in the making.
+            settings: All that its content depends on, as JSON; going on with other settings would mix two results.
+            resume: Go on when parts are there.
+
+        Raises:
+            UserError: If the file is there already, parts are there without `resume`, or were made with other settings.
+        """
+        self.folder = parts_folder(out)
+        refuse_taken(out, resume=resume)
+        if self.folder.exists():
+            _refuse_others(self.folder, dict(settings))
+        else:
+            write_json(self.folder / SETTINGS, dict(settings))
+
+    def __contains__(self, number: int) -> bool:
+        return self._path(number).is_file()
+
+    def write(self, number: int, value: Any) -> None:
+        """Keep a finished part, finite JSON, atomically."""
+        write_text(self._path(number), json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def read(self, count: int) -> Iterator[Any]:
+        """Yield the first `count` parts in order; one that is missing or no JSON is an `IntegrityError`."""
+        for number in range(count):
+            path = self._path(number)
+            try:
+                yield json.loads(path.read_text(encoding="utf-8"))
+            except (FileNotFoundError, ValueError) as error:
+                raise IntegrityError(f"{path}: unreadable ({error}); remove it and go on with --resume") from None
+
+    def remove(self) -> None:
+        """Remove all parts, once the file is written."""
+        shutil.rmtree(self.folder)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.json"
+
+
+def parts_folder(out: Path) -> Path:
+    """Return the folder that holds the parts of a file in the making."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def refuse_taken(out: Path, *, resume: bool) -> None:
+    """Refuse an output that is there, and parts of one unless `resume` (`UserError`); before anything long is done."""
+    if out.exists():
+        raise UserError(f"{out}: is there already; remove it or choose another name")
+    folder = parts_folder(out)
+    if folder.exists() and not resume:
+        raise UserError(f"{folder}: holds an unfinished run; go on with --resume, or remove the folder")
+
+
+def _refuse_others(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / SETTINGS
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        raise IntegrityError(f"{path}: unreadable ({error}); remove the folder and begin again") from None
+    now = json.loads(json.dumps(settings))
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if names:
+        changed = ", ".join(f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}" for name in names)
+        raise UserError(
+            f"{folder}: was begun with other settings ({changed}); go on with the same ones, or remove the folder"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -26,8 +26,7 @@ from soju.search.weighting import bm25_impact, idf
 from soju.sparse.config import SearchSettings
 from soju.sparse.model import TermEncoder, fingerprint_of, load_encoder, model_folder, search_settings_of
 from soju.sparse.negatives import Question
-from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.static.encoder import MODEL_TYPE
+from soju.sparse.static.encoder import MODEL_TYPE, StaticEncoder
 from soju.teachers.cache import Embeddings, cached_embeddings
 from soju.teachers.dense import SentenceTransformerTeacher, Teacher
 
@@ -51,10 +50,6 @@ class Judge(Protocol):
 
     def score(self, questions: Sequence[Question], documents: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
         """Return the scores of some documents, K by question, ``(K,)`` each."""
-
-
-class Ranker(Miner, Judge, Protocol):
-    """Does both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +87,7 @@ class Bm25Model:
 
 
 class Bm25Miner:
-    """`Bm25Model` over documents.
-
-    Args:
-        searcher: Over the documents.
-        dictionary: For questions in another language.
-    """
+    """`Bm25Model` over documents."""
 
     def __init__(self, searcher: Bm25Searcher, dictionary: Dictionary | None) -> None:
         self._searcher = searcher
@@ -116,27 +106,16 @@ class Bm25Miner:
 
 
 class SparseModel:
-    """A static or neural sparse encoder, weighted as its index would be.
-
-    Args:
-        folder: The model's folder.
-    """
+    """A static or neural sparse encoder, weighted as its index would be."""
 
     def __init__(self, folder: Path) -> None:
         self._encoder = load_encoder(folder)
-        self._settings = SearchSettings() if isinstance(self._encoder, NeuralEncoder) else search_settings_of(folder)
+        static = isinstance(self._encoder, StaticEncoder)
+        self._settings = search_settings_of(folder) if static else SearchSettings()
         self.identity: Identity = {"model": fingerprint_of(folder)}
 
     def over(self, documents: Sequence[str], questions: Sequence[Question]) -> SparseRanker:
-        """Encode documents.
-
-        Args:
-            documents: D texts.
-            questions: Not needed.
-
-        Returns:
-            The ranker.
-        """
+        """Encode documents; questions are not needed."""
         del questions
         starts = range(0, len(documents), _BATCH)
         batches = [
@@ -161,7 +140,7 @@ class SparseRanker:
         self._encoder = encoder
         self._idf_V: NDArray[np.float32] | None = None
         documents_DV.sum_duplicates()
-        if not isinstance(encoder, NeuralEncoder):
+        if isinstance(encoder, StaticEncoder):
             documents_DV = _bm25_impacts(documents_DV, settings)
             frequency_V = np.bincount(documents_DV.indices, minlength=documents_DV.shape[1])
             prior = settings.prior_documents
@@ -208,12 +187,7 @@ def _bm25_impacts(counts_DV: csr_array, settings: SearchSettings) -> csr_array:
 
 
 class DenseModel:
-    """A dense model, whose vectors are kept on disk.
-
-    Args:
-        teacher: Embeds texts.
-        cache: Folder of its vectors.
-    """
+    """A dense model, whose vectors are kept on disk."""
 
     def __init__(self, teacher: Teacher, cache: Path) -> None:
         self._teacher = teacher
@@ -221,15 +195,7 @@ class DenseModel:
         self.identity: Identity = teacher.identity
 
     def over(self, documents: Sequence[str], questions: Sequence[Question]) -> DenseRanker:
-        """Embed documents and questions, each text once.
-
-        Args:
-            documents: D texts.
-            questions: All that will be asked.
-
-        Returns:
-            The ranker.
-        """
+        """Embed documents and questions, each text once."""
         texts = list(dict.fromkeys([*documents, *(question.query for question in questions)]))
         rows = {text: row for row, text in enumerate(texts)}
         return DenseRanker(cached_embeddings(self._teacher, texts, self._cache), rows, len(documents))

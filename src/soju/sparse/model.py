@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PACKAGED_MODEL = "ko-en-static"
 """Name of the model that ships with soju, accepted wherever a model folder is."""
 ROUTER = "router_config.json"
-"""Stands in a folder whose queries and documents go different ways; see `soju.sparse.export.inference_free`."""
+"""Stands in a folder whose queries and documents go different ways; see `soju.sparse.export.stock`."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 

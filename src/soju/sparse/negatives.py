@@ -1,6 +1,6 @@
-"""What does a row ask, and which texts answer it? Pairs, terms, passages and triplets as questions to mine for.
+"""What rows ask and which texts answer, and which of the texts a miner found become negatives.
 
-Which of the texts a miner found are negatives of a question? Pure decisions; nothing is read or encoded here.
+Pairs, terms, passages and triplets become questions. `choose` is a pure decision; nothing is read or encoded here.
 """
 
 from __future__ import annotations
@@ -88,13 +88,6 @@ def questions_of(row: Row, source: str = "") -> Iterator[Question]:
     A pair asks in both directions. A passage is asked for by both of its queries in both languages. A head word asks
     for its best English term and that term for the head word; the row's other terms are answers too. A triplet asks
     what it asks, keeps its ``pair_type``, and its negative is forgotten.
-
-    Args:
-        row: A pair, terms, a passage or a triplet.
-        source: File it stands in.
-
-    Yields:
-        Questions whose query and positive differ.
     """
     for query, positive, others in _asked(row):
         if query != positive:
@@ -133,11 +126,7 @@ def distinct(questions: Iterable[Question]) -> list[Question]:
 
 
 class Answers:
-    """Which texts are known to answer which, in any row and in both directions.
-
-    Args:
-        questions: All questions, those that are repeated too.
-    """
+    """Which texts are known to answer which, in any row and in both directions."""
 
     def __init__(self, questions: Iterable[Question]) -> None:
         self._known: dict[str, dict[str, Text]] = {}
@@ -228,7 +217,7 @@ class Chosen:
     """The positive scores nothing, so nothing could be compared with it."""
 
 
-class TermGuard:
+class RelatedTerms:
     """Tells which terms are too closely related for one to be a negative of the other.
 
     증상 (symptom) answers much of what is asked about 임상증상 (clinical symptom), and a dictionary may give both the
@@ -255,15 +244,7 @@ class TermGuard:
                 self._related.setdefault(term.key, {})[head.key] = head
 
     def reason(self, anchors: Iterable[Text], candidate: Text) -> Reason | None:
-        """Say why a candidate is no negative.
-
-        Args:
-            anchors: The query and all that answers it.
-            candidate: The text in question.
-
-        Returns:
-            The reason, or ``None``.
-        """
+        """Say why a candidate is no negative of the query and all that answers it, the anchors; none if it may be."""
         terms = [anchor for anchor in anchors if anchor.is_term]
         if not candidate.is_term:
             return "holds the term" if any(_is_part(term, candidate, hangul=2, other=4) for term in terms) else None
@@ -296,7 +277,7 @@ def choose(
     question: Question,
     candidates: Sequence[Candidate],
     known: Mapping[str, Text],
-    guard: TermGuard,
+    related: RelatedTerms,
     choice: Choice,
     *,
     positive_score: float | None,
@@ -304,7 +285,7 @@ def choose(
     """Choose the negatives of one question.
 
     What answers the question is taken out of the ranking first, the rest gets its ranks, and then the ranks to skip,
-    the guard and the scores decide. A score passes with ``score <= max_score`` and
+    relations between terms and the scores decide. A score passes with ``score <= max_score`` and
     ``score <= relative * positive_score``: an unlabelled text that scores as high as the positive is probably one. When
     the positive itself scores nothing, a share of it is no bound, and there is no negative.
 
@@ -312,7 +293,7 @@ def choose(
         question: The query and its positive.
         candidates: What the miner found, best first.
         known: All that is known to answer the query, by key; see `soju.sparse.negatives.Answers`.
-        guard: Knows related terms.
+        related: Which terms are too closely related.
         choice: Which to take.
         positive_score: Score of the positive in the candidates' unit; ``None`` when nothing is filtered by scores.
 
@@ -336,7 +317,7 @@ def choose(
             reason = "the query itself"
         else:
             rank += 1
-            reason = "skipped rank" if rank <= choice.skip else guard.reason(anchors, candidate.text)
+            reason = "skipped rank" if rank <= choice.skip else related.reason(anchors, candidate.text)
             reason = reason or _too_high(candidate.score, positive_score, choice)
         if reason is None:
             passed.append(Negative(candidate.text.text, rank, candidate.score))

@@ -1,6 +1,6 @@
 """Neural SPLADE models as encoders: for queries and documents, or for documents alone.
 
-Imports torch and sentence-transformers, which takes seconds; `soju.sparse.encoders` does without until a neural
+Imports torch and sentence-transformers, which takes seconds; `soju.sparse.model` does without until a neural
 model is loaded.
 """
 
@@ -117,7 +117,7 @@ class InferenceFreeEncoder(NeuralEncoder):
 
     @classmethod
     def load(cls, folder: Path) -> InferenceFreeEncoder:
-        """Load what `soju.sparse.export.inference_free.save_inference_free` wrote; a manifest in it is checked."""
+        """Load what `soju.sparse.export.stock.save_inference_free` wrote; a manifest in it is checked."""
         if (folder / MANIFEST).is_file():
             verify_manifest(folder)
         if any(folder.rglob("*.bin")):

@@ -17,9 +17,11 @@ from soju.core.model_folder import module_names
 from soju.core.recipe import Answer, DataReport, Evaluation, MtebModel, Recipe, Show
 from soju.core.run import Run
 from soju.sparse.config import StaticConfig
-from soju.sparse.data import RunData, SpladeConfig, read_run_data
+from soju.sparse.data import RunData
 from soju.sparse.terms.config import TermsConfig
 from soju.sparse.triplets.config import TripletsConfig
+
+SpladeConfig = StaticConfig | TermsConfig | TripletsConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,14 @@ MODES: dict[str, Mode] = {
     "terms": Mode(TermsConfig, "soju.sparse.terms.recipe"),
     "triplets": Mode(TripletsConfig, "soju.sparse.triplets.recipe"),
 }
+
+
+def read_run_data(config: SpladeConfig) -> RunData:
+    """Read what a run learns from and is measured on, as its mode does."""
+    data: RunData = import_module(MODES[config.mode].module).read(config)
+    return data
+
+
 _DEMO = (
     ("splade-static-samples", "static", "1/2  Distilling a static Korean–English searcher from our own samples ..."),
     ("splade-pico", "student", "2/2  Training a neural student that starts as such a searcher ..."),
@@ -102,7 +112,7 @@ class SpladeRecipe(Recipe[SpladeConfig, RunData]):
         seed: int | None = None,
     ) -> Evaluation:
         """Measure models against each other, BM25 and dictionary look-up."""
-        from soju.report.run_report import measured_tables
+        from soju.report.terminal import measured_tables
         from soju.sparse.evaluate import Subject, score
         from soju.sparse.model import load
 
@@ -119,7 +129,8 @@ class SpladeRecipe(Recipe[SpladeConfig, RunData]):
     def compare(self, subject: Path, baseline: Path, *, samples: int | None, seed: int | None) -> Evaluation:
         """Compare two runs query by query, and what two models activate for the probe words."""
         from soju.report.terminal import differences_table, probes_table
-        from soju.sparse.evaluate import FILE, compare_runs, probe_models
+        from soju.sparse.evaluate import FILE, compare_runs
+        from soju.sparse.term_activation import probe_models
 
         tables = []
         if (subject / FILE).is_file() or (baseline / FILE).is_file():
@@ -132,8 +143,7 @@ class SpladeRecipe(Recipe[SpladeConfig, RunData]):
         from rich.console import RenderableType
 
         from soju.core.recipe import train
-        from soju.report.run_report import run_tables
-        from soju.report.terminal import hits_table
+        from soju.report.terminal import hits_table, run_tables
         from soju.sparse.indexing import Index, search_index
 
         def answer(query: str) -> RenderableType:
@@ -168,7 +178,7 @@ class SpladeRecipe(Recipe[SpladeConfig, RunData]):
 
     def mteb(self, model: str) -> MtebModel:
         """Wrap a model in the index that ``soju index`` would make."""
-        from soju.sparse.mteb_searcher import MtebSearcher
+        from soju.sparse.evaluate import MtebSearcher
 
         searcher = MtebSearcher.of(model)
         return MtebModel(searcher, searcher.name, retrieval_only=True)

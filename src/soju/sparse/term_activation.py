@@ -1,21 +1,17 @@
-"""Which terms does an encoder light for words it never saw in training?
+"""Which terms an encoder activates for words it never saw in training, and for fifteen published probe words.
 
-Shape letters: N = head words, V = terms of the vocabulary. A Korean head word should keep its own tokens
-(preservation) and light the tokens of its English translations (activation).
+A Korean head word should keep its own tokens (preservation) and activate the tokens of its English translations
+(activation). The probes are terms of computing, watched while a student trains: a display, about 25 tokens in all;
+nothing is chosen by them, and none of them is trained on.
 
-Which terms should a head word light up? Its own and its synonyms' in Korean, its translations' in English.
-
-The published probe words: what a student lights up for fifteen terms of computing, watched while it trains.
-
-They are a display, about 25 tokens in all; nothing is chosen by them, and none of them is trained on.
+Shape letters: N = head words, V = terms of the vocabulary.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -31,7 +27,7 @@ from soju.core.language import is_hangul, is_latin, language_of
 from soju.core.score import Score, Setting
 from soju.data.rows import TermRow
 from soju.search.lexical import ENGLISH_STOP_WORDS
-from soju.sparse.model import TermEncoder
+from soju.sparse.model import TermEncoder, open_model
 from soju.sparse.static.encoder import StaticEncoder
 
 _KOREAN = """
@@ -42,24 +38,6 @@ KOREAN_FUNCTION_WORDS = frozenset(_KOREAN.split())
 
 _MARKS = "▁Ġ …"
 """What tokenizers, or we, put where a piece begins or is cut from its word; ``##`` is handled apart."""
-
-
-def unseen(rows: Sequence[TermRow], trained: Iterable[str]) -> list[TermRow]:
-    """Keep the rows whose head word was not trained on, ignoring spaces and case.
-
-    Args:
-        rows: Candidates for the held-out set.
-        trained: Head words of the training rows.
-
-    Returns:
-        The rows that are left, in their order.
-    """
-    known = {_normal(word) for word in trained}
-    return [row for row in rows if _normal(row.ko) not in known]
-
-
-def _normal(word: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", word).casefold().split())
 
 
 def top_terms(weights_NV: sparse.csr_matrix | sparse.csr_array, k: int) -> list[NDArray[np.int64]]:
@@ -89,15 +67,7 @@ def top_terms(weights_NV: sparse.csr_matrix | sparse.csr_array, k: int) -> list[
 def found_share(top: Sequence[NDArray[np.int64]], expected: Sequence[Set[int]]) -> float:
     """Return the share of expected tokens that are among the top terms, counted over the tokens of all texts.
 
-    Args:
-        top: Per text, term ids. See `top_terms`.
-        expected: Per text, the ids that should be there; may be empty for some texts.
-
-    Returns:
-        Fraction in [0, 1], higher is better.
-
-    Raises:
-        UserError: If the lengths differ or nothing at all is expected.
+    A fraction in [0, 1], higher is better. Nothing expected of any text is a `UserError`.
     """
     if len(top) != len(expected):
         raise UserError(f"{len(top):,} texts but expected terms for {len(expected):,}; give one set a text")
@@ -113,13 +83,6 @@ def is_noise(piece: str, function_words: Set[str]) -> bool:
 
     Noise is a single Latin letter or Korean jamo, a function word, or anything with a letter of a script that is
     neither Hangul nor Latin. Numbers, punctuation and special tokens are not counted.
-
-    Args:
-        piece: Token as the vocabulary writes it or readable, with or without a mark (``▁``, ``Ġ``, ``##``, ``…``).
-        function_words: Lower-cased function words of both languages.
-
-    Returns:
-        Whether it is noise.
     """
     word = piece.removeprefix("##").strip(_MARKS).lower()
     letters = [character for character in word if character.isalpha()]
@@ -131,16 +94,7 @@ def is_noise(piece: str, function_words: Set[str]) -> bool:
 
 
 def noise_share(top: Sequence[NDArray[np.int64]], vocabulary: Sequence[str], function_words: Set[str]) -> float:
-    """Return the share of noise among the top terms of all texts. See `is_noise`.
-
-    Args:
-        top: Per text, term ids. See `top_terms`.
-        vocabulary: Piece of each term id, ``(V,)``.
-        function_words: Lower-cased function words of both languages.
-
-    Returns:
-        Fraction in [0, 1], lower is better; 0 when no term is active.
-    """
+    """Return the share of noise among the top terms of all texts, in [0, 1], lower is better; see `is_noise`."""
     ids = [int(index) for terms in top for index in terms]
     noisy = {index for index in set(ids) if is_noise(vocabulary[index], function_words)}
     return sum(index in noisy for index in ids) / max(1, len(ids))
@@ -219,15 +173,7 @@ TermsOf = Callable[[Sequence[str]], list[list[int]]]
 
 
 def expected_terms(rows: Sequence[TermRow], terms_of: TermsOf) -> tuple[list[set[int]], list[set[int]]]:
-    """Collect what each head word should light up.
-
-    Args:
-        rows: Head words with their terms.
-        terms_of: From texts to the ids of their terms, unexpanded.
-
-    Returns:
-        For each row the expected English term ids, and for each row the expected Korean ones, its own included.
-    """
+    """Collect what each head word should activate: in Korean itself and its synonyms, in English its translations."""
     texts = [text for row in rows for text in (row.ko, *(term.text.lower() for term in row.terms))]
     ids = iter(terms_of(texts))
     english: list[set[int]] = []
@@ -263,7 +209,7 @@ TOP = 50
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A Korean word and the words it should light up; each of their tokens counts."""
+    """A Korean word and the words it should activate; each of their tokens counts."""
 
     source: str
     english: str
@@ -296,7 +242,7 @@ def probe_report(
     *,
     function_words: Set[str],
 ) -> dict[str, Any]:
-    """Describe what the probes light up.
+    """Describe what the probes activate.
 
     Args:
         vectors: Vectors of the probes in order, ``(probes, V)``.
@@ -323,3 +269,14 @@ def probe_report(
             for row, probe in enumerate(PROBES)
         },
     }
+
+
+def probe_models(models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Describe what each of several models, by their names, activates for the probes; see `probe_report`."""
+    reports = {}
+    for model in models:
+        encoder, _ = open_model(model)
+        vectors = encoder.encode_queries([probe.source for probe in PROBES])
+        vocabulary = terms_of(encoder)
+        reports[model] = probe_report(vectors, vocabulary, encoder.terms, function_words=FUNCTION_WORDS)
+    return reports

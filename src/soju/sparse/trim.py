@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +20,8 @@ from soju.core.model_folder import find_model_folder
 from soju.core.progress import track
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import COLUMNS, Document, Kind, PairRow, PassageRow, Row, TermRow, TripletRow
-from soju.data.sources import FileSource, resolve
+from soju.data.rows import DOCUMENTS, Document, PairRow, PassageRow, Row, TermRow, TripletRow
+from soju.data.sources import FileSource, kind_of, resolve
 from soju.sparse.trimmed_model import check_trimmed, choose_ids, count_ids, special_ids, tokenizer_spec, trim_vocabulary
 
 MAX_SIZE = 65_535
@@ -32,13 +29,6 @@ MAX_SIZE = 65_535
 CHECKED_TEXTS = 32
 TOLERANCE = 1e-3
 """Largest difference of a logit; the same weights in products of other sizes round differently."""
-TELLING_FIELDS: dict[Kind, set[str]] = {
-    "terms": {"terms"},
-    "passages": {"query_ko", "query_en"},
-    "triplets": {"query", "positive"},
-    "pairs": {"ko", "en"},
-}
-"""Fields that tell the kind of a JSON row, in the order they are looked for; documents are the rest."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -120,16 +110,8 @@ def trim(
 
 
 def corpus_texts(corpus: Sequence[str], log: ReadLog) -> Iterator[str]:
-    """Yield the texts of files of any kind; the first row tells which kind a file holds.
-
-    Args:
-        corpus: Paths, patterns and samples.
-        log: Gets what was kept and refused.
-
-    Yields:
-        Every text of every row; English terms also in lower case, as they are trained on.
-    """
-    for source in resolve(corpus, "documents", root=None, log=log):
+    """Yield the texts of files of any kind; the first row tells which kind a file holds."""
+    for source in resolve(corpus, DOCUMENTS, root=None, log=log):
         if not isinstance(source, FileSource):
             remedy = "save its rows as .jsonl and name the file"
             log.refuse_file(source.name, 0, "a hub data set cannot be a corpus to trim by", remedy, "hub")
@@ -146,44 +128,6 @@ def _sampled(texts: Iterable[str], sample: list[str]) -> Iterator[str]:
         if len(sample) < CHECKED_TEXTS:
             sample.append(text)
         yield text
-
-
-def kind_of(source: FileSource, log: ReadLog) -> Kind | None:
-    """Tell by its first row what a file holds; ``None`` when a problem was added to the log."""
-    first = _first_line(source)
-    if source.format == "txt" or first is None:
-        return "documents"  # whose reader says what is wrong and where
-    if source.format == "jsonl":
-        try:
-            names = set(json.loads(first))
-        except (ValueError, TypeError):
-            return "documents"
-        return next((kind for kind, needed in TELLING_FIELDS.items() if needed <= names), "documents")
-    found = _kind_of_tsv(first.split("\t"))
-    if found is None:
-        remedy = "name them there, for example ko<TAB>en or id<TAB>text"
-        log.refuse_file(source.name, 1, "neither names nor number of the columns say what they are", remedy, "no-kind")
-    return found
-
-
-def _kind_of_tsv(columns: list[str]) -> Kind | None:
-    """Tell by the header, or without one by the number of columns; of two, the Korean side of a pair comes first."""
-    names = sorted(name.strip().lower() for name in columns)
-    known = {kind: expected for kind, expected in COLUMNS.items() if kind != "judgements"}  # which hold no text
-    named = next((kind for kind, expected in known.items() if sorted(expected) == names), None)
-    if named is not None or len(columns) != 2:
-        return named or next((kind for kind, expected in known.items() if len(expected) == len(columns)), None)
-    return "pairs" if language_of(columns[0]) == "ko" else "documents"
-
-
-def _first_line(source: FileSource) -> str | None:
-    """Return the first line with something in it, or ``None`` when there is none or the file cannot be read."""
-    try:
-        with source.open() as raw, gzip.open(raw) if source.gzipped else raw as file:
-            lines = (line.decode("utf-8", "replace").strip("\ufeff\r\n") for line in file)
-            return next((line for line in lines if line.strip()), None)
-    except (OSError, EOFError, zlib.error):
-        return None
 
 
 def _texts_of(row: Row) -> Iterator[str]:

@@ -1,12 +1,12 @@
-"""A teacher's vectors on disk, so that a text is embedded once. Shape letters: N = texts, D = dimensions.
+"""A teacher's vectors on disk: a cache, so that a text is embedded once, and files the user computed elsewhere.
+
+Shape letters: N = texts, D = dimensions.
 
 A cache has one folder a teacher, named by the hash of its identity, and in it shards that are only ever added: a
 ``.npy`` file of records (SHA-256 of the text, vector) and, written after it, a ``.json`` file with its size and hash. A
 shard without that file does not exist; whatever stops the work, finished shards stay.
 
-Teacher vectors that the user computed elsewhere. Shape letters: N = texts, D = dimensions.
-
-``vectors.safetensors`` holds one tensor ``embeddings``, ``(N, D)``, float32 or float16; beside it, under the same name,
+Of a user's files, ``vectors.safetensors`` holds one tensor ``embeddings``, ``(N, D)``, float32 or float16. Next to it
 ``vectors.txt`` holds one text a line or ``vectors.jsonl`` one ``{"text": "..."}`` a line, in the same order, in UTF-8.
 """
 
@@ -30,19 +30,15 @@ from soju.teachers.dense import Teacher, unit_vectors
 DIGEST = 32
 """Bytes of a SHA-256."""
 TEACHER = "teacher.json"
+TENSOR = "embeddings"
+TYPES = ("F32", "F16")
 
 
 class Embeddings:
     """The vectors of N texts in order, ``(N, D)`` float32 of length 1; read from disk when they are asked for."""
 
     def __init__(self, shards: Sequence[NDArray[np.float32]], shard_N: ArrayLike, row_N: ArrayLike) -> None:
-        """Gather vectors.
-
-        Args:
-            shards: Arrays of vectors, ``(rows, D)``, usually memory-mapped.
-            shard_N: The shard of each text.
-            row_N: Its row there.
-        """
+        """Take arrays of vectors ``(rows, D)``, usually memory-mapped, and shard and row of each text."""
         self._shards = shards
         self._shard_N = np.asarray(shard_N, np.int64)
         self._row_N = np.asarray(row_N, np.int64)
@@ -99,6 +95,7 @@ def cached_embeddings(
         batch_texts = [text for _, text in batch]
         vectors = unit_vectors(teacher.embed(batch_texts), batch_texts, source="teacher")
         shards.append(_write_shard(folder, [digest for digest, _ in batch], vectors))
+    # Reversed, so that a text that two processes embedded is read from the first shard that has it.
     places = {
         bytes(digest): (number, row)
         for number, shard in reversed(list(enumerate(shards)))
@@ -132,10 +129,6 @@ def _open_shard(path: Path) -> NDArray[Any]:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-TENSOR = "embeddings"
-TYPES = ("F32", "F16")
-
-
 def precomputed_embeddings(path: Path, texts: Sequence[str]) -> Embeddings:
     """Look the vectors of texts up in a file of the user's.
 
@@ -154,7 +147,7 @@ def precomputed_embeddings(path: Path, texts: Sequence[str]) -> Embeddings:
     vectors_ND = _read_vectors(path)
     if len(known) != len(vectors_ND):
         raise UserError(
-            f"{path}: {len(vectors_ND):,} vectors but {len(known):,} texts beside it; write one text for every vector"
+            f"{path}: {len(vectors_ND):,} vectors but {len(known):,} texts next to it; write one text for every vector"
         )
     places = {text.strip(): place for place, text in reversed(list(enumerate(known)))}
     missing = [text for text in texts if text.strip() not in places]
@@ -188,7 +181,7 @@ def _read_texts(path: Path) -> list[str]:
     chosen = [candidate for candidate in (plain, objects) if candidate.is_file()]
     if len(chosen) != 1:
         found = "both are there" if chosen else "neither is there"
-        raise UserError(f"{path}: its texts belong in {plain.name} or {objects.name} beside it; {found}")
+        raise UserError(f"{path}: its texts belong in {plain.name} or {objects.name} next to it; {found}")
     try:
         lines = chosen[0].read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:

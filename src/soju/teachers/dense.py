@@ -1,6 +1,6 @@
-"""Dense teachers: text in, unit vectors out. Shape letters: N = texts, D = dimensions.
+"""Teacher models: dense ones turn texts into unit vectors, cross-encoders score pairs of query and text.
 
-Cross-encoder teachers: how well a text answers a query, one number a pair. Shape letter: N = pairs.
+Shape letters: N = texts, or pairs of them, D = dimensions.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from soju.core.errors import UserError
 from soju.core.files import atomic_writer
 from soju.core.model_folder import content_hash, find_model_folder
 from soju.core.progress import track
+
+_CHUNK = 1024
+"""Pairs between two moves of the progress bar."""
 
 
 class Teacher(Protocol):
@@ -77,17 +80,7 @@ class SentenceTransformerTeacher:
         return {"model": model, "max_length": self._max_length, "prompt": self._prompt}
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts.
-
-        Args:
-            texts: N texts.
-
-        Returns:
-            L2-normalised vectors, ``(N, D)``.
-
-        Raises:
-            UserError: If a vector is zero or not finite; names the text.
-        """
+        """Return L2-normalised vectors, ``(N, D)``; a text with a zero or non-finite one is named (`UserError`)."""
         vectors_ND = self._model.encode(
             list(texts),
             prompt=self._prompt,
@@ -114,19 +107,9 @@ class SentenceTransformerTeacher:
 
 
 def unit_vectors(vectors_ND: NDArray[Any], texts: Sequence[str], *, source: str) -> NDArray[np.float32]:
-    """Normalise the vectors of texts to length 1.
+    """Normalise the vectors of texts to length 1, as float32.
 
-    Args:
-        vectors_ND: ``(N, D)``, any float type.
-        texts: Their N texts.
-        source: Where the vectors come from, in the message.
-
-    Returns:
-        ``(N, D)`` float32.
-
-    Raises:
-        ValueError: If the shape is not ``(N, D)`` with D >= 1.
-        UserError: If a vector is zero or not finite; names the first such text.
+    The first text whose vector is zero or not finite is named, after the ``source`` of the vectors (`UserError`).
     """
     if vectors_ND.ndim != 2 or len(vectors_ND) != len(texts) or vectors_ND.shape[1] == 0:
         raise ValueError(f"{source}: vectors of {len(texts)} texts must be (N, D), got {vectors_ND.shape}")
@@ -140,9 +123,6 @@ def unit_vectors(vectors_ND: NDArray[Any], texts: Sequence[str], *, source: str)
         raise UserError(f'{source}: the vector of "{text}" is {what}; remove the text or use another teacher')
     unit_ND = np.empty(vectors_ND.shape, np.float32)
     return np.divide(vectors_ND, lengths_N[:, None], out=unit_ND, dtype=np.float64, casting="same_kind")
-
-
-_CHUNK = 1024
 
 
 def cross_encoder_scores(

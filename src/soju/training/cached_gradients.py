@@ -1,11 +1,11 @@
-"""Losses over many texts with the memory of a few: representations first, gradients in a second pass.
+"""Losses over a large batch with the memory of a small one: gradient caching.
 
 A loss that compares all texts of a batch needs all their representations, but not all their activations at once. So the
 texts are encoded in mini-batches without activations; the loss is taken, and its gradient with respect to the
 representations kept; in the backward pass each mini-batch is encoded again and given its part of that gradient. Loss
 and gradients are those of one large batch; the price is a second forward pass.
 
-Shape letters: N = texts, V = terms in the vocabulary.
+Shape letters: N = texts, S = tokens of the longest text, V = terms in the vocabulary.
 
 References:
     Gao et al. 2021, arXiv:2101.06983 (GradCache).
@@ -60,6 +60,9 @@ def cached_losses(
     device = representations_NV.device.type
     autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
+    # By the chain rule the sum over mini-batches is the gradient of the loss, up to the order in which they are added.
+    # Each must draw the same dropout as before, or its gradient would belong to representations that the loss was not
+    # taken of; and it runs under the caller's autocast, which a backward pass does not inherit.
     def replay(scale: Tensor) -> None:
         start = 0
         for part, state in zip(parts, states, strict=True):
@@ -72,6 +75,7 @@ def cached_losses(
             torch.autograd.backward(again, gradient_NV[start : start + len(again)].to(again.dtype) * scale)
             start += len(again)
 
+    # The replay hangs on one loss, because it is made of the gradient of the sum of all and must run once.
     detached = {name: value.detach() for name, value in losses.items()}
     first = next(iter(detached))
     detached[first] = _Replay.apply(detached[first].clone().requires_grad_(), replay)  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""The gate: whether scores are good enough to go on, decided from numbers alone.
+"""The quality gate: thresholds that decide from scores alone whether a run goes on, and the record of its verdicts.
 
-``verdicts.jsonl``: what the gate decided at which step.
+``verdicts.jsonl`` holds what the gate decided at which step.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Loss terms as they are: raw, unweighted, in full precision, by step, also across an interruption.
+"""The history of a run: means of the unweighted loss components in full precision, also across an interruption.
 
-The stock trainers log weighted terms rounded to four decimals, where FLOPS at weight 5e-5 reads 0.0004.
+The stock trainers log weighted losses rounded to four decimals, where FLOPS at weight 5e-5 reads 0.0004.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 from soju.core.files import append_json_line, read_json_lines, write_text
 
 LOSS = "loss"
-"""Name of the total among the terms: the weighted sum that is minimised."""
+"""Name of the total among the components: the weighted sum that is minimised."""
 
 
 class LossWindow:
-    """Means of loss terms over the optimiser steps since the last log line, kept on the device."""
+    """Means of loss components over the optimiser steps since the last log line, kept on the device."""
 
     def __init__(self) -> None:
         self.pending: list[dict[str, Tensor]] = []
-        """Terms of each micro-batch of the step under way, detached, scalars or ``(rows,)``."""
+        """Components of each micro-batch of the step under way, detached, scalars or ``(rows,)``."""
         self.steps = 0
         """Optimiser steps counted."""
         self.refused = 0
@@ -33,19 +33,17 @@ class LossWindow:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-        """Take one micro-batch; nothing is copied from the device.
+    def add(self, loss: Tensor, components: Mapping[str, Tensor]) -> None:
+        """Take one micro-batch: its share of the step's loss and its unweighted components, scalars or one value a row.
 
-        Args:
-            loss: Its share of the step's loss, as the trainer adds it up.
-            terms: Raw terms, scalars or one value a row.
+        Nothing is copied from the device.
         """
-        self.pending.append({LOSS: loss.detach(), **{name: value.detach() for name, value in terms.items()}})
+        self.pending.append({LOSS: loss.detach(), **{name: value.detach() for name, value in components.items()}})
 
     def accept(self) -> None:
         """Count the step under way."""
-        for terms in self.pending:
-            for name, value in terms.items():
+        for components in self.pending:
+            for name, value in components.items():
                 mean = value.to(_wide(value)).mean()
                 self._sums[name] = self._sums[name] + mean if name in self._sums else mean
                 self._counts[name] = self._counts.get(name, 0) + 1
@@ -58,7 +56,7 @@ class LossWindow:
         self.refused += 1
 
     def totals(self) -> dict[str, tuple[float, int]]:
-        """Return sum and count by term; the loss counts optimiser steps, terms count micro-batches."""
+        """Return sum and count by component; the loss counts optimiser steps, the others micro-batches."""
         names = sorted(self._sums)
         values = torch.stack([self._sums[name] for name in names]).tolist() if names else []
         counts = {**self._counts, LOSS: self.steps}

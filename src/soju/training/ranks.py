@@ -1,4 +1,4 @@
-"""Several ranks decide as one. Without a process group there is one rank and nothing to agree on."""
+"""What the ranks of a distributed run agree on; without a process group there is one rank and nothing to agree on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def from_all(value: T) -> list[T]:
 
 
 def on_main_process(act: Callable[[], T]) -> T:
-    """Call a function on rank 0; its result, or its error if that is the user's to mend, is every rank's.
+    """Call a function on rank 0; its result, or its `UserError`, is every rank's.
 
     Args:
         act: Touches files or decides something. What it returns can be pickled.

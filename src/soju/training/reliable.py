@@ -1,40 +1,66 @@
-"""A signal asks a training run to save and stop; a second one stops it at once.
-
-Another learning rate in the middle of a run.
-
-Steps whose loss or gradient is not finite: named, counted, refused, and after several in a row the end.
-
-A mixin that makes any transformers trainer never lie and never lose work.
+"""A mixin that makes any transformers trainer reliable: checkpoints, resume, signals, bad numbers, history.
 
 ``class TermsTrainer(ReliableTrainer, SparseEncoderTrainer): ...`` trains as the stock class does and adds: checkpoints
 that are whole or absent, a resume that ends in the same bits, refusal of steps that are not finite, a clean stop at
-SIGTERM and Ctrl-C, and a history of raw loss terms.
+SIGTERM and Ctrl-C, and a history of loss components before weighting.
+
+This is the only file that overrides private methods of transformers' trainer. `_HOOKS` lists them, and a trainer class
+that lacks one is refused, because a hook that is never called would fail silently.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
+import shutil
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from soju.core.errors import BadNumbersError, StoppedError, UserError
-from soju.core.files import verify_manifest
-from soju.training import checkpoints
-from soju.training.checkpoints import WholeCheckpoints
+from soju.core.errors import StoppedError, UserError
+from soju.core.files import verify_manifest, write_json
+from soju.core.progress import is_shown
+from soju.training.bad_numbers import BadNumbers, describe
+from soju.training.checkpoints import (
+    checkpoint_path,
+    checkpoint_step,
+    explain_failure,
+    folder_bytes,
+    list_checkpoints,
+    publish,
+    require_space,
+    resume_path,
+    rotate,
+    set_aside_after,
+    staging_path,
+    tidy,
+)
 from soju.training.history import LOSS, HistoryFile, LossWindow, add_totals
 from soju.training.ranks import from_all, largest, on_main_process
 from soju.training.sampling import SeededCollator, set_epoch_everywhere, start_worker
-from soju.training.state import LossParameters, RunState, Stateful, kept_random_state, read_extra_state
+from soju.training.state import (
+    LossParameters,
+    RandomState,
+    RunState,
+    Stateful,
+    kept_random_state,
+    read_extra_state,
+    write_extra_state,
+)
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object
 
 logger = logging.getLogger(__name__)
 
@@ -104,96 +130,132 @@ def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
     scheduler._last_lr = [rate * factor for rate in scheduler._last_lr]
 
 
-_SHOWN = 10
-"""Rows or parameters that a message names."""
+_PICKLED_ARGUMENTS = "training_args.bin"
+_ARGUMENTS = "training_args.json"
+_SPARE_BYTES = 1 << 20
+"""Room for what a checkpoint holds besides tensors, until the first one shows its true size."""
 
 
-class BadNumbers:
-    """Counts refused steps; equal on every rank because every rank refuses the same steps."""
+class WholeCheckpoints(_Trainer):
+    """Half of `ReliableTrainer`: how a checkpoint is written, kept and removed.
 
-    def __init__(self, limit: int) -> None:
-        if limit < 1:
-            raise ValueError(f"limit must be >= 1, got {limit}")
-        self.limit = limit
-        self.in_a_row = 0
-        self.total = 0
-
-    def accept(self) -> None:
-        """Note a good step."""
-        self.in_a_row = 0
-
-    def refuse(self, step: int, what: str) -> None:
-        """Note a refused step.
-
-        Args:
-            step: Number of the optimiser step, from 1.
-            what: Which numbers, as `describe` says it.
-
-        Raises:
-            BadNumbersError: If this is the last one allowed in a row.
-        """
-        self.in_a_row += 1
-        self.total += 1
-        if self.in_a_row >= self.limit:
-            raise BadNumbersError(
-                f"step {step}: {what}; {self.in_a_row} steps in a row were refused; lower the learning rate, clip "
-                "harder or look at those rows, then train again with --resume"
-            )
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the counts."""
-        return {"in_a_row": self.in_a_row, "total": self.total}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back the counts."""
-        self.in_a_row, self.total = int(state["in_a_row"]), int(state["total"])
-
-
-def describe(
-    micro_batches: Sequence[Mapping[str, Tensor]], parameters: Sequence[tuple[str, nn.Parameter]], *, total: str
-) -> str:
-    """Name what is not finite.
-
-    Args:
-        micro_batches: Terms of each micro-batch of the step: scalars, or ``(rows,)`` to have rows named.
-        parameters: Named parameters with the step's gradient.
-        total: Name of the total; it is named only when no term explains it.
-
-    Returns:
-        For example ``flops is nan in rows 3, 7 of micro-batch 2``.
+    The stock trainer writes straight into ``checkpoint-N`` and rotates before ``on_save``, so that a kill leaves a
+    folder that looks like a checkpoint, and a manifest written there can come after the last good one was deleted. Here
+    a checkpoint is written under a hidden name, gets its manifest last, and appears by one rename.
     """
-    faults = []
-    for number, terms in enumerate(micro_batches, start=1):
-        place = f" of micro-batch {number}" if len(micro_batches) > 1 else ""
-        named = [(name, value) for name, value in terms.items() if name != total and not _finite(value)]
-        if not named and not _finite(terms[total]):
-            named = [(total, terms[total])]
-        faults += [f"{name} is {_kind(value)}{_rows(value)}{place}" for name, value in named]
-    return ", ".join(faults) or _describe_gradient(parameters)
+
+    args: Any
+    _staging: Path | None = None
+    _saved_step: int | None = None
+    _random_state_to_save: RandomState | None = None
+
+    def _state_to_save(self) -> Mapping[str, Stateful]:
+        """Return what a checkpoint holds besides the stock files; called on every rank."""
+        return {}
+
+    def _weights_to_save(self) -> Iterable[Tensor]:
+        """Return the weights that a checkpoint will hold, to know its size."""
+        weights: Iterable[Tensor] = self.model.state_dict().values()
+        return weights
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        final = checkpoint_path(folder, self.state.global_step)
+        staging = staging_path(folder, self.state.global_step)
+        needed = self._bytes_needed(folder)
+        parts = self._state_to_save()
+        on_main_process(lambda: require_space(folder, needed))
+        try:
+            with kept_random_state() as self._random_state_to_save:
+                self._staging = staging
+                super()._save_checkpoint(model, trial)
+            self._name_best_checkpoint(about_to_be=final)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_extra_state(staging / final.name, parts)
+                self.state.save_to_json(str(staging / final.name / "trainer_state.json"))
+                publish(staging / final.name, final)
+        except Exception as error:
+            full = explain_failure(error, folder, staging=staging, needed=needed)
+            if full:
+                raise full from error
+            raise
+        finally:
+            self._staging = None
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            best = self.state.best_model_checkpoint
+            rotate(folder, keep_last=self.args.save_total_limit, protected=[Path(best)] if best else [])
+        self._saved_step = self.state.global_step
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save and not self.is_distributed_loading_by_transformers:
+            return  # sentence-transformers writes on every rank into the same files
+        arguments, self.args = self.args, _NotPickled(self.args)
+        try:
+            super()._save(output_dir, state_dict=state_dict)
+        finally:
+            self.args = arguments
+        folder = Path(output_dir or self.args.output_dir)
+        (folder / _PICKLED_ARGUMENTS).unlink(missing_ok=True)
+        write_json(folder / _ARGUMENTS, json.loads(json.dumps(self.args.to_dict(), default=_type_name)))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if self._random_state_to_save:  # as it was before the model was written
+            self._random_state_to_save.restore()
+        super()._save_rng_state(output_dir)
+
+    def _name_best_checkpoint(self, about_to_be: Path | None = None) -> None:
+        self.state.best_model_checkpoint = None
+        if self.state.best_global_step:
+            best = checkpoint_path(Path(self.args.output_dir), self.state.best_global_step)
+            if best.is_dir() or best == about_to_be:
+                self.state.best_model_checkpoint = str(best)
+
+    def _load_best_model(self) -> None:
+        verify_manifest(Path(self.state.best_model_checkpoint))
+        super()._load_best_model()
+
+    def _bytes_needed(self, folder: Path) -> int:
+        tensors = [*self._weights_to_save(), *_tensors(self.optimizer.state_dict())]
+        sizes = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
+        earlier = [folder_bytes(path) for path in list_checkpoints(folder)[-1:]]
+        return max([sum(sizes.values()) + _SPARE_BYTES, *earlier])
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # at 1 it deletes all but the best
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
 
-def _describe_gradient(parameters: Sequence[tuple[str, nn.Parameter]]) -> str:
-    names = [name for name, parameter in parameters if parameter.grad is not None and not _finite(parameter.grad)]
-    if not names or len(names) == len(parameters):  # clipping by a norm that is nan spreads it to all of them
-        return "the gradient is not finite while the loss is"
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return f"the gradient of {', '.join(names[:_SHOWN])}{more} is not finite while the loss is"
+class _NotPickled:
+    """Training arguments as they are, except that the pickle of them holds nothing and cannot fail."""
+
+    def __init__(self, arguments: Any) -> None:
+        self._arguments = arguments
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._arguments, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, ()
 
 
-def _finite(value: Tensor) -> bool:
-    return bool(torch.isfinite(value).all())
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
 
 
-def _kind(value: Tensor) -> str:
-    return "nan" if bool(torch.isnan(value).any()) else "infinite"
-
-
-def _rows(value: Tensor) -> str:
-    if value.ndim == 0:
-        return ""
-    rows = torch.nonzero(~torch.isfinite(value.flatten(1).sum(1) if value.ndim > 1 else value)).flatten().tolist()
-    more = f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else ""
-    return f" in row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:_SHOWN]))}{more}"
+def _type_name(value: Any) -> str:
+    return type(value).__qualname__
 
 
 _REFUSED = {
@@ -222,7 +284,7 @@ _HOOKS = (
     "train",
     "training_step",
 )
-"""Methods of the stock trainer that are overridden. One that is missing would never be called, without a word."""
+"""Methods of the stock trainer that are overridden. An override of a missing one would never be called, silently."""
 
 
 class ReliableTrainer(WholeCheckpoints):
@@ -250,6 +312,7 @@ class ReliableTrainer(WholeCheckpoints):
         learning_rate_scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
+        self._refuse_other_trainers()
         self._history = HistoryFile(history) if history else None
         self._extra_state = dict(extra_state or {})
         self._learning_rate_scale = learning_rate_scale
@@ -257,7 +320,7 @@ class ReliableTrainer(WholeCheckpoints):
         self._window = LossWindow()
         self._signals = StopSignals()
         self._agreed_signal: int | None = None
-        self._weighted_terms: dict[str, Tensor] = {}
+        self._weighted_components: dict[str, Tensor] = {}
         self._epoch_ended = False
         self._save_postponed = False
         self._steps_in_epoch = 1
@@ -272,14 +335,14 @@ class ReliableTrainer(WholeCheckpoints):
         self.args.restore_callback_states_from_checkpoint = True
         self.add_callback(_EpochEnd(self))
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        stock = cls.__mro__[cls.__mro__.index(WholeCheckpoints) + 1 :]
+    def _refuse_other_trainers(self) -> None:
+        classes = type(self).__mro__
+        stock = classes[classes.index(WholeCheckpoints) + 1 :]
         missing = [name for name in _HOOKS if not any(name in vars(base) for base in stock)]
         if missing:
             raise TypeError(
-                f"{cls.__name__}: the trainer class after ReliableTrainer has no {', '.join(missing)}; put one of "
-                "transformers >= 5.23 there"
+                f"{type(self).__name__}: the trainer class after ReliableTrainer has no {', '.join(missing)}; put one "
+                "of transformers >= 5.23 there"
             )
 
     def _refuse_arguments(self) -> None:
@@ -300,28 +363,17 @@ class ReliableTrainer(WholeCheckpoints):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        """Train; see `transformers.Trainer.train`.
+        """Train as `transformers.Trainer.train` does, from a checkpoint, or from the newest that verifies (``True``).
 
-        Args:
-            resume_from_checkpoint: A checkpoint, or ``True`` for the newest that verifies. Checkpoints later than it
-                are renamed to ``abandoned-checkpoint-N``.
-            trial: Not supported.
-            ignore_keys_for_eval: Handed on.
-
-        Returns:
-            The stock result.
-
-        Raises:
-            UserError: If there is nothing to resume from, or checkpoints are in the way of a new run.
-            IntegrityError: If the checkpoint named does not verify.
-            BadNumbersError: After too many refused steps in a row.
-            DiskFullError: If a checkpoint does not fit.
-            StoppedError: After a signal, when the checkpoint is written.
+        Checkpoints later than it are renamed to ``abandoned-checkpoint-N``. Refused are a resume without a checkpoint
+        and a new run among old ones (`UserError`), and a named checkpoint that does not verify (`IntegrityError`). The
+        run ends with `BadNumbersError` after too many refused steps in a row, with `DiskFullError` if a checkpoint does
+        not fit, and with `StoppedError` after a signal, when the checkpoint is written.
         """
         start = on_main_process(lambda: self._choose_start(resume_from_checkpoint))
         logger.info("resuming from %s", start) if start else logger.info("training from the beginning")
         self._window.clear()
-        self._saved_step = checkpoints.checkpoint_step(Path(start)) if start else None
+        self._saved_step = checkpoint_step(Path(start)) if start else None
         with self._signals:
             result = super().train(start, trial, ignore_keys_for_eval)
         if self._signals.received is not None:  # it came after the last checkpoint
@@ -332,19 +384,19 @@ class ReliableTrainer(WholeCheckpoints):
         folder = Path(self.args.output_dir)
         path: Path | None = None
         if wanted is True:
-            found = checkpoints.resume_path(folder)
+            found = resume_path(folder)
             if found.path is None:
                 raise UserError(f"{folder}: {found}; train without --resume")
             path = found.path
         elif wanted:
-            checkpoints.tidy(folder)
+            tidy(folder)
             path = Path(wanted)
             verify_manifest(path)
-            checkpoints.set_aside_after(folder, checkpoints.checkpoint_step(path))
-        elif checkpoints.list_checkpoints(folder):
+            set_aside_after(folder, checkpoint_step(path))
+        elif list_checkpoints(folder):
             raise UserError(f"{folder}: holds checkpoints already; train with --resume, or choose another folder")
         if self._history:
-            self._history.begin(checkpoints.checkpoint_step(path) if path else 0)
+            self._history.begin(checkpoint_step(path) if path else 0)
         return str(path) if path else None
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
@@ -371,7 +423,7 @@ class ReliableTrainer(WholeCheckpoints):
             parts["loss"] = self._loss_parameters
         return {**parts, **{f"recipe.{name}": part for name, part in self._extra_state.items()}}
 
-    # 2. Data: every batch a pure function of seed, epoch and rows, so that it need not be remembered.
+    # 2. Data: every batch is a pure function of seed, epoch and rows, so there is nothing to remember.
 
     def get_train_dataloader(self) -> Any:
         """Return the stock loader with a seeded collator, whose workers leave Ctrl-C to the main process."""
@@ -393,17 +445,17 @@ class ReliableTrainer(WholeCheckpoints):
         self._collator.set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
 
-    # 3. Every step: note the terms; refuse the step when loss or gradient is not finite.
+    # 3. Every step: note the loss components; refuse the step when loss or gradient is not finite.
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run one micro-batch as the trainer does and note its loss terms."""
+        """Run one micro-batch as the trainer does and note its loss components."""
         owners = self._loss_modules()
         for owner in owners:
-            owner.raw_terms = {}  # of several losses only the one that runs now has terms afterwards
-        self._weighted_terms = {}
+            owner.raw_terms = {}  # of several losses only the one that runs now has components afterwards
+        self._weighted_components = {}
         loss: Tensor = super().training_step(*args, **kwargs)
-        raw = {name: value for owner in owners for name, value in owner.raw_terms.items()}
-        self._window.add(loss, raw or self._weighted_terms)
+        unweighted = {name: value for owner in owners for name, value in owner.raw_terms.items()}
+        self._window.add(loss, unweighted or self._weighted_components)
         return loss
 
     def _loss_modules(self) -> list[Any]:
@@ -412,15 +464,15 @@ class ReliableTrainer(WholeCheckpoints):
         return [owner for owner in candidates if hasattr(owner, "raw_terms")]
 
     def track_loss_components(self, loss: dict[str, Tensor]) -> None:
-        """Keep the terms of a training batch without rounding; those of an evaluation are the stock trainer's."""
+        """Keep the components of a training batch unrounded; those of an evaluation are the stock trainer's."""
         if self.model.training:
-            self._weighted_terms = {name: value.detach() for name, value in loss.items()}
+            self._weighted_components = {name: value.detach() for name, value in loss.items()}
         else:
             super().track_loss_components(loss)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        losses = [terms[LOSS] for terms in self._window.pending]
+        losses = [components[LOSS] for components in self._window.pending]
         finite = torch.isfinite(torch.stack(losses)).all() if losses else torch.tensor(True)
         if norm is not None and not self._scaler_will_skip():
             finite = finite & torch.isfinite(torch.as_tensor(norm, device=finite.device))
@@ -436,7 +488,7 @@ class ReliableTrainer(WholeCheckpoints):
         return norm
 
     def _scaler_will_skip(self) -> bool:
-        """Whether a gradient that is not finite is the loss scale's doing, found and mended by the scaler itself."""
+        """Whether the loss scale may have made a gradient infinite, which the scaler then finds and handles itself."""
         scaler = getattr(self.accelerator, "scaler", None)
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1.0
 
@@ -455,10 +507,10 @@ class ReliableTrainer(WholeCheckpoints):
             self._history.append({"step": step, "refused": what})
         self._bad_numbers.refuse(step, what)
 
-    # 4. After a step: log raw terms, evaluate, save; stop when a signal came.
+    # 4. After a step: log loss components, evaluate, save; stop when a signal came.
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as the trainer does, raw terms as ``loss_NAME``, and append the row to ``history.jsonl``."""
+        """Log as the trainer does, unweighted components as ``loss_NAME``, and append the row to ``history.jsonl``."""
         if LOSS in logs:
             totals = add_totals(from_all(self._window.totals()))
             means = {name: total / count for name, (total, count) in totals.items() if count}
@@ -506,7 +558,7 @@ class ReliableTrainer(WholeCheckpoints):
         return super()._finalize_training(trial, *args, **kwargs)
 
     def _stopped(self, number: int) -> StoppedError:
-        place = checkpoints.checkpoint_path(Path(self.args.output_dir), self._saved_step) if self._saved_step else None
+        place = checkpoint_path(Path(self.args.output_dir), self._saved_step) if self._saved_step else None
         return StoppedError(
             f"{signal.Signals(number).name}: stopped after step {self.state.global_step:,} of "
             f"{self.state.max_steps:,}; {place or 'no checkpoint'} is written; train again with --resume",
@@ -522,3 +574,19 @@ class _EpochEnd(TrainerCallback):
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         self.trainer._epoch_ended = True
+
+
+class OwnProgress(_Trainer):
+    """Put first: ``class TermsTrainer(OwnProgress, ReliableTrainer, SparseEncoderTrainer)``.
+
+    It shows progress as everything else here does, and leaves the model card to the recipe.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)
+        if not is_shown():
+            self.remove_callback(ProgressCallback)
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Add none: the recipe writes the card, and the stock one reads the rows to make up examples."""

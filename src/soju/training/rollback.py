@@ -1,8 +1,7 @@
-"""Training that goes back to the last good checkpoint and changes one thing when quality falls.
+"""Training that judges each validation, goes back to the last good checkpoint and changes one thing when quality falls.
 
-Where a recipe looks at an evaluation before the checkpoint of that step is written.
-
-Train with a gate: judge each validation against the best so far, roll back what regresses, keep what passed.
+`train_with_rollback` knows no trainer: it decides, records and repeats. `train_judged` joins it to a
+`soju.training.reliable.ReliableTrainer`, its checkpoints and a gate.
 """
 
 from __future__ import annotations
@@ -10,25 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from soju.core.config import Settings
 from soju.core.errors import BadNumbersError, RegressionError, UserError
 from soju.core.files import append_json_line, read_json_lines
-from soju.core.progress import is_shown
 from soju.core.score import Score
 from soju.training.checkpoints import checkpoint_step, newest_verified, resume_path, set_aside_after
 from soju.training.gate import QualityGate, Threshold, passed_steps, read_verdicts, record_verdict
 from soju.training.ranks import on_main_process
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Trainer
-else:
-    _Trainer = object
-
 
 T = TypeVar("T")
 Change = Literal["data order", "learning rate"]
@@ -182,22 +174,6 @@ class OnEvaluation(TrainerCallback):
         self.judge(state.global_step, kwargs["metrics"])
 
 
-class OwnProgress(_Trainer):
-    """Put first: ``class TermsTrainer(OwnProgress, ReliableTrainer, SparseEncoderTrainer)``.
-
-    It shows progress as everything else here does, and leaves the model card to the recipe.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.remove_callback(PrinterCallback)
-        if not is_shown():
-            self.remove_callback(ProgressCallback)
-
-    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """Add none: the recipe writes the card, and the stock one reads the rows to make up examples."""
-
-
 class Gate(Protocol):
     """Judges a validation."""
 
@@ -290,7 +266,7 @@ def train_judged(
     best = trainer.state.best_model_checkpoint
     last = newest_verified(checkpoints).path
     if last is None:
-        raise UserError(f"{checkpoints}: no checkpoint verifies after training; look at the disk and train again")
+        raise UserError(f"{checkpoints}: no checkpoint verifies after training; check the disk and train again")
     return Trained(best=Path(best) if best else last, last=last, attempts=attempts)
 
 

@@ -1,7 +1,4 @@
-"""Batches of texts of similar length: little padding, still shuffled, a pure function of seed and epoch.
-
-Collating a batch as a pure function of seed, epoch and rows.
-"""
+"""Batches of texts of similar length, and their collation: pure functions of seed, epoch and rows."""
 
 from __future__ import annotations
 

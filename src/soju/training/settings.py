@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from soju.core.config import Settings
 from soju.core.errors import UserError
@@ -44,7 +45,7 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Longer gradients are clipped."""
     mixed_precision: Literal["fp16", "bf16", "off"] = "off"
-    """Autocast type; ``fp16`` needs a GPU."""
+    """Autocast type; ``fp16`` needs a GPU. Write ``"off"``, float32, in quotes: a bare off is false in YAML."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, slower steps."""
     eval_steps: int | None = Field(default=None, ge=1)
@@ -56,9 +57,25 @@ class TrainingSettings(Settings):
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Where the history is shown besides the run folder."""
 
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value
+
+    def warmup_of(self, planned: int) -> int:
+        """Return the steps of the warm-up in a run of `planned` steps, as transformers counts them."""
+        return int(self.warmup_steps) if self.warmup_steps >= 1 else math.ceil(planned * self.warmup_steps)
+
+    def refuse_missing_device(self) -> None:
+        """Refuse fp16 without a GPU (`UserError`)."""
+        import torch
+
+        if self.mixed_precision == "fp16" and not torch.cuda.is_available():
+            raise UserError("training.mixed_precision: fp16 needs a GPU, and none is here; set it to bf16 or off")
+
 
 def stock_arguments(training: TrainingSettings, folder: Path, *, seed: int, chosen_by: str | None) -> dict[str, Any]:
-    """Translate the settings into keyword arguments of transformers' ``TrainingArguments``.
+    """Translate the settings into keyword arguments of transformers' ``TrainingArguments``; a recipe adds its own.
 
     Args:
         training: Settings.
@@ -67,7 +84,7 @@ def stock_arguments(training: TrainingSettings, folder: Path, *, seed: int, chos
         chosen_by: Validation score of which the best checkpoint has most; no validation when ``None``.
 
     Returns:
-        Keyword arguments, to which a recipe adds its own.
+        Keyword arguments.
 
     Raises:
         UserError: If fp16 is asked for without a GPU.
@@ -76,8 +93,7 @@ def stock_arguments(training: TrainingSettings, folder: Path, *, seed: int, chos
 
     from soju.training.ranks import ranks_on_cpu
 
-    if training.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("training.mixed_precision: fp16 needs a GPU, and none is here; set it to bf16 or off")
+    training.refuse_missing_device()
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     validates = chosen_by is not None
     every = "steps" if training.eval_steps else "epoch"

@@ -1,8 +1,7 @@
-"""Random state of Python, NumPy and PyTorch: kept over work that must not move it.
+"""What a checkpoint holds besides model and optimiser: random state, the open logging window, controllers and gates.
 
-State beside model and optimiser: controllers, gates, curriculum, as JSON and safetensors in the checkpoint.
-
-What a checkpoint must say about the run, so that a resume goes on with the same one.
+Stateful parts are written as JSON and safetensors, never as a pickle. The shape of the run is among them, so that a
+resume goes on with the same run or is refused.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ _TENSORS = "extra_state.safetensors"
 
 
 class Stateful(Protocol):
-    """Anything that can be put aside and picked up again, equal on every rank."""
+    """Anything with a state to save and load, equal on every rank."""
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return tensors and JSON values by name. JSON turns tuples into lists."""

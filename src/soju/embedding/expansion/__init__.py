@@ -1,1 +1,1 @@
-"""Korean tokens for a byte-level BPE model: which, how they are merged in, where their rows start, and the proof."""
+"""Vocabulary expansion: difference → merges → initialise → certificate, and `expand`, which does all four."""

@@ -1,8 +1,7 @@
-"""How does a byte-level vocabulary spell bytes? GPT-2's alphabet: one printable character for each of the 256 bytes.
+"""Byte-level BPE tokenizers, read from their ``tokenizer.json``; other kinds are refused.
 
-Which bytes occur in Hangul only? A merge that makes such a piece can change no text without Hangul.
-
-A byte-level BPE tokenizer, read from its ``tokenizer.json``; other kinds are refused.
+Such a vocabulary spells bytes in GPT-2's alphabet, one printable character for each of the 256 bytes. A piece with
+bytes that only Hangul has can change no text without Hangul.
 """
 
 from __future__ import annotations
@@ -146,14 +145,7 @@ class ByteBpe:
     def load(cls, name: str) -> Self:
         """Read a tokenizer from a folder, its ``tokenizer.json``, or a hub id (only tokenizer files are fetched).
 
-        Args:
-            name: The place.
-
-        Returns:
-            The tokenizer.
-
-        Raises:
-            UserError: If there is none, or it is not a byte-level BPE.
+        Raises `UserError` if there is none, or it is not a byte-level BPE.
         """
         folder = _tokenizer_folder(name)
         file = folder / TOKENIZER_FILE
@@ -169,16 +161,7 @@ class ByteBpe:
     def from_spec(cls, spec: dict[str, Any], *, name: str, folder: Path | None = None) -> Self:
         """Check the kind of a parsed ``tokenizer.json``.
 
-        Args:
-            spec: Content of ``tokenizer.json``.
-            name: The tokenizer in messages.
-            folder: Where its other files are.
-
-        Returns:
-            The tokenizer.
-
-        Raises:
-            UserError: If it is not a byte-level BPE, or does not load with the ids it stores.
+        Raises `UserError` if it is not a byte-level BPE, or does not load with the ids it stores.
         """
         fault = _why_not_byte_level(spec)
         if fault is not None:

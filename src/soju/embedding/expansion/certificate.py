@@ -1,25 +1,27 @@
-"""Short texts of our own on which every expansion is checked, whatever else is given.
+"""Proof that an expanded model keeps its promises, checked on the saved folder, loaded as users load it.
 
-What of an expanded model is not its base's? Only new rows may differ: weights, settings, vectors are looked at.
-
-Does an expanded model keep its promises? Checked on the saved folder, loaded as users load it.
+Texts of our own are checked whatever else is given, through the tokenizers library, AutoTokenizer and
+SentenceTransformer: only new rows and new ids may differ from the base.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from soju.core.errors import UserError
 from soju.core.files import write_json
-from soju.embedding.expansion.byte_bpe import ByteBpe
-from soju.embedding.expansion.merges import Expansion
-from soju.embedding.expansion.tokenizer_files import Loaded, load_auto, load_plain, measure_speed, of_transformers
+from soju.embedding.expansion.byte_bpe import TOKENIZER_FILE, ByteBpe
+from soju.embedding.expansion.merges import Expansion, expand_by_added_tokens, expanded_spec
 
 CHECKED_TEXTS: dict[str, tuple[str, ...]] = {
     "en": (
@@ -70,77 +72,6 @@ CHECKED_TEXTS: dict[str, tuple[str, ...]] = {
 
 UNCHANGED = ("en", "code", "ja", "zh")
 
-
-_NEW_VALUES = ("vocab_size", "_name_or_path", "transformers_version", "text_config")
-"""Of a configuration: what an expansion may change."""
-
-
-def embedding_rows(model: Any) -> tuple[int, int]:
-    """Return the rows of a model's embedding and the number its configuration states."""
-    transformer = model[0].auto_model
-    return len(transformer.get_input_embeddings().weight), transformer.config.get_text_config().vocab_size
-
-
-def changed_weights(models: tuple[Any, Any], expansion: Expansion) -> Iterator[str]:
-    """Say which weights differ in any bit, rows of new tokens aside, and which of these rows are no numbers.
-
-    Args:
-        models: Base and expanded model, as SentenceTransformer loaded them.
-        expansion: Which rows are new.
-
-    Yields:
-        A sentence for each tensor.
-    """
-    before, after = (model.state_dict() for model in models)
-    for name in sorted(before.keys() ^ after.keys()):
-        yield f"{name} is in one of the models only"
-    embedding = models[1][0].auto_model.get_input_embeddings().weight
-    for name, old in before.items():
-        if name not in after:
-            continue
-        new = after[name]
-        kept: list[Any] = [...]
-        if new.data_ptr() == embedding.data_ptr():
-            kept = [slice(expansion.first_id), slice(expansion.size, None)]
-            if not new[expansion.first_id : expansion.size].isfinite().all():
-                yield f"{name}: new rows are not finite"
-        if old.dtype != new.dtype or any(not torch.equal(old[rows], new[rows]) for rows in kept):
-            yield f"{name} differs"
-
-
-def model_settings(model: Any) -> dict[str, Any]:
-    """Return prompts, length, modules with their settings and the transformer's configuration, by name."""
-    found = {name: getattr(model, name) for name in ("prompts", "default_prompt_name", "similarity_fn_name")}
-    found["max_seq_length"] = model.max_seq_length
-    for place, module in enumerate(model):
-        found[f"module {place}"] = type(module).__name__
-        settings: dict[str, Any] = getattr(module, "get_config_dict", dict)()
-        found |= {f"module {place}: {name}": value for name, value in settings.items()}
-    configuration = model[0].auto_model.config.to_dict()
-    return found | {name: value for name, value in configuration.items() if name not in _NEW_VALUES}
-
-
-def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """Say which settings differ."""
-    for name in {**before, **after}:
-        if before.get(name) != after.get(name):
-            yield f"{name} is {after.get(name)!r} instead of {before.get(name)!r}"
-
-
-def changed_vectors(texts: Sequence[str], models: tuple[Any, Any]) -> Iterator[str]:
-    """Say which texts have another vector, in any bit."""
-    before, after = (
-        np.asarray(found.float().cpu())
-        for found in (
-            model.encode(list(texts), batch_size=16, show_progress_bar=False, convert_to_tensor=True)
-            for model in models
-        )
-    )
-    for text, old, new in zip(texts, before, after, strict=True):
-        if not np.array_equal(old, new):
-            yield f"{text[:60]!r} has another vector"
-
-
 CERTIFICATE_FILE = "certificate.json"
 
 
@@ -155,7 +86,7 @@ class Check:
     name: str
     passed: bool
     texts: int
-    """On how many texts it was checked, or or tokens, tensors, settings, where the promise is about these."""
+    """On how many texts it was checked, or tokens, tensors, settings, where the promise is about these."""
     figures: dict[str, Any] = field(default_factory=dict)
     failure: str | None = None
     """The first case that broke it."""
@@ -163,7 +94,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """All checks of one expanded model, and what was measured beside them."""
+    """All checks of one expanded model, and what was measured."""
 
     checks: tuple[Check, ...]
     measurements: dict[str, Any]
@@ -212,7 +143,7 @@ def certify(
         folder: The saved model, or a tokenizer alone.
         texts: More texts by language: ``en``, ``code``, ``ja`` and ``zh`` must keep their ids, others be coarsenings.
         models: Base and expanded model as SentenceTransformer loaded them from their folders.
-        speed: Measure load time and throughput beside the base and added tokens.
+        speed: Measure load time and throughput, compared with the base and with added tokens.
 
     Returns:
         The certificate; `Certificate.raise_if_failed` judges it.
@@ -404,3 +335,196 @@ def _measurements(expansion: Expansion, old_ids: Sequence[list[int]], new_ids: S
         "tokens_after": after,
         "longest_growth": max((len(new) - len(old) for old, new in zip(old_ids, new_ids, strict=True)), default=0),
     }
+
+
+_NEW_VALUES = ("vocab_size", "_name_or_path", "transformers_version", "text_config")
+"""Of a configuration: what an expansion may change."""
+
+
+def embedding_rows(model: Any) -> tuple[int, int]:
+    """Return the rows of a model's embedding and the number its configuration states."""
+    transformer = model[0].auto_model
+    return len(transformer.get_input_embeddings().weight), transformer.config.get_text_config().vocab_size
+
+
+def changed_weights(models: tuple[Any, Any], expansion: Expansion) -> Iterator[str]:
+    """Say which weights differ in any bit, rows of new tokens aside, and which of these rows are no numbers."""
+    before, after = (model.state_dict() for model in models)
+    for name in sorted(before.keys() ^ after.keys()):
+        yield f"{name} is in one of the models only"
+    embedding = models[1][0].auto_model.get_input_embeddings().weight
+    for name, old in before.items():
+        if name not in after:
+            continue
+        new = after[name]
+        kept: list[Any] = [...]
+        if new.data_ptr() == embedding.data_ptr():
+            kept = [slice(expansion.first_id), slice(expansion.size, None)]
+            if not new[expansion.first_id : expansion.size].isfinite().all():
+                yield f"{name}: new rows are not finite"
+        if old.dtype != new.dtype or any(not torch.equal(old[rows], new[rows]) for rows in kept):
+            yield f"{name} differs"
+
+
+def model_settings(model: Any) -> dict[str, Any]:
+    """Return prompts, length, modules with their settings and the transformer's configuration, by name."""
+    found = {name: getattr(model, name) for name in ("prompts", "default_prompt_name", "similarity_fn_name")}
+    found["max_seq_length"] = model.max_seq_length
+    for place, module in enumerate(model):
+        found[f"module {place}"] = type(module).__name__
+        settings: dict[str, Any] = getattr(module, "get_config_dict", dict)()
+        found |= {f"module {place}: {name}": value for name, value in settings.items()}
+    configuration = model[0].auto_model.config.to_dict()
+    return found | {name: value for name, value in configuration.items() if name not in _NEW_VALUES}
+
+
+def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Say which settings differ."""
+    for name in {**before, **after}:
+        if before.get(name) != after.get(name):
+            yield f"{name} is {after.get(name)!r} instead of {before.get(name)!r}"
+
+
+def changed_vectors(texts: Sequence[str], models: tuple[Any, Any]) -> Iterator[str]:
+    """Say which texts have another vector, in any bit."""
+    before, after = (
+        np.asarray(found.float().cpu())
+        for found in (
+            model.encode(list(texts), batch_size=16, show_progress_bar=False, convert_to_tensor=True)
+            for model in models
+        )
+    )
+    for text, old, new in zip(texts, before, after, strict=True):
+        if not np.array_equal(old, new):
+            yield f"{text[:60]!r} has another vector"
+
+
+Encode = Callable[[Sequence[str], bool], list[list[int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A tokenizer as one way of loading gives it."""
+
+    way: str
+    encode: Encode
+    """Texts, and whether special tokens go around them, to ids."""
+    decode: Callable[[list[int]], str]
+    backend: Tokenizer
+    settings: Mapping[str, Any]
+    """What else must survive: special tokens, padding side, chat template."""
+
+
+def load_plain(folder: Path) -> Loaded:
+    """Load ``tokenizer.json`` with the tokenizers library."""
+    backend = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    backend.no_truncation()
+    backend.no_padding()
+
+    def encode(texts: Sequence[str], special: bool) -> list[list[int]]:
+        return [found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=special)]
+
+    def decode(ids: list[int]) -> str:
+        return backend.decode(ids, skip_special_tokens=False)
+
+    return Loaded("tokenizers", encode, decode, backend, {})
+
+
+def load_auto(folder: Path) -> Loaded:
+    """Load a folder with AutoTokenizer, which builds some classes anew from vocabulary and merges."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return of_transformers("AutoTokenizer", tokenizer)
+
+
+def of_transformers(way: str, tokenizer: Any) -> Loaded:
+    """Wrap a tokenizer of transformers."""
+
+    def encode(texts: Sequence[str], special: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        return tokenizer(
+            list(texts), add_special_tokens=special, truncation=False, return_attention_mask=False, verbose=False
+        )["input_ids"]
+
+    def decode(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    settings = {
+        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "special_ids": sorted(tokenizer.all_special_ids),
+        "padding_side": tokenizer.padding_side,
+        "truncation_side": tokenizer.truncation_side,
+        "model_max_length": tokenizer.model_max_length,
+        "chat_template": tokenizer.chat_template,
+        "class": type(tokenizer).__name__,
+    }
+    return Loaded(way, encode, decode, tokenizer.backend_tokenizer, settings)
+
+
+MAX_CHARACTERS = 200_000
+REPETITIONS = 3
+
+
+def measure_speed(base: ByteBpe, expansion: Expansion, folder: Path, texts: Sequence[str]) -> dict[str, Any]:
+    """Load and encode with base, expansion and added tokens in turn; the best of three each.
+
+    Args:
+        base: The tokenizer that was expanded.
+        expansion: What it got; the same tokens are added to the base for comparison.
+        folder: Where the expanded ``tokenizer.json`` is.
+        texts: Encoded one after another in one thread, 200,000 characters at most.
+
+    Returns:
+        Seconds to load, characters a second, and both relative to the base, for ``base``, ``expanded`` and
+        ``added_tokens``. Of one run on this machine: noise is some per cent for the full 200,000 characters, and many
+        times the figure for a few texts.
+    """
+    whole = [token for token, text in zip(expansion.tokens, expansion.texts, strict=True) if text is not None]
+    files = {
+        "base": json.dumps(base.spec),
+        "expanded": (folder / TOKENIZER_FILE).read_text(encoding="utf-8"),
+        "added_tokens": json.dumps(expanded_spec(base, expand_by_added_tokens(base, whole))),
+    }
+    sample = _sample(texts)
+    load = dict.fromkeys(files, float("inf"))
+    encode = dict.fromkeys(files, float("inf"))
+    for _ in range(REPETITIONS):
+        for name, content in files.items():
+            tokenizer, seconds = _timed(partial(Tokenizer.from_str, content))
+            load[name] = min(load[name], seconds)
+            tokenizer.no_truncation()
+            _, seconds = _timed(partial(_encode_all, tokenizer, sample))
+            encode[name] = min(encode[name], seconds)
+    characters = sum(map(len, sample))
+    return {
+        name: {
+            "load_seconds": round(load[name], 4),
+            "characters_per_second": round(characters / encode[name]),
+            "encode_speed_over_base": round(encode["base"] / encode[name], 3),
+            "load_time_over_base": round(load[name] / load["base"], 3),
+        }
+        for name in files
+    }
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
+
+
+def _encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    for text in texts:
+        tokenizer.encode(text)
+
+
+def _sample(texts: Sequence[str]) -> list[str]:
+    sample, characters = [], 0
+    for text in texts:
+        if characters >= MAX_CHARACTERS:
+            break
+        sample.append(text)
+        characters += len(text)
+    return sample

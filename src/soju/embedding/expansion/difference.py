@@ -1,7 +1,4 @@
-"""Which Korean tokens does the donor have that the base lacks and could use?
-
-How do two tokenizers differ: scripts of their tokens, tokens per word and character in each language?
-"""
+"""What a donor's tokenizer has that the base lacks, and how the two differ in scripts and in tokens per word."""
 
 from __future__ import annotations
 
@@ -175,15 +172,8 @@ def difference_statistics(
 ) -> dict[str, Any]:
     """Return what ``vocab_diff_stats.json`` holds.
 
-    Args:
-        tokenizers: ``base``, ``donor`` and ``expanded``.
-        difference: What was taken of the donor and refused.
-        expansion: What became of it.
-        texts: Samples by language.
-
-    Returns:
-        Sizes, scripts, refusals, lengths of the candidates in characters and fertility; for Korean also the expanded
-        tokenizer's tokens relative to base and donor.
+    Returns sizes, scripts, refusals, lengths of the candidates in characters and fertility; for Korean also the
+    expanded tokenizer's tokens relative to base and donor.
     """
     lengths = Counter(len(token_text(token) or "") for token in difference.candidates)
     measured = {

@@ -20,7 +20,7 @@ from soju.core.model_folder import find_model_folder
 from soju.core.progress import track
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import PairRow
+from soju.data.rows import DOCUMENTS, PAIRS, PairRow
 from soju.embedding.expansion.byte_bpe import TOKENIZER_FILE, ByteBpe
 from soju.embedding.expansion.certificate import CHECKED_TEXTS, Certificate, certify
 from soju.embedding.expansion.difference import (
@@ -29,7 +29,7 @@ from soju.embedding.expansion.difference import (
     difference_statistics,
     find_candidates,
 )
-from soju.embedding.expansion.initial_rows import new_rows, refuse_initialiser
+from soju.embedding.expansion.initialise import check_initialiser, new_rows
 from soju.embedding.expansion.merges import (
     Expansion,
     Method,
@@ -37,8 +37,9 @@ from soju.embedding.expansion.merges import (
     expand_by_added_tokens,
     expand_by_corpus,
     expand_by_merges,
+    expanded_spec,
+    write_tokenizer,
 )
-from soju.embedding.expansion.tokenizer_files import expanded_spec, write_tokenizer
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -115,7 +116,7 @@ def expand_model(
     disable_progress_bar()  # of the libraries: they would draw one for every file of weights
     # 1. Analyse: read both tokenizers before any weight.
     old, giver = ByteBpe.load(base), ByteBpe.load(donor)
-    refuse_initialiser(initialiser, giver, with_corpus=bool(corpus), with_pairs=bool(pairs))
+    starts = check_initialiser(initialiser, giver, with_corpus=bool(corpus), with_pairs=bool(pairs))
     texts = _read_corpus(corpus, on_error)
     # 2. Difference: what the donor has and the base lacks.
     difference = find_candidates(old, giver)
@@ -133,7 +134,7 @@ def expand_model(
             f"whose tokenizer and model belong together"
         )
     rows_ND = new_rows(
-        embedding_VD, expansion, initialiser, base=old, expanded=expanded, donor=giver, corpus=texts.texts, pairs=pairs,
+        embedding_VD, expansion, starts, base=old, expanded=expanded, donor=giver, corpus=texts.texts, pairs=pairs,
         seed=seed,
     )  # fmt: skip
     _resize(model, expansion, rows_ND)
@@ -251,7 +252,7 @@ def _saved(given: SentenceTransformer | PreTrainedTokenizerBase | str | Path, fo
 def read_pairs(sources: Sequence[str], on_error: OnError) -> list[PairRow]:
     """Read sentence pairs of files or hub sets, broken rows refused or counted (`DataError`)."""
     log = ReadLog()
-    rows = list(read_rows(sources, "pairs", log=log))
+    rows = list(read_rows(sources, PAIRS, log=log))
     log.raise_if_broken(on_error)
     return rows
 
@@ -263,7 +264,7 @@ def _read_corpus(corpus: Path | Sequence[str] | Corpus | None, on_error: OnError
     if not sources:
         return Corpus()
     log = ReadLog()
-    texts = [document.text for document in track(read_rows(sources, "documents", log=log), "corpus")]
+    texts = [document.text for document in track(read_rows(sources, DOCUMENTS, log=log), "corpus")]
     log.raise_if_broken(on_error)
     return Corpus.of(texts, place=", ".join(sources))
 

@@ -1,4 +1,4 @@
-"""How are merges appended to a BPE so that every new encoding is a coarsening of the old one?
+"""The tokens and merges that an expansion appends to a BPE, so that every new encoding is a coarsening of the old one.
 
 New merges rank after all old ones and make tokens that occur in no old merge, so BPE first reaches its old result and
 then joins neighbours. Three refusals keep that exact:
@@ -10,35 +10,33 @@ then joins neighbours. Three refusals keep that exact:
 A new token stands for one old encoding wherever it is made: no merge crossed its edges, so BPE went on between them as
 it does when it is given the token alone.
 
-Which merges does a corpus want? BPE training that goes on from the base and makes only what is wanted.
-
-Plain BPE training counts neighbours in the corpus and merges the most frequent pair, again and again. Here it starts
-from the base's own encoding and may make candidates only, and the first two bytes of their Hangul characters, which a
-base without Korean needs on the way.
+A corpus decides the order of merges as in BPE training (count neighbours, merge the most frequent pair, again and
+again) that goes on from the base's own encoding and makes candidates only, and the first two bytes of their Hangul
+characters, which a base without Korean needs on the way.
 
 References:
     Sennrich, Haddow and Birch 2016, arXiv:1508.07909 (BPE). Purason et al. 2025, arXiv:2512.03989 (continued BPE).
-
-Which tokens and merges does an expansion add, and what did each new token use to be?
 """
 
 from __future__ import annotations
 
 import heapq
 import json
+import shutil
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from soju.core.errors import UserError
-from soju.core.files import write_text
+from soju.core.files import write_json, write_text
 from soju.core.language import is_hangul
 from soju.core.progress import track
 from soju.embedding.expansion.byte_bpe import (
+    TOKENIZER_FILE,
     ByteBpe,
     is_hangul_piece,
     is_unfinished_syllable,
@@ -46,6 +44,147 @@ from soju.embedding.expansion.byte_bpe import (
     token_bytes,
     token_text,
 )
+
+Method = Literal["merges", "added-tokens"]
+EXPANSION_FILE = "expansion.json"
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """New tokens after the old ids. The id of token ``i`` is ``first_id + i``."""
+
+    first_id: int
+    """Number of ids of the base."""
+    tokens: tuple[str, ...]
+    """Byte-level spellings."""
+    merges: tuple[tuple[str, str], ...]
+    """To append to the base's, in this order."""
+    decompositions: tuple[tuple[int, ...], ...]
+    """The old ids that each new token stands for, same order as `tokens`."""
+    intermediates: tuple[str, ...] = ()
+    """Those of the tokens that are no candidates, only parts of some."""
+    unreachable: tuple[tuple[str, str], ...] = ()
+    """Candidates left out, each with the reason."""
+    method: Method = "merges"
+    """``added-tokens``: matched in plain text before BPE; no merges, and decompositions are of the token alone."""
+
+    @property
+    def size(self) -> int:
+        """Number of ids, old and new."""
+        return self.first_id + len(self.tokens)
+
+    @cached_property
+    def texts(self) -> tuple[str | None, ...]:
+        """The text of each token, ``None`` for a part of a character."""
+        return tuple(token_text(token) for token in self.tokens)
+
+    def collapse(self, ids: Iterable[int]) -> list[int]:
+        """Return the old ids that new ones stand for; the inverse of the expansion.
+
+        >>> Expansion(10, ("ab",), (("a", "b"),), ((1, 2),)).collapse([3, 10, 1])
+        [3, 1, 2, 1]
+        """
+        old: list[int] = []
+        for number in ids:
+            if number < self.first_id:
+                old.append(number)
+            else:
+                old.extend(self.decompositions[number - self.first_id])
+        return old
+
+    def save(self, path: Path) -> None:
+        """Write ``expansion.json``, or the file of this name in a folder."""
+        write_text(_file(path), json.dumps(asdict(self), ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises `UserError` if it is missing or no expansion.
+        """
+        file = _file(path)
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+            return cls(
+                first_id=int(value["first_id"]),
+                tokens=tuple(value["tokens"]),
+                merges=tuple((left, right) for left, right in value["merges"]),
+                decompositions=tuple(tuple(map(int, ids)) for ids in value["decompositions"]),
+                intermediates=tuple(value["intermediates"]),
+                unreachable=tuple((token, reason) for token, reason in value["unreachable"]),
+                method=value["method"],
+            )
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror or error}; give a folder that `soju expand` wrote") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: no expansion ({error}); run `soju expand` again") from None
+
+
+def _file(path: Path) -> Path:
+    return path / EXPANSION_FILE if path.is_dir() else path
+
+
+def expand_by_merges(
+    base: ByteBpe, candidates: Sequence[str], *, limit: int | None = None, max_intermediates: int | None = None
+) -> Expansion:
+    """Append the merges that make each candidate one token, in the given order."""
+    builder = MergeBuilder(base, candidates, limit=limit, max_intermediates=max_intermediates)
+    unreachable = reach_candidates(builder, candidates, _old_pieces(base, candidates))
+    return _finish(builder, unreachable)
+
+
+def expand_by_corpus(
+    base: ByteBpe,
+    candidates: Sequence[str],
+    counts: Mapping[str, int],
+    *,
+    limit: int | None = None,
+    max_intermediates: int | None = None,
+    min_count: int = 2,
+) -> Expansion:
+    """Append merges in the order a corpus wants them, then those of the candidates it lacks, in the given order.
+
+    Args:
+        base: The tokenizer to expand.
+        candidates: Byte-level spellings, the most wanted first; see `find_candidates`.
+        counts: How often each pre-token occurs; see `count_pre_tokens`.
+        limit: New tokens at most, intermediates counted.
+        max_intermediates: Tokens at most that are only parts of candidates.
+        min_count: Rarest pair of neighbours that the corpus decides about.
+
+    Returns:
+        The expansion.
+    """
+    builder = MergeBuilder(base, candidates, limit=limit, max_intermediates=max_intermediates)
+    continue_bpe(builder, base, counts, min_count=min_count)
+    unreachable = reach_candidates(builder, candidates, _old_pieces(base, candidates))
+    return _finish(builder, unreachable)
+
+
+def expand_by_added_tokens(base: ByteBpe, candidates: Sequence[str], *, limit: int | None = None) -> Expansion:
+    """Make each candidate an added token, for comparison: that is no coarsening and cuts words apart."""
+    tokens = tuple(candidates[:limit])
+    decompositions = tuple(map(tuple, _old_pieces(base, tokens)))
+    left_out = tuple((token, "limit") for token in candidates[len(tokens) :])
+    return Expansion(base.size, tokens, (), decompositions, unreachable=left_out, method="added-tokens")
+
+
+def _old_pieces(base: ByteBpe, candidates: Sequence[str]) -> list[list[int]]:
+    texts = [token_text(candidate) for candidate in candidates]
+    assert None not in texts, "candidates are whole characters"
+    return list(base.encode([text for text in texts if text is not None]))
+
+
+def _finish(builder: MergeBuilder, unreachable: Sequence[tuple[str, str]]) -> Expansion:
+    return Expansion(
+        first_id=builder.first_id,
+        tokens=tuple(builder.tokens),
+        merges=tuple(builder.merges),
+        decompositions=tuple(builder.decompositions),
+        intermediates=tuple(token for token in builder.tokens if token not in builder.candidates),
+        unreachable=tuple(unreachable),
+    )
+
 
 Pair = tuple[int, int]
 """Ids of two neighbours."""
@@ -93,14 +232,7 @@ class MergeBuilder:
         return (number,) if number < self.first_id else self.decompositions[number - self.first_id]
 
     def settle(self, pieces: list[int]) -> list[int]:
-        """Merge neighbours in place, the most urgent merge first and the leftmost of equals, until none applies.
-
-        Args:
-            pieces: Ids of neighbours, perhaps merged in part already.
-
-        Returns:
-            The same list.
-        """
+        """Merge neighbours in place, the most urgent merge first and the leftmost of equals, until none applies."""
         ranks = self._ranks
         while len(pieces) > 1:
             best, place, made = len(ranks), -1, -1
@@ -130,15 +262,7 @@ class MergeBuilder:
         return None
 
     def append(self, left: int, right: int) -> int:
-        """Append the merge of two neighbours, which must not be refused.
-
-        Args:
-            left: Id of the first.
-            right: Id of the second.
-
-        Returns:
-            The id of the result, a new token unless another merge made it before.
-        """
+        """Append the merge of two neighbours, which must not be refused."""
         parts = self._spellings[left], self._spellings[right]
         made = parts[0] + parts[1]
         old = self.decomposition(left) + self.decomposition(right)
@@ -175,14 +299,6 @@ def reach_candidates(
 
     Of a candidate's neighbours those are merged first whose result is a candidate or a token already, then the most
     frequent ones among all candidates, then the leftmost. A candidate that cannot be reached leaves nothing behind.
-
-    Args:
-        builder: Gets merges and tokens.
-        candidates: Spellings, the most wanted first.
-        pieces: The old ids of each candidate, same order.
-
-    Returns:
-        Unreachable candidates with the reason.
     """
     counts: Counter[Pair] = Counter()
     for old in pieces:
@@ -227,21 +343,13 @@ def _why_no_part(builder: MergeBuilder, left: int, right: int) -> str | None:
 
 
 def _worst(reasons: list[str]) -> str:
-    """Return the reason that tells most: budgets before what no budget mends."""
+    """Return the reason that tells most: budgets before what no budget could change."""
     order = ("limit", "intermediates", "old-token", "not-hangul", "inside-character")
     return next(reason for reason in order if reason in reasons)
 
 
 def count_pre_tokens(base: ByteBpe, texts: Iterable[str]) -> Counter[str]:
-    """Count the pre-tokens of texts that hold Hangul.
-
-    Args:
-        base: Normalises and pre-tokenises.
-        texts: Any number.
-
-    Returns:
-        Count by text of the pre-token.
-    """
+    """Count the pre-tokens of texts that hold Hangul."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(base.pre_tokens(base.normalise(text)))
@@ -250,14 +358,7 @@ def count_pre_tokens(base: ByteBpe, texts: Iterable[str]) -> Counter[str]:
 
 
 def continue_bpe(builder: MergeBuilder, base: ByteBpe, counts: Mapping[str, int], *, min_count: int = 2) -> None:
-    """Merge the most frequent allowed pair until none is left that occurs `min_count` times.
-
-    Args:
-        builder: Gets merges and tokens.
-        base: Gives the old encoding of the pre-tokens.
-        counts: Result of `count_pre_tokens`.
-        min_count: Rarest pair that is merged; rarer pre-tokens are left out.
-    """
+    """Merge the most frequent allowed pair until none is left that occurs `min_count` times."""
     texts = sorted(text for text, count in counts.items() if count >= min_count)
     words = list(track(base.encode(texts), "corpus", total=len(texts)))
     pairs = _PairCounts(builder, words, [counts[text] for text in texts])
@@ -268,7 +369,7 @@ def continue_bpe(builder: MergeBuilder, base: ByteBpe, counts: Mapping[str, int]
 
 
 class _PairCounts:
-    """How often each allowed pair of neighbours stands in the words, kept current."""
+    """How often each allowed pair of neighbours is in the words, kept current."""
 
     def __init__(self, builder: MergeBuilder, words: list[list[int]], frequencies: list[int]) -> None:
         self._builder = builder
@@ -332,168 +433,75 @@ class _PairCounts:
         return is_part and self._builder.refusal(*pair) is None
 
 
-Method = Literal["merges", "added-tokens"]
-EXPANSION_FILE = "expansion.json"
+CONFIG_FILE = "tokenizer_config.json"
+KEPT_FILES = (
+    CONFIG_FILE,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "additional_chat_templates",
+)
+"""Copied as they are: special tokens, padding side, chat template. All ids they name keep their meaning."""
+_STALE_FILES = ("vocab.json", "merges.txt", "vocab.txt")
 
 
-@dataclass(frozen=True)
-class Expansion:
-    """New tokens after the old ids. The id of token ``i`` is ``first_id + i``."""
+def write_tokenizer(base: ByteBpe, expansion: Expansion, folder: Path) -> None:
+    """Write ``tokenizer.json`` and the base's other tokenizer files.
 
-    first_id: int
-    """Number of ids of the base."""
-    tokens: tuple[str, ...]
-    """Byte-level spellings."""
-    merges: tuple[tuple[str, str], ...]
-    """To append to the base's, in this order."""
-    decompositions: tuple[tuple[int, ...], ...]
-    """The old ids that each new token stands for, same order as `tokens`."""
-    intermediates: tuple[str, ...] = ()
-    """Those of the tokens that are no candidates, only parts of some."""
-    unreachable: tuple[tuple[str, str], ...] = ()
-    """Candidates left out, each with the reason."""
-    method: Method = "merges"
-    """``added-tokens``: matched in plain text before BPE; no merges, and decompositions are of the token alone."""
+    The base's added tokens enter the model's vocabulary with their ids: on loading, the library ignores the stored ids
+    of added tokens and numbers those on that the vocabulary lacks, which would put special tokens behind the new ones.
 
-    @property
-    def size(self) -> int:
-        """Number of ids, old and new."""
-        return self.first_id + len(self.tokens)
-
-    @cached_property
-    def texts(self) -> tuple[str | None, ...]:
-        """The text of each token, ``None`` for a part of a character."""
-        return tuple(token_text(token) for token in self.tokens)
-
-    def collapse(self, ids: Iterable[int]) -> list[int]:
-        """Return the old ids that new ones stand for; the inverse of the expansion.
-
-        >>> Expansion(10, ("ab",), (("a", "b"),), ((1, 2),)).collapse([3, 10, 1])
-        [3, 1, 2, 1]
-        """
-        old: list[int] = []
-        for number in ids:
-            if number < self.first_id:
-                old.append(number)
-            else:
-                old.extend(self.decompositions[number - self.first_id])
-        return old
-
-    def save(self, path: Path) -> None:
-        """Write ``expansion.json``, or the file of this name in a folder."""
-        write_text(_file(path), json.dumps(asdict(self), ensure_ascii=False) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
-
-        Args:
-            path: The file, or the folder it is in.
-
-        Returns:
-            The expansion.
-
-        Raises:
-            UserError: If it is missing or no expansion.
-        """
-        file = _file(path)
-        try:
-            value = json.loads(file.read_text(encoding="utf-8"))
-            return cls(
-                first_id=int(value["first_id"]),
-                tokens=tuple(value["tokens"]),
-                merges=tuple((left, right) for left, right in value["merges"]),
-                decompositions=tuple(tuple(map(int, ids)) for ids in value["decompositions"]),
-                intermediates=tuple(value["intermediates"]),
-                unreachable=tuple((token, reason) for token, reason in value["unreachable"]),
-                method=value["method"],
-            )
-        except OSError as error:
-            raise UserError(f"{file}: {error.strerror or error}; give a folder that `soju expand` wrote") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: no expansion ({error}); run `soju expand` again") from None
-
-
-def _file(path: Path) -> Path:
-    return path / EXPANSION_FILE if path.is_dir() else path
-
-
-def expand_by_merges(
-    base: ByteBpe, candidates: Sequence[str], *, limit: int | None = None, max_intermediates: int | None = None
-) -> Expansion:
-    """Append the merges that make each candidate one token, in the given order.
-
-    Args:
-        base: The tokenizer to expand.
-        candidates: Byte-level spellings, the most wanted first; see `find_candidates`.
-        limit: New tokens at most, intermediates counted.
-        max_intermediates: Tokens at most that are only parts of candidates.
-
-    Returns:
-        The expansion.
+    Raises `UserError` if the expansion belongs to another base.
     """
-    builder = MergeBuilder(base, candidates, limit=limit, max_intermediates=max_intermediates)
-    unreachable = reach_candidates(builder, candidates, _old_pieces(base, candidates))
-    return _finish(builder, unreachable)
+    if expansion.first_id != base.size:
+        raise UserError(
+            f"the expansion starts at id {expansion.first_id:,}, but {base.name} has {base.size:,} ids; give the base "
+            f"it was made for"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in KEPT_FILES:
+        if base.folder is not None:
+            _copy(base.folder / name, folder / name)
+    for name in _STALE_FILES:
+        (folder / name).unlink(missing_ok=True)
+    if expansion.method == "added-tokens":
+        _list_added_tokens(expansion, folder / CONFIG_FILE)
+    write_text(folder / TOKENIZER_FILE, json.dumps(expanded_spec(base, expansion), ensure_ascii=False))
 
 
-def expand_by_corpus(
-    base: ByteBpe,
-    candidates: Sequence[str],
-    counts: Mapping[str, int],
-    *,
-    limit: int | None = None,
-    max_intermediates: int | None = None,
-    min_count: int = 2,
-) -> Expansion:
-    """Append merges in the order a corpus wants them, then those of the candidates it lacks, in the given order.
-
-    Args:
-        base: The tokenizer to expand.
-        candidates: Byte-level spellings, the most wanted first; see `find_candidates`.
-        counts: How often each pre-token occurs; see `count_pre_tokens`.
-        limit: New tokens at most, intermediates counted.
-        max_intermediates: Tokens at most that are only parts of candidates.
-        min_count: Rarest pair of neighbours that the corpus decides about.
-
-    Returns:
-        The expansion.
-    """
-    builder = MergeBuilder(base, candidates, limit=limit, max_intermediates=max_intermediates)
-    continue_bpe(builder, base, counts, min_count=min_count)
-    unreachable = reach_candidates(builder, candidates, _old_pieces(base, candidates))
-    return _finish(builder, unreachable)
+def expanded_spec(base: ByteBpe, expansion: Expansion) -> dict[str, Any]:
+    """Return the ``tokenizer.json`` of the expanded tokenizer; everything but vocabulary and merges is the base's."""
+    model = base.spec["model"]
+    vocabulary = {**base.vocabulary, **base.added_tokens}
+    merges = list(model["merges"])
+    added = list(base.spec.get("added_tokens") or ())
+    if expansion.method == "merges":
+        vocabulary |= {token: expansion.first_id + place for place, token in enumerate(expansion.tokens)}
+        as_text = bool(merges) and isinstance(merges[0], str)
+        merges += [" ".join(pair) if as_text else list(pair) for pair in expansion.merges]
+    else:
+        added += [_added_token(text, expansion.first_id + place) for place, text in enumerate(expansion.texts)]
+    vocabulary = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+    return base.spec | {"added_tokens": added, "model": model | {"vocab": vocabulary, "merges": merges}}
 
 
-def expand_by_added_tokens(base: ByteBpe, candidates: Sequence[str], *, limit: int | None = None) -> Expansion:
-    """Make each candidate an added token, for comparison: that is no coarsening and cuts words apart.
-
-    Args:
-        base: The tokenizer to expand.
-        candidates: Byte-level spellings, the most wanted first.
-        limit: New tokens at most.
-
-    Returns:
-        The expansion.
-    """
-    tokens = tuple(candidates[:limit])
-    decompositions = tuple(map(tuple, _old_pieces(base, tokens)))
-    left_out = tuple((token, "limit") for token in candidates[len(tokens) :])
-    return Expansion(base.size, tokens, (), decompositions, unreachable=left_out, method="added-tokens")
+def _added_token(text: str | None, number: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return {"id": number, "content": text, **flags}
 
 
-def _old_pieces(base: ByteBpe, candidates: Sequence[str]) -> list[list[int]]:
-    texts = [token_text(candidate) for candidate in candidates]
-    assert None not in texts, "candidates are whole characters"
-    return list(base.encode([text for text in texts if text is not None]))
+def _list_added_tokens(expansion: Expansion, config: Path) -> None:
+    """Add new added tokens to the list in ``tokenizer_config.json``, which transformers prefers where there is one."""
+    values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    if "added_tokens_decoder" in values:
+        for place, text in enumerate(expansion.texts):
+            token = _added_token(text, expansion.first_id + place)
+            values["added_tokens_decoder"][str(token.pop("id"))] = token
+        write_json(config, values)
 
 
-def _finish(builder: MergeBuilder, unreachable: Sequence[tuple[str, str]]) -> Expansion:
-    return Expansion(
-        first_id=builder.first_id,
-        tokens=tuple(builder.tokens),
-        merges=tuple(builder.merges),
-        decompositions=tuple(builder.decompositions),
-        intermediates=tuple(token for token in builder.tokens if token not in builder.candidates),
-        unreachable=tuple(unreachable),
-    )
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    elif source.is_file():
+        shutil.copyfile(source, target)

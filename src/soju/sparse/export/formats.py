@@ -1,50 +1,24 @@
-"""Write a model in the formats of other programs. What ``soju export`` does.
+"""A model in the formats of other programs, and the tables that any program reads. What ``soju export`` does.
 
-Write the vectors of a corpus for engines soju does not talk to itself. What ``soju vectors`` does.
+Shape letters: B = texts, V = terms in the vocabulary; the tokenizer's pieces are as many.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array
 
-from soju.core.errors import UserError
-from soju.core.files import write_json
-from soju.core.progress import track
-from soju.data.log import OnError, ReadLog
-from soju.data.rows import Document
-from soju.search.folder import new_folder
-from soju.search.opensearch import (
-    VECTOR,
-    OpenSearchSettings,
-    document_body,
-    index_body,
-    lint_names,
-    lint_passage,
-    refuse,
-)
-from soju.search.remote import Passage, WeightedCorpus, token_names, unescape_token
+from soju.core.errors import DataError, Problem, UserError
+from soju.core.files import atomic_writer
+from soju.core.language import language_of
+from soju.search.remote import escape_token
 from soju.search.weighting import idf
-from soju.sparse.export.tables import (
-    PartWriter,
-    Quantised,
-    anserini_query,
-    anserini_row,
-    elasticsearch_index,
-    quantise,
-    query_tokens,
-    search_body,
-    write_bulk,
-    write_term_table,
-    write_token_table,
-)
-from soju.sparse.indexing import read_documents, weigh_corpus
 from soju.sparse.model import TermEncoder
 from soju.sparse.static.encoder import StaticEncoder
 
@@ -68,7 +42,7 @@ def export(
         encoder: The model.
         target: File or folder, must not exist.
         form: One of `FORMATS` but ``onnx``, which is `export_graph`, and ``inference-free``, which is
-            `soju.sparse.export.inference_free.make_inference_free`.
+            `soju.sparse.export.stock.make_inference_free`.
         prior_documents: Weight of the training text in the idf that query weights carry outside an index of ours.
         hidden_size: Width of the low-rank form.
 
@@ -151,126 +125,232 @@ def training_idf(encoder: StaticEncoder, prior_documents: float) -> NDArray[np.f
     return idf(none_V, 0, prior_documents=max(prior_documents, 1.0), prior_share_V=encoder.document_share_V)
 
 
-VectorFormat = Literal["opensearch", "elasticsearch", "anserini"]
-VECTOR_FORMATS: dict[VectorFormat, str] = {
-    "opensearch": "index.json for PUT /INDEX, bulk-*.ndjson for POST /_bulk",
-    "elasticsearch": "index.json for PUT /INDEX, bulk-*.ndjson for POST /_bulk",
-    "anserini": "vectors-*.jsonl, a JsonVectorCollection of whole weights",
-}
-_BATCH = 256
+MAX_WEIGHT = 64.0
+"""Largest query weight Lucene's ``FeatureField.newLinearQuery`` takes, so the bound of every exported weight."""
+DECIMALS = 6
+"""Weights are rounded to this many decimals; one that rounds to 0 is left out."""
 
 
-def write_vectors(
-    model: str,
-    corpus: Sequence[str],
-    folder: Path,
-    form: VectorFormat,
+def query_tokens(
+    ids: Sequence[str],
+    texts: Sequence[str],
+    vectors_BV: csr_array,
+    terms: Sequence[str],
     *,
-    queries: Sequence[str] = (),
-    name: str | None = None,
-    quantisation: float = 100.0,
-    on_error: OnError = "stop",
-) -> tuple[dict[str, Any], ReadLog]:
-    """Write a corpus, and queries when there are, in one format; the folder appears whole, with a manifest.
+    idf_V: NDArray[np.floating[Any]] | None = None,
+    max_weight: float = MAX_WEIGHT,
+) -> Iterator[dict[str, Any]]:
+    """Yield ``{"id", "text", "query_tokens": {token: weight}, "scale"}`` for each query, heaviest token first.
+
+    A weight is the vector's weight × idf × ``scale``. ``scale`` is 1 unless the heaviest token would exceed
+    `max_weight`; then the whole query is scaled down to it, which leaves the order of its results as it is.
 
     Args:
-        model: See `soju.sparse.indexing.open_model`.
-        corpus: Files, globs or hub data sets of documents.
-        folder: Where; must be free.
-        form: One of `FORMATS`.
-        queries: Files of queries, rows like documents.
-        name: Index the bulk actions name; the folder's name when not given.
-        quantisation: Factor before weights are rounded to whole numbers (``anserini``).
-        on_error: Whether broken rows stop or are left out.
+        ids: Id of each query, ``B``.
+        texts: The queries, ``B``.
+        vectors_BV: Their term weights, ``(B, V)``, finite, >= 0.
+        terms: Name of every term, ``V``.
+        idf_V: Multiplied in, ``(V,)``, in nats, finite, >= 0. None when the index applies its own or needs none.
+        max_weight: Largest weight to write, in (0, 64].
 
-    Returns:
-        What ``vectors.json`` says, and what was read and refused.
+    Yields:
+        One object a query.
 
     Raises:
-        UserError: If the folder is taken, rows are broken, or something does not fit the format.
+        UserError: If sizes differ, a weight is negative or not finite, or two terms share a name.
     """
-    log = ReadLog()
-    with new_folder(folder) as temporary, weigh_corpus(model, corpus, on_error=on_error, log=log) as (encoder, index):
-        weighted = WeightedCorpus(index)
-        names = token_names(tuple(encoder.terms), encoder.pieces)
-        refuse(lint_names(names))
-        about: dict[str, Any] = {"format": form, **weighted.facts.to_json()}
-        passages = _checked(track(weighted, "Writing"))
-        if form == "anserini":
-            about |= _write_anserini(temporary, passages, names, quantisation)
-        else:
-            meta = weighted.facts
-            body = (
-                index_body(OpenSearchSettings(), meta) if form == "opensearch" else elasticsearch_index(meta.to_json())
-            )
-            write_json(temporary / "index.json", body)
-            rows = ((passage.id, document_body(passage, names)) for passage in passages)
-            about["parts"] = write_bulk(temporary, name or folder.name, rows)
-        if queries:
-            read = read_documents(queries, on_error, log)
-            about["queries"] = _write_queries(temporary, read, encoder, names, form, quantisation)
-        about["empty_documents"] = index.empty_documents[0]
-        write_json(temporary / "vectors.json", about)
-    return about, log
+    if not len(ids) == len(texts) == vectors_BV.shape[0]:
+        raise UserError(
+            f"{len(ids)} ids, {len(texts)} texts and {vectors_BV.shape[0]} vectors; give one of each a query"
+        )
+    weighted_BV = _weighted(vectors_BV, terms, idf_V, max_weight)
+    tokens = [escape_token(term) for term in terms]
+    for row, (query, text) in enumerate(zip(ids, texts, strict=True)):
+        weights, scale = _row(weighted_BV, row, tokens, max_weight)
+        yield {"id": query, "text": text, "query_tokens": weights, "scale": scale}
 
 
-def _checked(passages: Iterator[Passage]) -> Iterator[Passage]:
-    """Refuse what an engine would refuse: a file cannot have dead letters."""
-    for passage in passages:
-        if fault := lint_passage(passage):
-            raise UserError(f"document {passage.document_id[:60]!r}: {fault}; mend it and write the vectors again")
-        yield passage
+def write_token_table(
+    path: Path,
+    weights_VV: csr_array,
+    pieces: Sequence[str],
+    terms: Sequence[str],
+    *,
+    idf_V: NDArray[np.floating[Any]] | None = None,
+    max_weight: float = MAX_WEIGHT,
+) -> int:
+    """Write ``{piece: {token: weight}}``, one piece a line, for use at query time with the tokenizer alone.
+
+    To expand a query: tokenize it, add up the objects of its pieces. Pieces without terms have no line. Keys inside are
+    escaped tokens (`escape_token`); the piece is as the tokenizer spells it. All weights share one scale.
+
+    Args:
+        path: Replaced as a whole when the last line is written.
+        weights_VV: Terms of each piece, ``(V, V)``, finite, >= 0.
+        pieces: The tokenizer's pieces, ``V``.
+        terms: Name of every term, ``V``.
+        idf_V: Multiplied in, ``(V,)``, in nats, finite, >= 0.
+        max_weight: Largest weight allowed, in (0, 64].
+
+    Returns:
+        Number of lines.
+
+    Raises:
+        UserError: As `query_tokens`, or if a weight exceeds `max_weight`: rows scaled apart could not be added up.
+    """
+    if len(pieces) != weights_VV.shape[0]:
+        raise UserError(f"{len(pieces):,} pieces for a matrix of {weights_VV.shape}; give one for each row")
+    weighted_VV = _weighted(weights_VV, terms, idf_V, max_weight)
+    if weighted_VV.nnz and (heaviest := float(weighted_VV.data.max())) > max_weight:
+        raise UserError(f"a weight of {heaviest:g} exceeds {max_weight:g}; divide idf_V by {heaviest / max_weight:.3g}")
+    tokens = [escape_token(term) for term in terms]
+    rows = ({piece: _row(weighted_VV, row, tokens, max_weight)[0]} for row, piece in enumerate(pieces))
+    return _write_lines(path, (row for row in rows if any(row.values())))
 
 
-def _write_anserini(
-    folder: Path, passages: Iterator[Passage], names: Sequence[str], quantisation: float
-) -> dict[str, Any]:
-    counts = Quantised()
-    writer = PartWriter(folder, "vectors", "jsonl")
-    try:
-        for passage in passages:
-            tokens = {names[t]: w for t, w in zip(passage.terms_T.tolist(), passage.weights_T.tolist(), strict=True)}
-            writer.write(anserini_row(passage.id, passage.text, quantise(tokens, quantisation, counts)))
-    finally:
-        writer.close()
-    return {
-        "parts": writer.parts,
-        "quantisation": quantisation,
-        "weights": counts.weights,
-        "dropped_weights": counts.dropped,
-    }
+def _weighted(
+    vectors: csr_array, terms: Sequence[str], idf_V: NDArray[np.floating[Any]] | None, max_weight: float
+) -> csr_array:
+    size = len(terms)
+    if vectors.shape[1] != size or (idf_V is not None and idf_V.shape != (size,)):
+        idf_shape = None if idf_V is None else idf_V.shape
+        raise UserError(f"{size:,} names, vectors of {vectors.shape} and idf of {idf_shape}: give one of each a term")
+    if len(set(terms)) != size:
+        raise UserError("two terms have the same name, so their weights would be mixed; make the names different")
+    if not 0 < max_weight <= MAX_WEIGHT:
+        raise UserError(f"max_weight is {max_weight:g}; it must lie in (0, {MAX_WEIGHT:g}]")
+    weighted = csr_array(vectors.astype(np.float64))
+    weighted.sum_duplicates()
+    if idf_V is not None:
+        weighted.data *= idf_V[weighted.indices]
+    if not (np.isfinite(weighted.data) & (weighted.data >= 0)).all():
+        raise UserError("a weight is negative or not finite, which the engines refuse; look at the vectors and the idf")
+    return weighted
 
 
-def _write_queries(
-    folder: Path,
-    queries: Iterator[Document],
-    encoder: TermEncoder,
-    names: Sequence[str],
-    form: VectorFormat,
-    quantisation: float,
-) -> dict[str, Any]:
-    """Write ``queries.tsv`` for Anserini, ``queries.jsonl`` with the body of each search for the others."""
-    counts = Quantised()
-    written, without_terms = 0, list[str]()
-    with (folder / ("queries.tsv" if form == "anserini" else "queries.jsonl")).open("w", encoding="utf-8") as file:
-        for row in _query_rows(queries, encoder, names):
-            tokens = row["query_tokens"]
-            if form == "anserini":
-                tokens = quantise(tokens, quantisation, counts)
-            if not tokens:
-                without_terms.append(row["id"])
-                continue
-            written += 1
-            if form == "anserini":
-                file.write(anserini_query(row["id"], tokens))
-            else:
-                body = search_body(tokens, field=VECTOR, engine=form)
-                file.write(json.dumps({"id": row["id"], "text": row["text"], "body": body}, ensure_ascii=False) + "\n")
-    return {"written": written, "without_terms": without_terms, "dropped_weights": counts.dropped}
+def _row(weighted: csr_array, row: int, tokens: Sequence[str], max_weight: float) -> tuple[dict[str, float], float]:
+    start, stop = weighted.indptr[row : row + 2]
+    weights = weighted.data[start:stop]
+    scale = min(1.0, max_weight / weights.max(initial=max_weight))
+    rounded = np.minimum(np.round(weights * scale, DECIMALS), max_weight)
+    order = np.lexsort((weighted.indices[start:stop], -rounded))
+    found = {tokens[weighted.indices[start + at]]: float(rounded[at]) for at in order if rounded[at] > 0}
+    return found, float(scale)
 
 
-def _query_rows(queries: Iterator[Document], encoder: TermEncoder, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    terms = [unescape_token(name) for name in names]
-    while batch := list(islice(queries, _BATCH)):
-        texts = [query.text for query in batch]
-        yield from query_tokens([query.id for query in batch], texts, encoder.encode_queries(texts), terms)
+def _write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> int:
+    count = 0
+    with atomic_writer(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+HEADER = ("source", "source_language", "target", "target_language", "weight")
+
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_CHARACTERS = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r"}
+_TRANSLATION = str.maketrans(_ESCAPES)
+
+
+def write_term_table(
+    path: Path,
+    weights_VV: csr_array,
+    terms: Sequence[str],
+    *,
+    language: Callable[[str], str] = language_of,
+) -> int:
+    r"""Write every non-zero weight as one line ``source, source_language, target, target_language, weight``.
+
+    Lines are sorted by source (code point order), then by falling weight, then by target. A backslash, tab, line
+    feed or carriage return in a name becomes two characters: ``\\``, ``\t``, ``\n``, ``\r``. Weights are the shortest
+    decimals that read back as the same float32.
+
+    Args:
+        path: Replaced as a whole when the last line is written.
+        weights_VV: Row = source, column = target, ``(V, V)``, unitless.
+        terms: Name of every term, ``V`` different strings.
+        language: Tells the language of a name.
+
+    Returns:
+        Number of lines below the header.
+
+    Raises:
+        UserError: If the names do not fit the matrix or two terms share a name.
+    """
+    _check_names(weights_VV, terms)
+    table = coo_array(weights_VV)
+    weights = table.data.astype(np.float32)
+    rank_V = np.empty(len(terms), np.int64)
+    rank_V[sorted(range(len(terms)), key=terms.__getitem__)] = np.arange(len(terms))
+    order = np.lexsort((rank_V[table.col], -weights, rank_V[table.row]))
+    cells = [f"{_escape(term)}\t{language(term)}" for term in terms]
+    count = 0
+    with atomic_writer(path) as file:
+        file.write("\t".join(HEADER) + "\n")
+        for source, target, weight in zip(table.row[order], table.col[order], weights[order], strict=True):
+            if weight != 0:
+                file.write(f"{cells[source]}\t{cells[target]}\t{np.format_float_positional(weight, trim='-')}\n")
+                count += 1
+    return count
+
+
+def read_term_table(path: Path, terms: Sequence[str]) -> csr_array:
+    """Read what `write_term_table` wrote."""
+    ids = {term: index for index, term in enumerate(terms)}
+    if len(ids) != len(terms):
+        raise UserError("two terms have the same name, so a name does not tell the id; make the names different")
+    entries: list[tuple[int, int, float]] = []
+    problems: list[Problem] = []
+    for number, line in _lines(path):
+        cells = line.split("\t")
+        try:
+            if len(cells) != len(HEADER):
+                raise ValueError(f"{len(cells)} cells instead of {len(HEADER)}")
+            entries.append((ids[_unescape(cells[0])], ids[_unescape(cells[2])], float(cells[4])))
+        except KeyError as error:
+            problems.append(Problem(str(path), number, "", f"unknown term {error}", "use the model's names", "unknown"))
+        except ValueError as error:
+            problems.append(Problem(str(path), number, "", str(error), "write the table again", "malformed"))
+    if problems:
+        raise DataError(problems)
+    rows, columns, weights = zip(*entries, strict=True) if entries else ((), (), ())
+    data: NDArray[np.float32] = np.array(weights, np.float32)
+    table = coo_array((data, (np.array(rows, np.int64), np.array(columns, np.int64))), shape=(len(terms), len(terms)))
+    return csr_array(table)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open(encoding="utf-8", newline="\n") as file:
+        header = file.readline().rstrip("\n")
+        if header != (expected := "\t".join(HEADER)):
+            raise UserError(f"{path}:1: the header is {header!r}, expected {expected!r}; write the table again")
+        for number, line in enumerate(file, start=2):
+            yield number, line.rstrip("\n")
+
+
+def _check_names(weights_VV: csr_array, terms: Sequence[str]) -> None:
+    if weights_VV.shape != (len(terms), len(terms)):
+        raise UserError(
+            f"{len(terms):,} names for a matrix of {weights_VV.shape}; give one name for each row and column"
+        )
+    if len(set(terms)) != len(terms):
+        raise UserError("two terms have the same name, so the table could not be read back; make the names different")
+
+
+def _escape(name: str) -> str:
+    return name.translate(_TRANSLATION)
+
+
+def _unescape(cell: str) -> str:
+    characters = iter(cell)
+    result = []
+    for character in characters:
+        if character == "\\":
+            escape = next(characters, "")
+            if escape not in _CHARACTERS:
+                raise ValueError(f"unknown escape \\{escape}")
+            character = _CHARACTERS[escape]
+        result.append(character)
+    return "".join(result)

@@ -1,21 +1,12 @@
-"""A masked language model as an ONNX graph that ends in the heaviest terms of each text.
+"""A neural model as a folder that onnxruntime and tokenizers serve, without torch and without soju.
 
-Shape letters: B = texts, S = tokens of the longest text, V = terms, K = terms kept.
-
-The README of an ONNX folder, with a program that uses it.
-
-How close is a stock form to the exact encoder? Plain numbers over texts the caller passes.
-
-Shape letters: B = texts, V = terms in the vocabulary.
-
-A folder that onnxruntime and tokenizers serve, without torch and without soju.
+The graph ends in the heaviest terms of each text. What it gives is compared with the model before the folder is kept.
 
 Shape letters: B = texts, S = tokens of the longest text, V = terms, K = terms kept.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import tempfile
 import warnings
@@ -29,13 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, vstack
-from sentence_transformers import SparseEncoder
+from scipy.sparse import csr_array
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from soju.core.errors import MissingExtraError, UserError
+from soju.core.errors import UserError, require_extra
 from soju.core.files import write_json, write_manifest, write_text
 
 INPUTS = ("input_ids", "attention_mask")
@@ -122,12 +112,7 @@ def write_graph(path: Path, model: nn.Module, *, k: int, terms: int, activations
 
 
 def quantise(source: Path, target: Path) -> None:
-    """Write the graph with the weights of its matrix products in int8, one scale a column; activations are dynamic.
-
-    Args:
-        source: What `write_graph` wrote.
-        target: ``.onnx`` file.
-    """
+    """Write the graph with the weights of its matrix products in int8, one scale a column; activations are dynamic."""
     require_onnx()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -147,8 +132,7 @@ def open_graph(path: Path) -> Any:
 
 def require_onnx() -> None:
     """Raise `MissingExtraError` unless everything that writes and runs graphs is installed."""
-    if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")):
-        raise MissingExtraError("ONNX export", "export")
+    require_extra("ONNX export", "export")
 
 
 @contextmanager
@@ -267,33 +251,6 @@ def fidelity(
     if folder is not None:
         result["bytes"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return result
-
-
-def encode_stock(folder: Path, texts: Sequence[str], *, batch_size: int = 8) -> csr_array:
-    """Encode texts with a saved ``SparseEncoder`` on the CPU; returns ``(B, V)`` float32."""
-    encoder = SparseEncoder(str(folder), device="cpu")
-    parts = []
-    for start in range(0, len(texts), batch_size):
-        vectors = encoder.encode(
-            list(texts[start : start + batch_size]), batch_size=batch_size, convert_to_sparse_tensor=False,
-            show_progress_bar=False,
-        )  # fmt: skip
-        parts.append(csr_array(vectors.float().numpy()))
-    return csr_array(vstack(parts))
-
-
-def pool_by_maximum(pieces_of_texts: Sequence[Sequence[int]], weights_VV: csr_array) -> csr_array:
-    """Return, ``(B, V)``, the largest weight any piece of a text gives each term: exact weights, stock pooling."""
-    weights_VV = csr_array(weights_VV)
-    rows: list[NDArray[np.float32]] = []
-    indices: list[NDArray[np.int64]] = []
-    for pieces in pieces_of_texts:
-        mine = weights_VV[np.unique(np.asarray(pieces, np.int64))]
-        best_V = np.asarray(mine.max(axis=0).todense()).ravel() if mine.shape[0] else np.zeros(weights_VV.shape[1])
-        indices.append(np.flatnonzero(best_V))
-        rows.append(best_V[indices[-1]].astype(np.float32))
-    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    return csr_array((np.concatenate(rows), np.concatenate(indices), indptr), shape=(len(rows), weights_VV.shape[1]))
 
 
 def _overlap(exact: csr_array, stock: csr_array, k: int) -> float:

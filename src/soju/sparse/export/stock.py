@@ -1,28 +1,29 @@
-"""The tokenizer in the form transformers reloads, piece ids unchanged.
+"""Models in the forms sentence-transformers loads without soju.
 
-The expanded encoder in a stock form: piece vectors, term vectors and a bias in a BERT without layers.
+Of a static model these are its unexpanded side and, approximately, its expanded one; of a neural model, one whose
+queries are looked up.
 
-``SpladePooling`` computes ``sum_i log1p(relu(logit_iv))`` over the pieces i of a text. With
-``logit_iv = u_i · c_v - b_v`` and ``u_i · c_v ≈ expm1(W_iv) + b_v`` where ``W_iv > 0``, and below ``b_v``
-elsewhere, that is ``sum_i W_iv``, the exact encoder's product. Such codes exist although W has full rank: the ReLU cuts
-the cross-talk. With ``pooling="max"``, the stock default, it is ``max_i W_iv`` instead.
-
-What differs from the exact encoder: texts are cut at a maximum length, and the codes are an approximation;
-`soju.sparse.export.onnx` measures it.
+The expanded side is a BERT without layers. ``SpladePooling`` computes ``sum_i log1p(relu(logit_iv))`` over the pieces i
+of a text. With ``logit_iv = u_i · c_v - b_v`` and ``u_i · c_v ≈ expm1(W_iv) + b_v`` where ``W_iv > 0``, and below
+``b_v`` elsewhere, that is ``sum_i W_iv``, the exact encoder's product. Such codes exist although W has full rank: the
+ReLU cuts the cross-talk. With ``pooling="max"``, the stock default, it is ``max_i W_iv`` instead. What differs from the
+exact encoder: texts are cut at a maximum length, and the codes are an approximation; `soju.sparse.export.onnx.fidelity`
+measures it.
 
 Shape letters: V = pieces (terms are pieces too), D = hidden size, C = D - 2 code dimensions, N = some pieces,
 K = terms of a piece.
 
-The unexpanded side as sentence-transformers' own ``SparseStaticEmbedding``: one weight for each piece.
-
-Shape letter: V = pieces in the vocabulary.
+References:
+    Geng et al. 2024, arXiv:2411.04403 (inference-free sparse retrieval with idf). Formal et al. 2021, arXiv:2109.10086
+    (SPLADE-doc).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -32,14 +33,19 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from sentence_transformers import SparseEncoder
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForMaskedLM, TokenizersBackend
 
 from soju.core.errors import UserError
-from soju.core.files import write_json
+from soju.core.files import write_json, write_manifest
+from soju.data.log import OnError, ReadLog
+from soju.search.weighting import idf
+from soju.sparse.indexing import read_documents
+from soju.sparse.model import open_model
+from soju.sparse.neural_encoders import InferenceFreeEncoder, NeuralEncoder
 
 
 def stock_tokenizer(tokenizer: Tokenizer, *, max_length: int = 512, start_token: bool = False) -> TokenizersBackend:
@@ -93,8 +99,6 @@ SLACK = 2
 """Dimensions that give every piece vector mean 0 and variance 1, so that LayerNorm changes nothing."""
 PEAK = 1.0
 """The largest weight after scaling; above it ``expm1`` would stretch the range the codes must hold."""
-
-_SVD_BIASES = (0.0, 0.05, 0.1, 0.2, 0.4)
 
 
 @dataclass(frozen=True)
@@ -185,59 +189,6 @@ def factorise_codes(
     return solve(np.flatnonzero(np.diff(targets.indptr)), settings)
 
 
-def factorise_svd(
-    weights_VV: csr_array,
-    *,
-    hidden_size: int = 512,
-    bias: float | None = None,
-    piece_counts_V: NDArray[Any] | None = None,
-    sample: int = 256,
-    seed: int = 0,
-) -> LowRankFactors:
-    """Truncated singular value decomposition of ``expm1(weights)``, and a bias that cuts what it leaves elsewhere.
-
-    The best rank-C matrix in squares, but W is near the identity: its singular values hardly fall, so this is a
-    baseline to compare `factorise_codes` with. Randomised subspace iteration: Lanczos methods hardly converge here.
-
-    Args:
-        weights_VV: Terms of each piece, ``(V, V)``, finite, >= 0.
-        hidden_size: D; D - 2 must be below V.
-        bias: Cut from every logit, >= 0. None picks it by mean cosine over `sample` pieces.
-        piece_counts_V: How often each piece occurs, for the choice of the sample, ``(V,)``. None draws evenly.
-        sample: Pieces the choice is made on.
-        seed: Seed of the iteration and of the sample.
-
-    Returns:
-        The factors.
-
-    Raises:
-        UserError: If the weights are unusable or D is too large.
-
-    References:
-        Halko et al. 2011, "Finding structure with randomness", arXiv:0909.4061.
-    """
-    targets, scale = _targets(weights_VV, hidden_size)
-    rank = hidden_size - SLACK
-    if rank >= targets.shape[0]:
-        raise UserError(f"hidden_size {hidden_size} is too large for {targets.shape[0]:,} pieces; make it smaller")
-    generator = np.random.default_rng(seed)
-    left_VC, values_C, right_CV = _truncated_svd(targets, rank, generator)
-    root_C = np.sqrt(values_C)
-    pieces_VC = (left_VC * root_C).astype(np.float32)
-    terms_VC = (right_CV.T * root_C).astype(np.float32)
-
-    def with_bias(bias: float) -> LowRankFactors:
-        settings: dict[str, float | int | str | None] = {
-            "factorisation": "svd", "hidden_size": hidden_size, "bias": bias, "seed": seed,
-        }  # fmt: skip
-        return LowRankFactors(pieces_VC, terms_VC, np.full(len(terms_VC), bias, np.float32), scale, settings)
-
-    if bias is None:
-        pieces_N = _sample(targets, piece_counts_V, sample, generator)
-        bias = max(_SVD_BIASES, key=lambda value: _row_cosine(with_bias(value), weights_VV, pieces_N))
-    return with_bias(bias)
-
-
 def save_low_rank(
     folder: Path,
     factors: LowRankFactors,
@@ -253,7 +204,7 @@ def save_low_rank(
 
     Args:
         folder: Made when it is missing.
-        factors: From `factorise_codes` or `factorise_svd`.
+        factors: From `factorise_codes`.
         tokenizer: Its piece ids are the rows of the factors.
         max_length: Pieces after which a text is cut, the start piece included.
         pooling: How the pieces of a text share a term. ``sum`` is what the exact encoder does; ``max`` counts a term
@@ -354,18 +305,6 @@ def _targets(weights_VV: csr_array, hidden_size: int) -> tuple[csr_array, float]
     return targets, scale
 
 
-def _truncated_svd(
-    matrix_VV: csr_array, rank: int, generator: np.random.Generator, *, iterations: int = 8, oversampling: int = 16
-) -> tuple[Floats, Floats, Floats]:
-    width = min(rank + oversampling, matrix_VV.shape[0])
-    basis_VC = np.linalg.qr(matrix_VV @ generator.standard_normal((matrix_VV.shape[1], width), dtype=np.float32))[0]
-    for _ in range(iterations):
-        basis_VC = np.linalg.qr(matrix_VV.T @ basis_VC)[0]
-        basis_VC = np.linalg.qr(matrix_VV @ basis_VC)[0]
-    left_CC, values_C, right_CV = np.linalg.svd((matrix_VV.T @ basis_VC).T, full_matrices=False)
-    return (basis_VC @ left_CC)[:, :rank], values_C[:rank], right_CV[:rank]
-
-
 def _heaviest(targets: csr_array, most: int) -> csr_array:
     order = np.lexsort((-targets.data, np.repeat(np.arange(targets.shape[0]), np.diff(targets.indptr))))
     place = np.empty(targets.nnz, np.int64)
@@ -449,3 +388,91 @@ def save_stock_static(
         raise UserError(f"the unknown piece {stock.pad_token!r} has a weight; set it to 0, it is the padding as well")
     module = SparseStaticEmbedding(stock, weight=torch.from_numpy(weights_V.astype(np.float32)), frozen=True)
     SparseEncoder(modules=[module], device="cpu").save(str(folder), create_model_card=False)
+
+
+IDF_FILE = "idf.json"
+"""``{piece: weight}``: what OpenSearch's sparse tokenizer models carry beside ``tokenizer.json``."""
+_BATCH = 256
+
+
+def piece_frequency(tokenizer: Any, texts: Iterable[str]) -> tuple[NDArray[np.int64], int]:
+    """Count the texts that hold each piece, ``(V,)``, and all texts."""
+    frequency_V = np.zeros(len(tokenizer), np.int64)
+    total = 0
+    remaining: Iterator[str] = iter(texts)
+    while batch := list(islice(remaining, _BATCH)):
+        for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
+            frequency_V[np.unique(np.asarray(ids, np.int64))] += 1
+        total += len(batch)
+    return frequency_V, total
+
+
+def save_inference_free(folder: Path, model: SparseEncoder, idf_V: NDArray[np.floating[Any]]) -> None:
+    """Save a ``SparseEncoder`` whose queries are looked up: each piece of a text has its idf once, special tokens none.
+
+    The folder loads with ``SparseEncoder(folder)``; ``encode_query`` takes the table, ``encode_document`` the model.
+    soju is not needed.
+
+    Args:
+        folder: Made when it is missing.
+        model: A stock model of ``Transformer`` and ``SpladePooling``.
+        idf_V: Weight of each piece, ``(V,)``, finite, >= 0.
+
+    Raises:
+        UserError: If the model's vectors do not have one dimension a piece, or a weight is unusable.
+    """
+    tokenizer = model.tokenizer
+    dimensions = model.get_embedding_dimension()
+    if dimensions != len(tokenizer):
+        raise UserError(
+            f"the model's vectors have {dimensions:,} dimensions and its tokenizer {len(tokenizer):,} pieces, so a "
+            "table of pieces does not fit them; trim the model first (soju trim)"
+        )
+    if idf_V.shape != (len(tokenizer),):
+        raise UserError(
+            f"the tokenizer has {len(tokenizer):,} pieces, the idf is {idf_V.shape}; give one value a piece"
+        )
+    if not (np.isfinite(idf_V) & (idf_V >= 0)).all():
+        raise UserError("an idf value is negative or not finite; smooth it first")
+    weights_V = idf_V.astype(np.float32)
+    weights_V[tokenizer.all_special_ids] = 0
+    table = SparseStaticEmbedding(tokenizer, weight=torch.from_numpy(weights_V), frozen=True)
+    table.max_seq_length = model.max_seq_length
+    router = Router.for_query_document([table], list(model))
+    both = SparseEncoder(modules=[router], similarity_fn_name=model.similarity_fn_name, device="cpu")
+    both.save(str(folder), create_model_card=False)
+    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    weighted = zip(pieces, weights_V.tolist(), strict=True)
+    write_json(folder / IDF_FILE, {piece: round(weight, 6) for piece, weight in weighted if weight > 0})
+    write_manifest(folder)
+
+
+def make_inference_free(model: str, corpus: Sequence[str], target: Path, *, on_error: OnError = "stop") -> ReadLog:
+    """Write a neural model with an idf table of a corpus in place of its query side.
+
+    Args:
+        model: See `soju.sparse.indexing.open_model`.
+        corpus: Documents whose pieces are counted: those that will be searched, or others like them.
+        target: Folder, must not exist.
+        on_error: Whether broken rows stop or are left out.
+
+    Returns:
+        What was read and refused.
+
+    Raises:
+        UserError: If the target exists, there is no corpus, or the model needs no network for queries already.
+    """
+    if target.exists():
+        raise UserError(f"{target}: exists already; give another name or remove it first")
+    if not corpus:
+        raise UserError("--to inference-free needs --corpus: documents whose pieces are counted for the idf")
+    encoder, _ = open_model(model)
+    if not isinstance(encoder, NeuralEncoder) or isinstance(encoder, InferenceFreeEncoder):
+        raise UserError(f"{model}: needs no network for queries already; index and search with it as it is")
+    log = ReadLog()
+    # 1. In how many documents does each piece stand?
+    texts = (document.text for document in read_documents(corpus, on_error, log))
+    frequency_V, documents = piece_frequency(encoder.model.tokenizer, texts)
+    # 2. The rarer, the heavier: the same smoothed idf as everywhere here.
+    save_inference_free(target, encoder.model.as_stock(), idf(frequency_V, documents))
+    return log

@@ -1,6 +1,4 @@
-"""How does a person read a tokenizer's pieces? ``▁program`` is a word, ``##ing`` the rest of one.
-
-A sparse encoder without a network: tokenize, then one sparse product.
+"""A sparse encoder without a network: tokenize, then one sparse product; and readable names of a tokenizer's pieces.
 
 Shape letters: B = texts, V = pieces in the vocabulary; terms are pieces too.
 """
@@ -25,67 +23,6 @@ from tokenizers.pre_tokenizers import ByteLevel
 from soju.core.errors import UserError
 from soju.core.files import verify_manifest, write_json, write_manifest
 from soju.sparse.static.lexicon import BOUNDARY
-
-WORD_PIECE = "##"
-_BYTE_LEVEL_SPACE = "Ġ"
-_BYTE_LEVEL = set(ByteLevel.alphabet())
-
-
-def readable_terms(pieces: Sequence[str]) -> tuple[str, ...]:
-    """Name every piece of a vocabulary; ``…`` shows where it is cut from its word.
-
-    The convention is read off the vocabulary: soju's own lexicon (``▁word▁``), word pieces (``##``), byte-level pairs
-    (``Ġ``) or SentencePiece (``▁``).
-
-    Args:
-        pieces: The whole vocabulary, by id.
-
-    Returns:
-        One name a piece, not necessarily unique.
-    """
-    name = _convention(pieces)
-    return tuple(name(piece) for piece in pieces)
-
-
-def _convention(pieces: Sequence[str]) -> Callable[[str], str]:
-    if any(len(piece) > 2 and piece[0] == piece[-1] == BOUNDARY for piece in pieces):
-        return lexicon_term
-    if any(piece.startswith(WORD_PIECE) for piece in pieces):
-        return _word_piece
-    if any(piece.startswith(_BYTE_LEVEL_SPACE) for piece in pieces):
-        return _byte_level
-    return _sentence_piece
-
-
-def lexicon_term(piece: str) -> str:
-    """Name a piece of soju's own lexicon tokenizer."""
-    if len(piece) > 2 and piece[0] == piece[-1] == BOUNDARY:
-        return piece[1:-1]
-    if piece.isascii() and piece.isalnum():
-        return f"…{piece}…"
-    if len(piece) > 1 and piece[0] == BOUNDARY:
-        return piece[1:] + "…"
-    if len(piece) > 1 and piece[-1] == BOUNDARY:
-        return "…" + piece[:-1]
-    return piece
-
-
-def _word_piece(piece: str) -> str:
-    return "…" + piece.removeprefix(WORD_PIECE) if piece.startswith(WORD_PIECE) and piece != WORD_PIECE else piece
-
-
-def _sentence_piece(piece: str) -> str:
-    if piece.startswith("<") and piece.endswith(">"):
-        return piece
-    return piece[1:] or piece if piece.startswith(BOUNDARY) else "…" + piece
-
-
-def _byte_level(piece: str) -> str:
-    if not set(piece) <= _BYTE_LEVEL:
-        return piece  # added as a whole: special tokens
-    text = ByteLevelDecoder().decode([piece])
-    return text[1:] or piece if text.startswith(" ") else "…" + text
-
 
 MODEL_TYPE = "soju-static-sparse"
 FORMAT_VERSION = 1
@@ -179,17 +116,7 @@ class StaticEncoder:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote.
-
-        Args:
-            folder: A model folder.
-
-        Returns:
-            The encoder.
-
-        Raises:
-            UserError: If the folder is not such a model, or was altered since it was written.
-        """
+        """Read what `save` wrote; `UserError` if it is not such a model, or was altered since it was written."""
         config = read_model_config(folder)
         if config.get("model_type") != MODEL_TYPE:
             raise UserError(f"{folder}: model type {config.get('model_type')!r}, expected {MODEL_TYPE!r}")
@@ -209,17 +136,7 @@ class StaticEncoder:
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json`` of a model folder.
-
-    Args:
-        folder: A model folder.
-
-    Returns:
-        Its content.
-
-    Raises:
-        UserError: If there is none or it is not JSON.
-    """
+    """Read ``config.json`` of a model folder; `UserError` if there is none or it is not a JSON object."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -246,3 +163,58 @@ def _unpack(name: str, tensors: dict[str, NDArray[Any]], size: int) -> csr_array
     indptr = np.concatenate(([0], np.cumsum(tensors[f"{name}.row_lengths"], dtype=np.int64)))
     weights = tensors[f"{name}.weights"].astype(np.float32)
     return csr_array((weights, tensors[f"{name}.terms"].astype(np.int64), indptr), shape=(size, size))
+
+
+WORD_PIECE = "##"
+_BYTE_LEVEL_SPACE = "Ġ"
+_BYTE_LEVEL = set(ByteLevel.alphabet())
+
+
+def readable_terms(pieces: Sequence[str]) -> tuple[str, ...]:
+    """Name every piece of a vocabulary; ``…`` shows where it is cut from its word.
+
+    The convention is read off the whole vocabulary: soju's own lexicon (``▁word▁``), word pieces (``##``), byte-level
+    pairs (``Ġ``) or SentencePiece (``▁``). Names are not necessarily unique.
+    """
+    name = _convention(pieces)
+    return tuple(name(piece) for piece in pieces)
+
+
+def _convention(pieces: Sequence[str]) -> Callable[[str], str]:
+    if any(len(piece) > 2 and piece[0] == piece[-1] == BOUNDARY for piece in pieces):
+        return lexicon_term
+    if any(piece.startswith(WORD_PIECE) for piece in pieces):
+        return _word_piece
+    if any(piece.startswith(_BYTE_LEVEL_SPACE) for piece in pieces):
+        return _byte_level
+    return _sentence_piece
+
+
+def lexicon_term(piece: str) -> str:
+    """Name a piece of soju's own lexicon tokenizer."""
+    if len(piece) > 2 and piece[0] == piece[-1] == BOUNDARY:
+        return piece[1:-1]
+    if piece.isascii() and piece.isalnum():
+        return f"…{piece}…"
+    if len(piece) > 1 and piece[0] == BOUNDARY:
+        return piece[1:] + "…"
+    if len(piece) > 1 and piece[-1] == BOUNDARY:
+        return "…" + piece[:-1]
+    return piece
+
+
+def _word_piece(piece: str) -> str:
+    return "…" + piece.removeprefix(WORD_PIECE) if piece.startswith(WORD_PIECE) and piece != WORD_PIECE else piece
+
+
+def _sentence_piece(piece: str) -> str:
+    if piece.startswith("<") and piece.endswith(">"):
+        return piece
+    return piece[1:] or piece if piece.startswith(BOUNDARY) else "…" + piece
+
+
+def _byte_level(piece: str) -> str:
+    if not set(piece) <= _BYTE_LEVEL:
+        return piece  # added as a whole: special tokens
+    text = ByteLevelDecoder().decode([piece])
+    return text[1:] or piece if text.startswith(" ") else "…" + text

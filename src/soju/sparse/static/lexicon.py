@@ -1,15 +1,13 @@
-"""What a morphological analyser sees in Korean text: stretches of it, each with the dictionary words it stands for.
+"""A shared Korean–English tokenizer whose pieces are words, and the terms its pieces count for.
 
-A shared Korean–English tokenizer whose pieces are words, so that no analyser is needed when a query comes.
-
-Korean is cut by a unigram language model over the stretches a morphological analyser found in the training text: the
-analyser's knowledge, distilled into a ``tokenizer.json``. English words are whole pieces between two ``▁``; words the
-lexicon lacks fall back to sub-words.
+1. A morphological analyser splits Korean training text into stretches, each with the dictionary words it stands for.
+2. The tokenizer cuts Korean by a unigram language model over these stretches: the analyser's knowledge, distilled into
+   a ``tokenizer.json``, so that no analyser is needed when a query comes. English words are whole pieces between two
+   ``▁``; words the lexicon lacks fall back to sub-words.
+3. Pieces count for terms: ``했`` for 하다, ``networks`` for network, a particle for nothing.
 
 References:
     Kudo 2018, "Subword Regularization", arXiv:1804.10959 (unigram segmentation).
-
-From pieces to terms: ``했`` counts for 하다, ``networks`` for network, a particle for nothing.
 
 Shape letters: V = pieces in the vocabulary; terms are pieces too.
 """
@@ -26,7 +24,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import Stemmer
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from tokenizers import Regex, Tokenizer
@@ -36,7 +33,7 @@ from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import Split
 from tokenizers.trainers import UnigramTrainer
 
-from soju.core.errors import UserError
+from soju.core.errors import UserError, require_extra
 from soju.core.language import is_hangul, is_syllable, shared_kiwi
 
 _CONTENT = frozenset({"NNG", "NNP", "NR", "VV", "VA", "MM", "MAG", "MAJ", "XR", "XPN"})
@@ -54,15 +51,7 @@ class Stretch:
 
 
 def analyse(texts: Iterable[str], *, workers: int = 2) -> Iterator[list[Stretch]]:
-    """Split each text into stretches, in order, lazily.
-
-    Args:
-        texts: NFC Korean text; offsets count its characters.
-        workers: Threads of the analyser.
-
-    Yields:
-        The stretches of one text, in order.
-    """
+    """Yield the stretches of each text, lazily; texts are NFC Korean, and offsets count their characters."""
     for tokens in shared_kiwi(workers).tokenize(texts):
         yield _stretches(tokens)
 
@@ -139,18 +128,11 @@ class LexiconCounts:
 
 
 def build_tokenizer(counts: LexiconCounts, *, min_count: int = 2, sub_words: int = 4000) -> Tokenizer:
-    """Make the tokenizer.
+    """Make a unigram tokenizer that any program reads from ``tokenizer.json``.
 
-    Args:
-        counts: What was seen in the training text.
-        min_count: Stretches and words seen less often are left to sub-words, unless the term list has them.
-        sub_words: Size of the sub-word vocabulary for English words outside the lexicon.
-
-    Returns:
-        A `tokenizers.Tokenizer` (unigram) that any program reads from ``tokenizer.json``.
-
-    Raises:
-        UserError: If nothing was counted in one of the languages, or nothing often enough.
+    Stretches and words seen less than `min_count` times are left to sub-words, unless the term list has them;
+    `sub_words` is the size of the sub-word vocabulary for English words outside the lexicon. It is a `UserError` if
+    nothing was counted in one of the languages, or nothing often enough.
     """
     if not counts.stretches or not counts.latin:
         raise UserError("both Korean and English text are needed to build the tokenizer")
@@ -297,6 +279,9 @@ def _is_latin_sub_word(piece: str) -> bool:
 
 
 def _stem_classes(vocabulary: Mapping[str, int], counts: Mapping[str, int]) -> dict[int, dict[int, float]]:
+    require_extra("training a static encoder", "train", "Stemmer")
+    import Stemmer
+
     stemmer = Stemmer.Stemmer("english")
     classes: defaultdict[str, list[str]] = defaultdict(list)
     for piece in vocabulary:

@@ -1,4 +1,4 @@
-"""Distil sentence pairs and a term list into a static cross-lingual sparse encoder, and prove what it is worth."""
+"""Mode ``static``: distil sentence pairs and a term list into a static cross-lingual sparse encoder, and score it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from soju.core.files import write_json, write_manifest, write_text
-from soju.core.run import RunDirectory
+from soju.core.run import Run
 from soju.core.score import Score
+from soju.report import write_report
 from soju.report.model_card import Example, ModelCard, render_model_card
-from soju.report.run_report import write_report
 from soju.sparse.config import StaticConfig
-from soju.sparse.data import RunData, read_run_data
-from soju.sparse.evaluate import SUBJECT, Measured, Subject, metrics_of, score, write_query_scores
+from soju.sparse.data import RunData, RunReader
+from soju.sparse.evaluate import SUBJECT, Measured, Subject, metrics_of, score
 from soju.sparse.export.formats import export
-from soju.sparse.finish import data_sources, example_searches
-from soju.sparse.indexing import expand
+from soju.sparse.finish import data_sources, write_examples, write_measured
 from soju.sparse.model import PACKAGED_MODEL
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.training import TrainingLog, train_static
@@ -36,21 +35,18 @@ STEPS = {
 }
 
 
-def run(
-    config: StaticConfig,
-    run_dir: RunDirectory,
-    *,
-    data: RunData | None = None,
-    resume: Path | None = None,
-    workers: int = 2,
-) -> Path:
+def read(config: StaticConfig) -> RunData:
+    """Read pairs, terms and test sets; see `RunReader.checked` for what is refused."""
+    return RunReader(config).checked()
+
+
+def run(config: StaticConfig, run_dir: Run, *, data: RunData | None = None, workers: int = 2) -> Path:
     """Train, score, export and report.
 
     Args:
         config: What to do.
         run_dir: Where everything goes.
-        data: What `read_run_data` read, when that was done before the folder was made.
-        resume: Always ``None``: this mode has no checkpoints.
+        data: What `read` returned, when that was done before the folder was made.
         workers: Threads of the morphological analyser.
 
     Returns:
@@ -60,7 +56,7 @@ def run(
         UserError: If the data cannot be trusted; nothing is trained then.
     """
     # 1. Read the data; refuse broken rows and evaluation texts that were trained on.
-    data = data or read_run_data(config)
+    data = data or read(config)
     write_json(run_dir.path / "data.json", data.training.statistics)
 
     # 2. Distil the pairs and the terms into the encoder.
@@ -79,11 +75,7 @@ def run(
 
     # 4. Score it against BM25, dictionary look-up and their fusion, and measure what it costs.
     measured = score([Subject(SUBJECT, encoder, config.search)], data, config, run_dir.final, workers=workers)
-    measured.figures.insert(0, likelihood_figure(log))
-    run_dir.write_scores(measured.scores)
-    write_query_scores(run_dir.path, measured.per_query)
-    write_json(run_dir.path / "comparisons.json", [comparison.to_json() for comparison in measured.comparisons])
-    write_json(run_dir.path / "figures.json", measured.figures)
+    write_measured(measured, run_dir, figures=[likelihood_figure(log)])
 
     # 5. Export for programs that do not know soju; the manifest comes last.
     export(encoder, run_dir.path / "exports" / "translations.tsv", "tsv")
@@ -93,12 +85,7 @@ def run(
     write_manifest(run_dir.final)
 
     # 6. Show what texts expand to and what a search finds.
-    expansions = expand(encoder, config.evaluation.probes)
-    write_json(run_dir.path / "expansions.json", [expansion.model_dump(mode="json") for expansion in expansions])
-    write_json(
-        run_dir.path / "searches.json",
-        example_searches(encoder, data.evaluation, config.evaluation, run_dir, run_dir.final),
-    )
+    write_examples(encoder, data, config, run_dir, run_dir.final)
 
     # 7. Report.
     write_json(run_dir.path / "story.json", story(config, log, measured))

@@ -1,4 +1,4 @@
-"""Everything that can be set about mode ``terms``: a neural student of a dense teacher, from term mappings."""
+"""Settings of mode ``terms``: a neural student of a dense teacher, from term mappings."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from soju.core.config import Settings
-from soju.sparse.config import DataSettings, NeuralConfig
+from soju.sparse.config import DataSettings, NeuralConfig, NeuralLossSettings
 
 
 class TermsDataSettings(DataSettings):
@@ -16,10 +15,10 @@ class TermsDataSettings(DataSettings):
     dev_terms: float = Field(default=0.02, gt=0, lt=0.5)
     """Share of the head words kept out of training, chosen by a hash of the word; they choose the best checkpoint."""
     pairs_as_rows: bool = False
-    """Train on sentence pairs too: the Korean side should light up the terms of the English one, rare ones most; with
+    """Train on sentence pairs too: the Korean side should activate the terms of the English one, rare ones most; with
     `both_directions` the other way round as well."""
     both_directions: bool = False
-    """Train rows in reverse too: the most similar English term of a row should light up its head word."""
+    """Train rows in reverse too: the most similar English term of a row should activate its head word."""
 
     @model_validator(mode="after")
     def _rows_to_learn_from(self) -> Self:
@@ -30,18 +29,18 @@ class TermsDataSettings(DataSettings):
         return self
 
 
-class LossSettings(Settings):
+class LossSettings(NeuralLossSettings):
     """Weights of the named losses, and what they are made of. All defaults but `terms` are the published ones."""
 
     terms: Literal["signed", "v19"] = "signed"
-    """``v19``: the published form, on the weights; a target that is not lit gets no gradient and stays dark.
+    """``v19``: the published form, on the weights; an inactive target gets no gradient and stays inactive.
     ``signed``: the same losses on the signed maxima of the logits, where it is pulled up."""
     self_terms: float = Field(default=3.0, ge=0)
     """Weight of keeping a text's own terms."""
     korean_terms: float = Field(default=2.0, ge=0)
-    """Weight of lighting up Korean targets."""
+    """Weight of activating Korean targets."""
     english_terms: float = Field(default=12.0, ge=0)
-    """Weight of lighting up English targets."""
+    """Weight of activating English targets."""
     margin: float = Field(default=2.0, ge=0)
     """Weight of the hinge that pulls up targets below `target_margin`."""
     distillation: float = Field(default=1.5, ge=0)
@@ -60,10 +59,6 @@ class LossSettings(Settings):
     with_self: bool = True
     """Whether the distillation compares a text with itself too, as published. Set it to false where a batch holds texts
     and their translations: see `soju.sparse.losses`."""
-    flops_cost: Literal["inverse", "direct"] | None = None
-    """Weigh the penalty by 1/idf, which punishes common terms, or by idf; all terms alike when not given."""
-    flops_from: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the training after which the penalty starts."""
 
 
 class TermsConfig(NeuralConfig):

@@ -1,4 +1,4 @@
-"""Term mappings and sentence pairs become training rows: token ids, the terms each text should light up, teacher texts.
+"""Term mappings and sentence pairs become training rows: token ids, the terms each text should activate, teacher texts.
 
 Shape letters: B = texts in the batch, S = tokens of the longest, D = dimensions of the teacher, V = terms in the
 vocabulary.
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from soju.core.language import language_of
 from soju.core.progress import track
 from soju.data.rows import PairRow, TermRow
 from soju.data.splits import normalise_for_overlap
-from soju.sparse.initial import Vocabulary
+from soju.sparse.initial import Vocabulary, padded
 from soju.sparse.losses import RowTargets, TermTargets
 from soju.sparse.terms.config import TermsConfig
 from soju.teachers.cache import Embeddings
@@ -35,7 +34,7 @@ Weighted = list[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """One text of a row: what the student reads, what it should light up, what the teacher reads."""
+    """One text of a row: what the student reads, what it should activate, what the teacher reads."""
 
     text: str
     targets: RowTargets
@@ -110,7 +109,7 @@ class TermExamples:
         return examples
 
     def of_pairs(self, pairs: Sequence[PairRow]) -> Iterator[list[TextExample]]:
-        """Yield both sides of each pair; each should light up the other's terms, rare ones most."""
+        """Yield both sides of each pair; each should activate the other's terms, rare ones most."""
         frequency: Counter[int] = Counter()
         sides: list[tuple[list[int], list[int]]] = []
         for start in range(0, len(pairs), _CHUNK):
@@ -173,10 +172,6 @@ class TrainingRows:
                 counts_V[list(target.source)] += 1
         return counts_V
 
-    def dataset(self) -> Dataset:
-        """Return what the trainer shuffles: numbers of rows, and their lengths."""
-        return Dataset.from_dict({"row": list(range(len(self))), "length": self.lengths})
-
 
 def training_rows(
     terms: Sequence[TermRow],
@@ -186,17 +181,9 @@ def training_rows(
     *,
     banned: Iterable[str] = (),
 ) -> TrainingRows:
-    """Make the training rows.
+    """Make the training rows of term mappings, and of sentence pairs when ``data.pairs_as_rows``.
 
-    Args:
-        terms: Term mappings.
-        pairs: Sentence pairs; used when ``data.pairs_as_rows``.
-        vocabulary: The student's.
-        config: Settings of the run.
-        banned: Head words that must not be trained on.
-
-    Returns:
-        The rows, with what was kept and rejected.
+    Head words that are `banned` are left out; the rows count what was kept and rejected.
     """
     reads_translation = config.teacher is not None and config.teacher.text == "translation"
     examples = TermExamples(
@@ -246,16 +233,9 @@ class TermsCollator:
         """Return ``text_input_ids`` and ``text_attention_mask`` ``(B, S)``, and the labels of `TermsLoss`."""
         rows = [item["row"] for item in batch]
         ids = [text for row in rows for text in self._rows.input_ids[row]]
-        longest = max(map(len, ids))
-        input_ids = torch.full((len(ids), longest), self._pad_id, dtype=torch.long)
-        mask = torch.zeros_like(input_ids)
-        for place, text in enumerate(ids):
-            input_ids[place, : len(text)] = torch.tensor(text)
-            mask[place, : len(text)] = 1
         targets = TermTargets.from_rows([target for row in rows for target in self._rows.targets[row]])
         return {
-            "text_input_ids": input_ids,
-            "text_attention_mask": mask,
+            **padded(ids, pad_id=self._pad_id),
             "label": {
                 "targets": targets,
                 "partner": partners([len(self._rows.input_ids[row]) for row in rows]),

@@ -1,116 +1,62 @@
-"""The named losses of mode ``terms`` in the shape a sentence-transformers trainer takes.
-
-Shape letters: B = texts in the batch, V = terms in the vocabulary.
-
-Train a student on term rows with the stock trainer: checkpoints, history, validation, gate and rollback.
-"""
+"""What mode ``terms`` teaches: rows of term mappings, judged by development words."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from scipy.sparse import csr_array
-from sentence_transformers import SparseEncoderTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
-from torch import Tensor, nn
 
 from soju.core.errors import UserError
 from soju.core.files import append_json_line
 from soju.core.score import Score, Setting
 from soju.data.rows import TermRow
-from soju.search.weighting import idf
-from soju.sparse.config import TrainingSettings
-from soju.sparse.initial import Vocabulary
-from soju.sparse.losses import (
-    flops,
-    idf_term_cost,
-    in_batch_distillation,
-    in_batch_translation,
-    signed_terms,
-    v19_terms,
-)
+from soju.sparse.data import TrainingData
+from soju.sparse.initial import Vocabulary, teacher_embeddings
+from soju.sparse.neural import Lesson
 from soju.sparse.neural_encoders import spelled_pieces
-from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import readable_terms
 from soju.sparse.term_activation import FUNCTION_WORDS, PROBES, evaluate_terms, expected_terms, probe_report
-from soju.sparse.terms.config import LossSettings, TermsConfig
-from soju.sparse.terms.rows import TermsCollator, TrainingRows
-from soju.sparse.trainer import SpladeTrainer, stock_arguments
+from soju.sparse.terms.config import TermsConfig
+from soju.sparse.terms.losses import TermsLoss
+from soju.sparse.terms.rows import TermsCollator, TrainingRows, training_rows
 from soju.teachers.cache import Embeddings
-from soju.training.rollback import Attempt, BestSoFar, RollbackSettings, Trained, train_judged
 from soju.training.sampling import LengthBuckets
 
 
-class TermsLoss(nn.Module):
-    """Weighted sum of the term losses, the in-batch distillation and the sparsity penalty.
+class TermsLesson(Lesson[TermsConfig]):
+    """Head words and the terms they should activate; see `Lesson`."""
 
-    Args:
-        model: The student.
-        settings: Weights and forms.
-        term_cost_V: For the penalty; all terms alike when ``None``.
-        progress: Returns the share of the training that is done, in [0, 1]; a pure function of the step.
-    """
+    losses = TermsLoss
+    rows: TrainingRows
+    vectors: Embeddings | None = None
+    """What the teacher says of ``rows.teacher_texts``."""
 
-    term_cost_V: Tensor | None
-    raw_terms: dict[str, Tensor]
-    """Unweighted losses of the last batch, detached."""
+    def __init__(self, config: TermsConfig, data: TrainingData, vocabulary: Vocabulary, folder: Path) -> None:
+        super().__init__(config, data, vocabulary, folder)
+        banned = [probe.source for probe in PROBES]
+        self.rows = training_rows(data.terms, data.pairs, vocabulary, config, banned=banned)
+        self.validation = Validation(data.dev_terms, vocabulary, folder / "probes.jsonl")
 
-    def __init__(
-        self,
-        model: SpladeEncoder,
-        settings: LossSettings,
-        *,
-        term_cost_V: Tensor | None = None,
-        progress: Callable[[], float] = lambda: 1.0,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
-        self.progress = progress
-        self.register_buffer("term_cost_V", term_cost_V, persistent=False)
-        self.raw_terms = {}
+    def batches(self) -> int:
+        """Return the batches of an epoch on one rank."""
+        return -(-len(self.rows) // (self.config.training.batches[0] * PartialState().num_processes))
 
-    def forward(self, features: Sequence[dict[str, Tensor]], labels: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the weighted losses by name; their sum is what is minimised."""
-        settings = self.settings
-        (texts,) = features
-        output = self.model(texts)
-        weights_BV, maxima_BV = output["sentence_embedding"], output["signed_maxima"]
-        targets = labels["targets"].to(weights_BV.device)
-        values_BV, form = (weights_BV, v19_terms) if settings.terms == "v19" else (maxima_BV, signed_terms)
-        terms = form(
-            values_BV, targets, margin=settings.target_margin, english_margin_factor=settings.english_margin_factor
-        )
-        raw = terms.named()
-        weights = {
-            "self": settings.self_terms,
-            "korean": settings.korean_terms,
-            "english": settings.english_terms,
-            "margin": settings.margin,
-        }
-        if settings.distillation > 0 and len(labels["taught"]):
-            raw["distillation"] = in_batch_distillation(
-                weights_BV[labels["taught"]],
-                labels["teacher"],
-                temperature=settings.temperature,
-                with_self=settings.with_self,
-            )
-            weights["distillation"] = settings.distillation
-        if settings.translation > 0:
-            raw["translation"] = in_batch_translation(
-                weights_BV, labels["partner"].to(weights_BV.device), temperature=settings.temperature
-            )
-            weights["translation"] = settings.translation
-        raw["flops"] = flops(weights_BV, term_cost_V=self.term_cost_V, across_ranks=True)
-        weights["flops"] = settings.flops if self.progress() >= settings.flops_from else 0.0
-        self.raw_terms = {name: value.detach() for name, value in raw.items()}
-        self.raw_terms["active_terms"] = (weights_BV.detach() > 0).sum(dim=1, dtype=torch.float32).mean()
-        return {name: weights[name] * value for name, value in raw.items() if weights[name] > 0}
+    def ask_teacher(self) -> None:
+        """Embed what the teacher reads."""
+        if self.dense_teacher is not None:
+            self.vectors = teacher_embeddings(self.dense_teacher, self.rows.teacher_texts)
+
+    def collator(self) -> TermsCollator:
+        """Return what makes a batch."""
+        return TermsCollator(self.rows, self.vectors, pad_id=self.pad_id)
+
+    def sampler(self, data_order: int) -> LengthBuckets:
+        """Return batches of similar lengths."""
+        return LengthBuckets(self.rows.lengths, seed=self.config.seed + data_order)
 
 
 CHOSEN_BY = "ko + 2 en"
@@ -118,7 +64,7 @@ CHOSEN_BY = "ko + 2 en"
 
 
 class Validation(BaseEvaluator):
-    """Scores a student on development words and writes down what the probes light up.
+    """Scores a student on development words and writes down what the probes activate.
 
     Args:
         rows: Development words, none of them trained on.
@@ -178,99 +124,3 @@ class Validation(BaseEvaluator):
         report = probe_report(vectors, self._vocabulary.terms, terms, function_words=FUNCTION_WORDS)
         if PartialState().is_main_process:
             append_json_line(self._probes, {"epoch": epoch, "step": step, **report})
-
-
-def train_student(
-    student: Callable[[], SpladeEncoder],
-    rows: TrainingRows,
-    vectors: Embeddings | None,
-    vocabulary: Vocabulary,
-    dev: Sequence[TermRow],
-    config: TermsConfig,
-    folder: Path,
-    *,
-    resume: Path | None = None,
-) -> Trained:
-    """Train with validation, gate and rollback; see `train_judged`.
-
-    Args:
-        student: Makes the student as it starts; called once an attempt.
-        rows: What to train on.
-        vectors: Teacher vectors of ``rows.teacher_texts``; none without distillation.
-        vocabulary: The student's.
-        dev: Development words.
-        config: Settings of the run.
-        folder: The run folder; gets ``checkpoints``, ``history.jsonl``, ``probes.jsonl``, ``verdicts.jsonl``.
-        resume: A checkpoint to go on from. When not given, a run that was begun in the folder goes on from its newest
-            checkpoint that verifies.
-
-    Returns:
-        The checkpoints.
-    """
-    validation = Validation(dev, vocabulary, folder / "probes.jsonl")
-
-    def trainer(attempt: Attempt) -> SpladeTrainer:
-        return make_trainer(student(), rows, vectors, vocabulary, validation, config, folder, attempt)
-
-    return train_judged(
-        trainer,
-        BestSoFar(validation, config.training.max_drop, folder / "verdicts.jsonl"),
-        folder,
-        rollbacks=RollbackSettings(max_rollbacks=config.training.max_rollbacks),
-        resume=resume,
-    )
-
-
-def make_trainer(
-    student: SpladeEncoder,
-    rows: TrainingRows,
-    vectors: Embeddings | None,
-    vocabulary: Vocabulary,
-    validation: Validation | None,
-    config: TermsConfig,
-    folder: Path,
-    attempt: Attempt,
-) -> SpladeTrainer:
-    """Put student, rows, loss and arguments into a trainer."""
-    loss = TermsLoss(student, config.losses, term_cost_V=term_costs(rows, student, config.losses))
-    pad_id = vocabulary.tokenizer.pad_token_id
-    trainer = SpladeTrainer(
-        model=student,
-        args=training_arguments(config, folder, rows, data_order=attempt.data_order, validates=validation is not None),
-        train_dataset=rows.dataset(),
-        loss=loss,
-        evaluator=validation,
-        data_collator=TermsCollator(rows, vectors, pad_id=pad_id),
-        history=folder / "history.jsonl",
-        learning_rate_scale=attempt.learning_rate_scale,
-    )
-    loss.progress = lambda: trainer.state.global_step / max(1, trainer.state.max_steps)
-    return trainer
-
-
-def term_costs(rows: TrainingRows, student: SpladeEncoder, losses: LossSettings) -> torch.Tensor | None:
-    """Return what the sparsity penalty charges for each term, ``(V,)``, by the texts that hold it; none when alike."""
-    if losses.flops_cost is None:
-        return None
-    idf_V = idf(rows.texts_with_term(student.get_embedding_dimension()), rows.counts.texts)
-    return idf_term_cost(torch.from_numpy(idf_V), form=losses.flops_cost)
-
-
-def training_arguments(
-    config: TermsConfig, folder: Path, rows: TrainingRows, *, data_order: int = 0, validates: bool = True
-) -> SparseEncoderTrainingArguments:
-    """Translate the settings; see `stock_arguments`."""
-    return stock_arguments(
-        config.training,
-        folder,
-        LengthBuckets(rows.lengths, seed=config.seed + data_order),
-        seed=config.seed,
-        chosen_by=CHOSEN_BY if validates else None,
-    )
-
-
-def planned_steps(rows: TrainingRows, training: TrainingSettings) -> dict[str, int]:
-    """Return the batches of an epoch on one rank, and the optimiser steps of the whole training."""
-    batches = -(-len(rows) // (training.batch_size * PartialState().num_processes))
-    steps = training.max_steps or math.ceil(-(-batches // training.accumulation) * training.epochs)
-    return {"batches": batches, "steps": steps}

@@ -1,4 +1,4 @@
-"""Everything that can be set about mode ``triplets``: a neural student from queries with good and bad answers."""
+"""Settings of mode ``triplets``: a neural student from queries with good and bad answers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from soju.core.config import Settings
-from soju.sparse.config import DataSettings, NeuralConfig, TeacherSettings, TrainingSettings
-
-PAIR_TYPES = ("single_term", "monolingual", "cross_lingual")
-DIFFICULTIES = ("easy", "medium", "hard")
+from soju.data.rows import DIFFICULTIES, PAIR_TYPES
+from soju.sparse.config import (
+    DataSettings,
+    NeuralConfig,
+    NeuralLossSettings,
+    NeuralTrainingSettings,
+    TeacherSettings,
+)
 
 
 class TripletsDataSettings(DataSettings):
@@ -51,10 +55,10 @@ class TripletsTeacherSettings(TeacherSettings):
 
 
 class SparsitySettings(Settings):
-    """How many terms a text should light; the weight of the penalty is steered so that it does."""
+    """Sparsity targets: the weight of the penalty is steered so that texts have that many active terms."""
 
     query_terms: float | None = Field(default=None, gt=0)
-    """Active terms wanted of a query; its penalty has the fixed weight `flops` when not given."""
+    """Active terms of a query; its penalty has the fixed weight `flops` when not given."""
     document_terms: float | None = Field(default=None, gt=0)
     """The same for positives and negatives."""
     rate: float = Field(default=0.05, gt=0, le=1)
@@ -63,20 +67,20 @@ class SparsitySettings(Settings):
     """Highest weight of the penalty."""
 
 
-class TripletLossSettings(Settings):
+class TripletLossSettings(NeuralLossSettings):
     """Weights of the named losses. The defaults are those of v23."""
 
     form: Literal["signed", "published"] = "signed"
     """``published``: the term losses on the weights, the positive activation without bound. ``signed``: on the signed
-    maxima, each up to `target`, so that dark terms have a gradient and nothing grows for ever."""
+    maxima, each up to `target`, so that inactive terms have a gradient and nothing grows for ever."""
     infonce: float = Field(default=2.5, ge=0)
     """Weight of finding the positive among all positives and negatives of the batch; stages multiply it."""
     symmetric: bool = False
     """Find the query of each positive, too."""
     self_terms: float = Field(default=1.0, ge=0)
-    """Weight of a query lighting its own terms."""
+    """Weight of a query activating its own terms."""
     positive_terms: float = Field(default=3.0, ge=0)
-    """Weight of a query lighting the terms of its positive: the cross-lingual alignment."""
+    """Weight of a query activating the terms of its positive: the cross-lingual alignment."""
     target: float = Field(default=1.0, gt=0)
     """Weight those terms should reach, in units of log(1 + logit); form signed only."""
     margin: float = Field(default=0.0, ge=0)
@@ -88,20 +92,16 @@ class TripletLossSettings(Settings):
     """Weight of the sparsity penalty, or where its controller begins."""
     flops_cost: Literal["inverse", "direct"] | None = "inverse"
     """Weigh the penalty by 1/idf, which punishes common terms, or by idf, as the published snippet; or all alike."""
-    flops_from: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the training after which the penalty starts: learn, then compress."""
     flops_rise: float = Field(default=0.0, ge=0, le=1)
     """Share of the training over which the penalty then rises to its weight, with the square of the steps."""
     regularize: Literal["query", "all"] = "all"
     """Which texts the penalty and the minimum activation look at; published: the query only."""
     minimum_activation: float = Field(default=1.0, ge=0)
-    """Weight of the guard against collapse."""
+    """Weight of the loss that keeps texts from losing all terms."""
     minimum_terms: int = Field(default=5, ge=1)
-    """Heaviest terms the guard averages."""
+    """Heaviest terms that loss averages."""
     minimum_weight: float = Field(default=0.5, gt=0)
     """What they should weigh on average."""
-    distillation: float = Field(default=0.0, ge=0)
-    """Weight of learning from the teacher's scores."""
     distillation_form: Literal["listwise", "margin_mse"] = "listwise"
     """``listwise``: KL of the rankings of a query's candidates; ``margin_mse``: squared difference of margins."""
     teacher_temperature: float = Field(default=0.05, gt=0)
@@ -150,21 +150,27 @@ V23_STAGES = (
 )
 
 
-class TripletsTrainingSettings(TrainingSettings):
-    """`TrainingSettings` with the defaults of v23."""
+class TripletsTrainingSettings(NeuralTrainingSettings):
+    """`NeuralTrainingSettings` with the defaults of v23."""
 
-    accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Micro-batches that make an optimiser step. Losses that compare texts of a batch (InfoNCE, listwise distillation,
     FLOPS) see one micro-batch, or all of them when `cached`; the others are exact either way."""
     cached: bool = False
     """Let losses see all texts of an optimiser step at once with the memory of a micro-batch, for a second forward
     pass (GradCache); on one process."""
-    epochs: float = Field(default=20, gt=0)
-    """Passes over the rows."""
+    num_train_epochs: float = Field(default=20, gt=0)
+    """Passes over the rows, unless `max_steps` is given."""
     learning_rate: float = Field(default=2e-5, gt=0)
-    """Peak of the cosine schedule."""
+    """The highest learning rate; it falls along a cosine to 0."""
     patience: int | None = Field(default=3, ge=1)
     """Validations without a new best score after which training ends early; never when null."""
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """Rows of a batch, and batches of a step; `cached` makes one batch of those of a step."""
+        size, accumulation = super().batches
+        return (size * accumulation, 1) if self.cached else (size, accumulation)
 
 
 class TripletsConfig(NeuralConfig):

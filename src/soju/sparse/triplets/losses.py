@@ -1,55 +1,59 @@
-"""The losses of training from triplets: a query, a text that answers it, a text that does not.
+"""The losses of mode ``triplets``: a query, a text that answers it, a text that does not.
 
-Shape letters: B = triplets in the batch, C = candidates (the B positives, then the B negatives), V = terms in the
-vocabulary, T = (text, term) entries in the batch, K = heaviest terms of a text.
+Pure functions first; then the rows that name and weigh them (`LOSSES`), and the module that the trainer calls. To add
+a loss: write its function, a setting in `TripletLossSettings` and a row.
 
-The named losses of mode ``triplets`` in the shape a sentence-transformers trainer takes.
-
-Shape letters: B = triplets in the batch, C = candidates (B positives, B negatives), N = the 3 B texts of a batch
-(queries, positives, negatives), V = terms in the vocabulary.
+Shape letters: B = triplets in the batch, C = candidates (the B positives, then the B negatives), N = the 3 B texts of a
+batch (queries, positives, negatives), V = terms in the vocabulary, T = (text, term) entries in the batch, K = heaviest
+terms of a text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from soju.sparse.controllers import SparsityController
 from soju.sparse.curriculum import Stage, stage_at
-from soju.sparse.losses import NEVER, SHORTEST, TermEntries, flops, signed_weights
+from soju.sparse.losses import (
+    NEVER,
+    SHORTEST,
+    LossComponent,
+    NamedLosses,
+    Position,
+    TermEntries,
+    flops,
+    shares,
+    signed_weights,
+)
 from soju.sparse.splade import SpladeEncoder
-from soju.sparse.triplets.config import StageSettings, TripletsConfig
+from soju.sparse.triplets.config import StageSettings, TripletLossSettings, TripletsConfig
 from soju.training.cached_gradients import cached_losses
 
 Similarity = Literal["cosine", "dot"]
 Form = Literal["published", "signed"]
-"""``published``: on the weights, after ReLU; ``signed``: on the signed maxima, where a dark term has a gradient too."""
-
-
-class InfoNce(NamedTuple):
-    """The loss, and how hard its negatives were."""
-
-    loss: Tensor
-    """Scalar float32 >= 0, in nats."""
-    effective_negatives: Tensor
-    """Scalar: mean perplexity of the softmax over candidates, minus the answer itself; 0 when nothing competes."""
+"""``published``: on the weights, after ReLU; ``signed``: on the signed maxima, where an inactive term has a gradient
+too."""
 
 
 def similarities(queries_BV: Tensor, candidates_CV: Tensor, *, similarity: Similarity) -> Tensor:
     """Return the cosines or dot products of queries and candidates, ``(B, C)``; a zero vector has 0 with everything."""
     if queries_BV.dtype != torch.float64:
         queries_BV, candidates_CV = queries_BV.float(), candidates_CV.float()
-    products_BC = queries_BV @ candidates_CV.T
-    if similarity == "dot":
-        return products_BC
-    return products_BC * _inverse_lengths(queries_BV)[:, None] * _inverse_lengths(candidates_CV)[None, :]
+    # Half precision is no good for numbers that are divided by a temperature of 0.05 and exponentiated.
+    with torch.autocast(queries_BV.device.type, enabled=False):
+        products_BC = queries_BV @ candidates_CV.T
+        if similarity == "dot":
+            return products_BC
+        return products_BC * _inverse_lengths(queries_BV)[:, None] * _inverse_lengths(candidates_CV)[None, :]
 
 
-def info_nce(scores_BC: Tensor, same_BC: Tensor, *, temperature: float, symmetric: bool = False) -> InfoNce:
+def info_nce(scores_BC: Tensor, same_BC: Tensor, *, temperature: float, symmetric: bool = False) -> Tensor:
     """Find each query's positive among all positives and negatives of the batch.
 
     ``-log softmax(scores / temperature)[own positive]``, averaged over queries.
@@ -62,7 +66,7 @@ def info_nce(scores_BC: Tensor, same_BC: Tensor, *, temperature: float, symmetri
         symmetric: Also find each positive's query among all queries, and average the two.
 
     Returns:
-        The loss, and the effective number of negatives of the direction from the query.
+        Scalar float32 >= 0, in nats.
 
     Raises:
         ValueError: If the shapes do not fit or `temperature` is not > 0.
@@ -77,17 +81,29 @@ def info_nce(scores_BC: Tensor, same_BC: Tensor, *, temperature: float, symmetri
         raise ValueError(f"scores and mask must be (B, 2 B) with B >= 1, got {shapes}")
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
+    logits_BC = _logits(scores_BC, same_BC, temperature)
     own_B = torch.arange(rows, device=scores_BC.device)
-    keep_BC = ~same_BC
-    keep_BC[own_B, own_B] = True
-    logits_BC = (scores_BC / temperature).masked_fill(~keep_BC, NEVER)
     loss = cross_entropy(logits_BC, own_B)
     if symmetric:
         loss = (loss + cross_entropy(logits_BC[:, :rows].T, own_B)) / 2
-    with torch.no_grad():
-        log_BC = log_softmax(logits_BC, dim=1)
-        perplexity_B = torch.exp(-(log_BC.exp() * log_BC).sum(dim=1))
-    return InfoNce(loss, perplexity_B.mean() - 1)
+    return loss
+
+
+@torch.no_grad()
+def effective_negatives(scores_BC: Tensor, same_BC: Tensor, *, temperature: float) -> Tensor:
+    """Return how hard the negatives of `info_nce` are, for the log.
+
+    Mean perplexity of the softmax over candidates, minus the answer itself; 0 when nothing competes.
+    """
+    log_BC = log_softmax(_logits(scores_BC, same_BC, temperature), dim=1)
+    return torch.exp(-(log_BC.exp() * log_BC).sum(dim=1)).mean() - 1
+
+
+def _logits(scores_BC: Tensor, same_BC: Tensor, temperature: float) -> Tensor:
+    own_B = torch.arange(len(scores_BC), device=scores_BC.device)
+    keep_BC = ~same_BC
+    keep_BC[own_B, own_B] = True
+    return (scores_BC / temperature).masked_fill(~keep_BC, NEVER)
 
 
 def triplet_margin(scores_BC: Tensor, *, margin: float) -> Tensor:
@@ -98,11 +114,11 @@ def triplet_margin(scores_BC: Tensor, *, margin: float) -> Tensor:
 
 
 def term_activation(maxima_BV: Tensor, terms: TermEntries, *, form: Form, target: float) -> Tensor:
-    """Ask a text to light up given terms.
+    """Ask a text to activate given terms.
 
-    ``published``: minus the mean weight over the terms, which has no bound and no gradient for a dark term.
-    ``signed``: the mean of ``relu(target - s)`` with the signed weight s (`signed_weights`): 0 once all are lit as far
-    as asked.
+    ``published``: minus the mean weight over the terms, which has no bound and no gradient for an inactive term.
+    ``signed``: the mean of ``relu(target - s)`` with the signed weight s (`signed_weights`): 0 once all are as heavy as
+    asked.
 
     Args:
         maxima_BV: Signed maxima, ``(B, V)``.
@@ -121,9 +137,9 @@ def term_activation(maxima_BV: Tensor, terms: TermEntries, *, form: Form, target
 
 
 def minimum_activation(maxima_BV: Tensor, *, form: Form, k: int = 5, threshold: float = 0.5) -> Tensor:
-    """Return the mean of ``relu(threshold - mean of the k heaviest terms)``: a guard against collapse to nothing.
+    """Return the mean of ``relu(threshold - mean of the k heaviest terms)``, which keeps texts from losing all terms.
 
-    On the weights (``published``) a text that lights nothing gets no gradient; on the signed ones it does.
+    On the weights (``published``) a text without active terms gets no gradient; on the signed ones it does.
     """
     top_BK = signed_weights(maxima_BV.float().topk(min(k, maxima_BV.shape[1]), dim=1).values)
     if form == "published":
@@ -187,45 +203,131 @@ def _inverse_lengths(vectors: Tensor) -> Tensor:
     return torch.where(usable, squares, 1.0).rsqrt() * usable
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What curriculum, schedules and controllers say at one optimiser step."""
+
+    stage: StageSettings
+    penalty: tuple[float, ...]
+    """Weights of the sparsity penalty on queries and, when they are penalised, on documents."""
+
+
+class TripletsBatch:
+    """What the losses of a batch look at."""
+
+    def __init__(self, loss: TripletsLoss, maxima_NV: Tensor, weights_NV: Tensor, labels: Mapping[str, Any]) -> None:
+        rows = len(maxima_NV) // 3
+        self.settings: TripletLossSettings = loss.config.losses
+        self.stage = loss.stage
+        self.maxima_NV = maxima_NV
+        self.queries_BV, self.documents_CV = weights_NV[:rows], weights_NV[rows:]
+        self.query_maxima_BV = maxima_NV[:rows]
+        self.terms = labels["terms"].to(weights_NV.device)
+        self.same_BC = labels["same"].to(weights_NV.device)
+        self.scores_BC = similarities(self.queries_BV, self.documents_CV, similarity=loss.config.similarity)
+        self.labels = labels
+        self.is_trained_on = loss.training
+        self.term_cost_V = loss.term_cost_V
+
+    @property
+    def reads_documents(self) -> bool:
+        """Whether penalty and minimum activation look at documents too."""
+        return self.settings.regularize == "all"
+
+
+def _info_nce(batch: TripletsBatch) -> Tensor:
+    return info_nce(
+        batch.scores_BC, batch.same_BC, temperature=batch.stage.temperature, symmetric=batch.settings.symmetric
+    )
+
+
+def _own_terms(batch: TripletsBatch) -> Tensor:
+    settings = batch.settings
+    return term_activation(batch.query_maxima_BV, batch.terms.source, form=settings.form, target=settings.target)
+
+
+def _positive_terms(batch: TripletsBatch) -> Tensor:
+    settings = batch.settings
+    return term_activation(batch.query_maxima_BV, batch.terms.english, form=settings.form, target=settings.target)
+
+
+def _margin(batch: TripletsBatch) -> Tensor:
+    return triplet_margin(batch.scores_BC, margin=batch.settings.triplet_margin)
+
+
+def _minimum(batch: TripletsBatch) -> Tensor:
+    settings = batch.settings
+    maxima = batch.maxima_NV if batch.reads_documents else batch.query_maxima_BV
+    return minimum_activation(maxima, form=settings.form, k=settings.minimum_terms, threshold=settings.minimum_weight)
+
+
+def _distillation(batch: TripletsBatch) -> Tensor | None:
+    if not batch.is_trained_on and "teacher" not in batch.labels:
+        return None  # the teacher did not read the development rows
+    settings, scores_BC = batch.settings, batch.scores_BC
+    teacher_BC, known_BC = (batch.labels[name].to(scores_BC.device) for name in ("teacher", "known"))
+    if settings.distillation_form == "listwise":
+        return listwise_distillation(
+            scores_BC,
+            teacher_BC,
+            known_BC,
+            temperature=batch.stage.temperature,
+            teacher_temperature=settings.teacher_temperature,
+        )
+    rows = len(scores_BC)
+    own, hard = (slice(0, rows), slice(rows, None))
+    margin_B = teacher_BC[:, own].diagonal() - teacher_BC[:, hard].diagonal()
+    return margin_mse(scores_BC, margin_B, known_BC[:, own].diagonal() & known_BC[:, hard].diagonal())
+
+
+def _flops(batch: TripletsBatch) -> Tensor:
+    """Return the penalty on each side that is penalised, ``(P,)``."""
+    sides = (batch.queries_BV, batch.documents_CV) if batch.reads_documents else (batch.queries_BV,)
+    # Only the first rank validates, so a validation must not wait for the others.
+    found = [flops(side, term_cost_V=batch.term_cost_V, across_ranks=batch.is_trained_on) for side in sides]
+    return torch.stack(found)
+
+
+Row = LossComponent[TripletLossSettings, Step, TripletsBatch]
+LOSSES = (
+    Row("infonce", "InfoNCE", lambda settings, step: settings.infonce * step.stage.infonce, _info_nce),
+    Row("self", "own terms", lambda settings, step: settings.self_terms, _own_terms),
+    Row("positive", "terms of the positive", lambda settings, step: settings.positive_terms, _positive_terms),
+    Row("margin", "triplet margin", lambda settings, step: settings.margin, _margin),
+    Row("minimum", "minimum activation", lambda settings, step: settings.minimum_activation, _minimum),
+    Row("distillation", "distillation", lambda settings, step: settings.distillation, _distillation, watched=False),
+    Row("flops", "FLOPS", lambda settings, step: step.penalty, _flops),
+)
+"""The losses of the mode; a weight depends on the settings and on what holds at the step."""
+
 FIRST = 1e-3
 """Where a penalty begins that is to be steered although its weight is 0."""
 FLOOR = 0.01
 """Lowest weight of a steered penalty, as a share of the first: from further down it would not be back in time."""
 
 
-class TripletsLoss(nn.Module):
-    """Weighted sum of InfoNCE, term losses, margin, distillation, sparsity penalty and guard against collapse.
+class TripletsLoss(NamedLosses):
+    """Weighted sum of `LOSSES`, with a controller for the penalty of each side; see `NamedLosses`."""
 
-    Args:
-        model: The student.
-        config: Settings of the run.
-        term_cost_V: For the penalty; all terms alike when ``None``.
-    """
+    rows = LOSSES
+    watched: ClassVar[Mapping[str, str]] = {"effective_negatives": "effective negatives"}
+    config: TripletsConfig
 
-    term_cost_V: Tensor | None
-    raw_terms: dict[str, Tensor]
-    """Of the last batch, detached: unweighted losses, the share of each in the total (``share_NAME``), effective
-    negatives, active terms and the weights of the penalty."""
-
-    def __init__(self, model: SpladeEncoder, config: TripletsConfig, *, term_cost_V: Tensor | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.config = config
-        self.position: Callable[[], tuple[int, int]] = lambda: (0, 1)
-        """Returns the optimiser steps done and planned: all that a schedule may depend on."""
-        self._weights_of: Callable[[Tensor], Tensor] = model[1].weights
-        self.register_buffer("term_cost_V", term_cost_V, persistent=False)
+    def __init__(
+        self, model: SpladeEncoder, config: TripletsConfig, *, position: Position, term_cost_V: Tensor | None = None
+    ) -> None:
+        super().__init__(model, config, position=position, term_cost_V=term_cost_V)
+        self._weights_of: Callable[[Tensor], Tensor] = model.term_weights
         sparsity, first = config.sparsity, config.losses.flops or FIRST
         self.controllers = {
             side: SparsityController(
-                wanted,
-                weight=first if wanted else config.losses.flops,
+                target,
+                weight=first if target else config.losses.flops,
                 rate=sparsity.rate,
                 bounds=(FLOOR * first, max(first, sparsity.highest)),
             )
-            for side, wanted in (("query", sparsity.query_terms), ("document", sparsity.document_terms))
+            for side, target in (("query", sparsity.query_terms), ("document", sparsity.document_terms))
         }
-        self.raw_terms = {}
 
     @property
     def stage(self) -> StageSettings:
@@ -250,94 +352,31 @@ class TripletsLoss(nn.Module):
             return cached_losses(
                 lambda part: self.model(part)["signed_maxima"],
                 inputs,
-                lambda maxima_NV: self._losses(maxima_NV, self._weights_of(maxima_NV), labels),
-                mini_batch=3 * self.config.training.batch_size,
+                lambda maxima_NV: self.of_vectors(maxima_NV, self._weights_of(maxima_NV), labels),
+                mini_batch=3 * self.config.training.per_device_train_batch_size,
             )
         output = self.model(texts)
-        return self._losses(output["signed_maxima"], output["sentence_embedding"], labels)
+        return self.of_vectors(output["signed_maxima"], output["sentence_embedding"], labels)
 
-    def _losses(self, maxima_NV: Tensor, weights_NV: Tensor, labels: Mapping[str, Any]) -> dict[str, Tensor]:
-        settings, stage = self.config.losses, self.stage
-        rows = len(maxima_NV) // 3
-        queries_BV, documents_CV = weights_NV[:rows], weights_NV[rows:]
-        maxima_BV = maxima_NV[:rows]
-        terms = labels["terms"].to(weights_NV.device)
-        with torch.autocast(weights_NV.device.type, enabled=False):
-            scores_BC = similarities(queries_BV, documents_CV, similarity=self.config.similarity)
-            found = info_nce(
-                scores_BC, labels["same"].to(weights_NV.device), temperature=stage.temperature,
-                symmetric=settings.symmetric,
-            )  # fmt: skip
-        raw = {
-            "infonce": found.loss,
-            "self": term_activation(maxima_BV, terms.source, form=settings.form, target=settings.target),
-            "positive": term_activation(maxima_BV, terms.english, form=settings.form, target=settings.target),
-            "margin": triplet_margin(scores_BC, margin=settings.triplet_margin),
-            "minimum": minimum_activation(
-                maxima_NV if settings.regularize == "all" else maxima_BV,
-                form=settings.form, k=settings.minimum_terms, threshold=settings.minimum_weight,
-            ),
-        }  # fmt: skip
-        weights = {
-            "infonce": settings.infonce * stage.infonce,
-            "self": settings.self_terms,
-            "positive": settings.positive_terms,
-            "margin": settings.margin,
-            "minimum": settings.minimum_activation,
-        }
-        if settings.distillation > 0 and (self.training or "teacher" in labels):  # it did not read the dev rows
-            raw["distillation"] = self._distillation(scores_BC, labels, stage)
-            weights["distillation"] = settings.distillation
-        weighted = {name: weights[name] * raw[name] for name in raw if weights[name] > 0}
-        raw["flops"], weighted["flops"] = self._penalty(queries_BV, documents_CV)
-        self._note(raw, weighted, found.effective_negatives, weights_NV, rows)
+    def of_vectors(self, maxima_NV: Tensor, weights_NV: Tensor, labels: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the weighted losses of texts that are encoded already."""
+        batch = TripletsBatch(self, maxima_NV, weights_NV, labels)
+        penalty = {side: self.ramp * controller.weight for side, controller in self.controllers.items()}
+        penalised = tuple(penalty.values()) if batch.reads_documents else (penalty["query"],)
+        weighted = self.weighed(batch, Step(batch.stage, penalised))
+        self.raw_terms |= shares(weighted)
+        self.raw_terms["effective_negatives"] = effective_negatives(
+            batch.scores_BC, batch.same_BC, temperature=batch.stage.temperature
+        )
+        self._note_sparsity(batch, penalty)
         return weighted
 
-    def _distillation(self, scores_BC: Tensor, labels: Mapping[str, Any], stage: StageSettings) -> Tensor:
-        settings = self.config.losses
-        teacher_BC, known_BC = labels["teacher"].to(scores_BC.device), labels["known"].to(scores_BC.device)
-        if settings.distillation_form == "listwise":
-            return listwise_distillation(
-                scores_BC, teacher_BC, known_BC,
-                temperature=stage.temperature, teacher_temperature=settings.teacher_temperature,
-            )  # fmt: skip
-        rows = len(scores_BC)
-        own, hard = (slice(0, rows), slice(rows, None))
-        margin_B = teacher_BC[:, own].diagonal() - teacher_BC[:, hard].diagonal()
-        return margin_mse(scores_BC, margin_B, known_BC[:, own].diagonal() & known_BC[:, hard].diagonal())
-
-    def _penalty(self, queries_BV: Tensor, documents_CV: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the penalty on all that is penalised, raw and weighted."""
-        sides = {"query": queries_BV, "document": documents_CV}
-        if self.config.losses.regularize == "query":
-            del sides["document"]
-        raw = {
-            side: flops(weights, term_cost_V=self.term_cost_V, across_ranks=self.training)
-            for side, weights in sides.items()
-        }
-        weighted = [self.ramp * self.controllers[side].weight * value for side, value in raw.items()]
-        return torch.stack(list(raw.values())).sum(), torch.stack(weighted).sum()
-
     @torch.no_grad()
-    def _note(
-        self,
-        raw: Mapping[str, Tensor],
-        weighted: Mapping[str, Tensor],
-        effective_negatives: Tensor,
-        weights_NV: Tensor,
-        rows: int,
-    ) -> None:
-        total = sum(value.detach().abs() for value in weighted.values()) + 1e-12
-        active_N = (weights_NV > 0).sum(dim=1)
-        sides = {"query": active_N[:rows], "document": active_N[rows:]}
-        self.raw_terms = {name: value.detach() for name, value in raw.items()}
-        self.raw_terms |= {f"share_{name}": value.detach().abs() / total for name, value in weighted.items()}
-        self.raw_terms["effective_negatives"] = effective_negatives
-        for side, active in sides.items():
+    def _note_sparsity(self, batch: TripletsBatch, penalty: Mapping[str, float]) -> None:
+        for side, weights in (("query", batch.queries_BV), ("document", batch.documents_CV)):
+            active = (weights > 0).sum(dim=1)
             self.raw_terms[f"active_{side}"] = active.float().mean()
-            self.raw_terms[f"flops_weight_{side}"] = active.new_tensor(
-                self.ramp * self.controllers[side].weight, dtype=torch.float32
-            )
+            self.raw_terms[f"flops_weight_{side}"] = active.new_tensor(penalty[side], dtype=torch.float32)
             if self.training:
                 self.controllers[side].observe(active)
 

@@ -1,52 +1,24 @@
-"""What the report shows of a training from triplets.
+"""Mode ``triplets``: distil queries with good and bad answers into a neural sparse encoder (the published v22 and v23).
 
-Distil queries with good and bad answers into a neural Korean–English sparse encoder (the published v22 and v23).
+What it reads, and what its report shows; the steps of the recipe are in `soju.sparse.neural`.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from accelerate import PartialState
-from transformers.utils.logging import disable_progress_bar
-
-from soju.core.files import read_json_lines, write_json
-from soju.core.run import RunDirectory
-from soju.data.splits import spread
-from soju.sparse.data import RunData, read_run_data
-from soju.sparse.evaluate import Subject
-from soju.sparse.finish import Start, curves, measure, report, save_models
-from soju.sparse.neural_encoders import NeuralEncoder
-from soju.sparse.term_activation import PROBES
-from soju.sparse.trainer import refuse_missing_device
+from soju.core.files import read_json_lines
+from soju.core.run import Run
+from soju.data.splits import held_out, normalise_for_overlap
+from soju.data.statistics import RowStatistics, counted
+from soju.sparse.data import RunData, RunReader, refuse_too_few
 from soju.sparse.triplets.config import TripletsConfig
-from soju.sparse.triplets.rows import TripletRows, teacher_scores, triplet_rows
-from soju.sparse.triplets.training import planned_steps, train_student
-from soju.training.ranks import join_ranks
-from soju.training.rollback import Trained
 
-_LOSSES = {
-    "loss": "total loss",
-    "loss_infonce": "InfoNCE",
-    "loss_self": "own terms",
-    "loss_positive": "terms of the positive",
-    "loss_margin": "triplet margin",
-    "loss_distillation": "distillation",
-    "loss_flops": "FLOPS",
-    "loss_minimum": "minimum activation",
-    "loss_effective_negatives": "effective negatives",
-}
-_SHARES = {
-    "loss_share_infonce": "InfoNCE",
-    "loss_share_self": "own terms",
-    "loss_share_positive": "terms of the positive",
-    "loss_share_margin": "triplet margin",
-    "loss_share_distillation": "distillation",
-    "loss_share_flops": "FLOPS",
-    "loss_share_minimum": "minimum activation",
-}
+if TYPE_CHECKING:
+    from soju.sparse.finish import Figure
+    from soju.sparse.triplets.training import TripletsLesson
+
 _SPARSITY = {
     "loss_active_query": "active terms of queries",
     "loss_active_document": "active terms of documents",
@@ -56,143 +28,83 @@ _SPARSITY = {
 _VALIDATED = {"eval_mrr@10": "MRR@10", "eval_recall@1": "recall@1", "eval_recall@10": "recall@10"}
 
 
-def training_figures(run_folder: Path, config: TripletsConfig) -> list[dict[str, Any]]:
-    """Describe the curves of ``history.jsonl``."""
-    history = read_json_lines(run_folder / "history.jsonl")
+def read(config: TripletsConfig) -> RunData:
+    """Read triplets, pairs, terms and test sets; see `RunReader.checked` for what is refused."""
+    reader = RunReader(config)
+    _read_triplets(config, reader)
+    data = reader.checked()
+    for rows, setting in ((data.training.triplets, "data.triplets"), (data.training.dev_triplets, "data.dev_share")):
+        refuse_too_few(rows, f"{setting}: fewer than two triplets are left; give more, or another share", least=2)
+    return data
+
+
+def _read_triplets(config: TripletsConfig, reader: RunReader) -> None:
+    """Add the triplets; words that are kept out of the terms to measure on are kept out of the triplets too."""
+    data, training = config.data, reader.training
+    counts = RowStatistics()
+    unseen = {normalise_for_overlap(row.ko) for row in training.unseen_terms}
+    for source in data.triplets:
+        for row in counted(reader.rows([source], "triplets"), counts):
+            query = normalise_for_overlap(row.query)
+            if row.pair_type == "single_term" and query in unseen:
+                continue
+            if not data.dev_triplets and held_out(query, seed=config.seed + 1, share=data.dev_share):
+                training.dev_triplets.append(row)
+            else:
+                training.triplets.append(row)
+                training.source_rows[source] = training.source_rows.get(source, 0) + 1
+    training.dev_triplets.extend(reader.rows(data.dev_triplets, "triplets"))
+    training.statistics["triplets"] = counts.to_json()
+
+
+def run(config: TripletsConfig, run_dir: Run, *, data: RunData, resume: Path | None = None, workers: int = 2) -> Path:
+    """Train, score and report; returns the HTML report. See `soju.sparse.neural.run`."""
+    from soju.sparse import neural  # seconds, which a check of the data need not wait
+    from soju.sparse.triplets.training import TripletsLesson
+
+    return neural.run(
+        TripletsLesson, config, run_dir, data=data, figures=figures, summary=summary, resume=resume, workers=workers
+    )
+
+
+def figures(lesson: TripletsLesson) -> list[Figure]:
+    """Show the curves of ``history.jsonl``."""
+    from soju.sparse.finish import curves, figure, loss_figures
+
+    config, history = lesson.config, read_json_lines(lesson.folder / "history.jsonl")
     ends = ", ".join(f"{stage.share:.0%} at τ {stage.temperature:g}" for stage in config.curriculum)
-    figures: list[dict[str, Any]] = [
-        {
-            "id": "training_curves",
-            "title": "Training curves",
-            "caption": f"Raw, unweighted losses; the total is weighted. Stages of the curriculum: {ends}.",
-            "kind": "grid",
-            "x_label": "step",
-            "series": curves(history, _LOSSES),
-        },
-        {
-            "id": "loss_shares",
-            "title": "What the total is made of",
-            "caption": "Share of each weighted loss in the sum of their sizes.",
-            "kind": "line",
-            "x_label": "step",
-            "y_label": "share",
-            "series": curves(history, _SHARES),
-        },
-        {
-            "id": "sparsity",
-            "title": "Active terms and what holds them",
-            "caption": _wanted(config),
-            "kind": "grid",
-            "x_label": "step",
-            "series": curves(history, _SPARSITY),
-        },
-        {
-            "id": "validation",
-            "title": "Development queries, none of them trained on",
-            "caption": "Each is searched among the texts of all development triplets.",
-            "kind": "line",
-            "x_label": "step",
-            "y_label": "score",
-            "series": curves(history, _VALIDATED),
-        },
+    return [
+        *loss_figures(
+            history,
+            lesson.losses,
+            caption=f"Raw, unweighted losses; the total is weighted. Stages of the curriculum: {ends}.",
+        ),
+        *figure("sparsity", "Active terms and what holds them", _sparsity_targets(config), curves(history, _SPARSITY)),
+        *figure(
+            "validation",
+            "Development queries, none of them trained on",
+            "Each is searched among the texts of all development triplets.",
+            curves(history, _VALIDATED),
+            y_label="score",
+        ),
     ]
-    return [figure for figure in figures if figure["series"]]
 
 
-def in_words(rows: TripletRows, trained: Trained, config: TripletsConfig) -> list[str]:
-    """Tell the training in plain words."""
-    counts = rows.counts
-    sentences = [
+def summary(lesson: TripletsLesson) -> str:
+    """Say in plain words what was trained on."""
+    counts = lesson.rows.counts
+    return (
         f"{counts.kept:,} triplets of {counts.texts:,} different texts; {counts.without_terms + counts.banned:,} rows "
-        f"were rejected. {len(config.curriculum)} stages."
-    ]
-    if trained.attempts > 1:
-        sentences.append(f"Training was rolled back {trained.attempts - 1} times; rollbacks.jsonl says why.")
-    return sentences
+        f"were rejected. {len(lesson.config.curriculum)} stages."
+    )
 
 
-def _wanted(config: TripletsConfig) -> str:
-    wanted = [
+def _sparsity_targets(config: TripletsConfig) -> str:
+    targets = [
         f"{number:g} of a {side}"
         for side, number in (("query", config.sparsity.query_terms), ("document", config.sparsity.document_terms))
         if number is not None
     ]
-    if not wanted:
+    if not targets:
         return "Nothing was asked for: the penalty's weight follows its schedule alone."
-    return f"Asked for: {' and '.join(wanted)}; the weights of the penalty are steered towards it."
-
-
-def run(
-    config: TripletsConfig,
-    run_dir: RunDirectory,
-    *,
-    data: RunData | None = None,
-    resume: Path | None = None,
-    workers: int = 2,
-) -> Path:
-    """Train, score and report.
-
-    Args:
-        config: What to do.
-        run_dir: Where everything goes.
-        data: What `read_run_data` read, when that was done before the folder was made.
-        resume: A checkpoint to go on from; see `train_student`.
-        workers: Threads of the morphological analyser.
-
-    Returns:
-        The HTML report.
-
-    Raises:
-        UserError: If data, student or teacher cannot be used; what was trained so far stays.
-    """
-    disable_progress_bar()  # of the libraries: they would draw one for every file of weights
-    refuse_missing_device(config.training)
-    join_ranks()
-
-    # 1. Read the data; refuse broken rows and evaluation texts that were trained on.
-    data = data or read_run_data(config)
-
-    # 2. Build the student as it starts: a model, a run of ours, or from scratch on top of a static encoder.
-    start = Start(config, run_dir, data.training, workers=workers)
-    with PartialState().main_process_first():
-        start.prepare()
-    vocabulary, length = start.vocabulary, config.student.max_length
-
-    # 3. Turn triplets into rows; ask the teacher about all of them once.
-    banned = [probe.source for probe in PROBES]
-    rows = triplet_rows(data.training.triplets, vocabulary, max_length=length, banned=banned)
-    dev = triplet_rows(spread(data.training.dev_triplets, config.data.dev_rows), vocabulary, max_length=length)
-    if PartialState().is_main_process:
-        planned = {**asdict(rows.counts), "dev": len(dev), **planned_steps(rows, config.training)}
-        write_json(run_dir.path / "data.json", {**data.training.statistics, "rows": planned})
-    taught = config.losses.distillation > 0
-    with PartialState().main_process_first():
-        teacher = teacher_scores(config.teacher, rows, seed=config.seed) if taught and config.teacher else None
-
-    # 4. Train through the curriculum, validate, judge; roll back what regresses.
-    trained = train_student(
-        start.student,
-        rows,
-        dev,
-        teacher,
-        vocabulary,
-        config,
-        run_dir.path,
-        resume=resume,
-        distractors=spread(rows.texts, config.data.dev_distractors),
-    )
-    if not PartialState().is_main_process:
-        return run_dir.path / "report.html"
-
-    # 5. Save the best and the last as stock models, and from here on use what was saved.
-    student = save_models(trained, run_dir)
-
-    # 6. Score it, with either similarity, against itself untrained, the static encoder, BM25, dictionary and teacher.
-    other = "dot" if config.similarity == "cosine" else "cosine"
-    with_other = Subject(f"soju student ({other})", NeuralEncoder(student.model, similarity=other))
-    taught = taught and config.teacher is not None and config.teacher.kind == "bi_encoder"
-    measured = measure(student, start, data, config, run_dir, taught=taught, more=[with_other], workers=workers)
-
-    # 7. Show how it learned, what texts expand to and what a search finds; report.
-    figures, summary = training_figures(run_dir.path, config), in_words(rows, trained, config)
-    return report(student, measured, data, config, run_dir, figures=figures, summary=summary, taught=taught)
+    return f"Asked for: {' and '.join(targets)}; the weights of the penalty are steered towards it."

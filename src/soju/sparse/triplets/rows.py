@@ -1,11 +1,9 @@
-"""Triplets become training rows: each text once, its tokens and terms, and what a teacher says of it.
+"""Triplets become training rows: each text once, its tokens and terms; and what a teacher says of them.
 
-Shape letters: B = triplets in the batch, C = candidates (the B positives, then the B negatives), N = the 3 B texts of a
-batch (queries, positives, negatives), S = tokens of the longest.
+A teacher gives vectors of all texts, or one score for each query with its own two texts.
 
-What a teacher says of the triplets: vectors of all texts, or one score for each query with its own two texts.
-
-Shape letters: R = rows, B = triplets in a batch, C = candidates (B positives, B negatives), D = dimensions.
+Shape letters: R = rows, B = triplets in the batch, C = candidates (the B positives, then the B negatives), N = the 3 B
+texts of a batch (queries, positives, negatives), S = tokens of the longest, D = dimensions of the teacher.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,8 +23,7 @@ from soju.core.progress import track
 from soju.data.rows import TripletRow
 from soju.data.splits import normalise_for_overlap
 from soju.sparse.curriculum import Grouping
-from soju.sparse.finish import teacher_embeddings
-from soju.sparse.initial import Vocabulary
+from soju.sparse.initial import Vocabulary, padded, teacher_embeddings
 from soju.sparse.losses import RowTargets, TermTargets
 from soju.sparse.triplets.config import TripletsTeacherSettings
 from soju.teachers.cache import Embeddings
@@ -97,25 +93,11 @@ class TripletRows:
             _grouping([row.difficulty for row in self.triplets]),
         )
 
-    def dataset(self) -> Dataset:
-        """Return what the trainer shuffles: numbers of rows."""
-        return Dataset.from_dict({"row": list(range(len(self)))})
-
 
 def triplet_rows(
     triplets: Sequence[TripletRow], vocabulary: Vocabulary, *, max_length: int, banned: Iterable[str] = ()
 ) -> TripletRows:
-    """Make the rows.
-
-    Args:
-        triplets: As read.
-        vocabulary: The student's.
-        max_length: Tokens after which a text is cut.
-        banned: Queries that must not be trained on.
-
-    Returns:
-        The rows, with what was kept and rejected.
-    """
+    """Make the rows; `banned` queries are left out, texts cut after `max_length` tokens, rejected rows counted."""
     stop = {normalise_for_overlap(word) for word in banned}
     number: dict[str, int] = {}
     for row in triplets:
@@ -154,7 +136,7 @@ def triplet_rows(
 
 
 class TripletsCollator:
-    """Makes a batch of rows: padded tokens, the terms a query should light, which candidates are no negatives."""
+    """Makes a batch of rows: padded tokens, the terms a query should activate, which candidates are no negatives."""
 
     valid_label_columns = ("label",)
 
@@ -173,7 +155,8 @@ class TripletsCollator:
         }
         if self._teacher is not None:
             label |= self._teacher.of_batch(places)
-        return {**self._padded([*queries, *positives, *negatives]), "label": label}
+        ids = [self._rows.input_ids[number] for number in (*queries, *positives, *negatives)]
+        return {**padded(ids, pad_id=self._pad_id), "label": label}
 
     def _terms(self, query: int, positive: int) -> RowTargets:
         """Own terms of the query as ``source``, those of its positive as ``english``, whatever its language."""
@@ -185,15 +168,6 @@ class TripletsCollator:
             answers = self._rows.positives.get(query, frozenset()) | {query, positives[row]}
             same_BC[row] = torch.tensor([candidate in answers for candidate in candidates])
         return same_BC
-
-    def _padded(self, numbers: list[int]) -> dict[str, Tensor]:
-        ids = [self._rows.input_ids[number] for number in numbers]
-        input_ids = torch.full((len(ids), max(map(len, ids))), self._pad_id, dtype=torch.long)
-        mask = torch.zeros_like(input_ids)
-        for place, text in enumerate(ids):
-            input_ids[place, : len(text)] = torch.tensor(text)
-            mask[place, : len(text)] = 1
-        return {"text_input_ids": input_ids, "text_attention_mask": mask}
 
 
 def _grouping(values: Sequence[str]) -> Grouping:
@@ -299,18 +273,9 @@ def calibration(positives: NDArray[Any], others: NDArray[Any]) -> tuple[float, f
 
 
 def teacher_scores(settings: TripletsTeacherSettings, rows: TripletRows, *, seed: int) -> TeacherScores:
-    """Ask a teacher about all rows, once; what it said is kept on disk.
+    """Ask a teacher about all rows, once; what it said is kept on disk. `seed` is of the sample that calibrates it.
 
-    Args:
-        settings: Which teacher.
-        rows: The training rows.
-        seed: Of the sample that calibrates it.
-
-    Returns:
-        Its scores.
-
-    Raises:
-        UserError: If the rows hold no scores, or the teacher cannot tell positives from others.
+    It is a `UserError` if the rows hold no scores, or the teacher cannot tell positives from others.
     """
     if settings.kind == "scores":
         scores = [(_number(row.positive_score), _number(row.negative_score)) for row in rows.triplets]
@@ -334,11 +299,11 @@ def teacher_scores(settings: TripletsTeacherSettings, rows: TripletRows, *, seed
         )
         return PairScores(found.reshape(-1, 2).astype(np.float64), calibrate=settings.calibrate)
     query_R, candidate_R2 = heard_texts(rows.triplets, rows.numbers_R3, translation=settings.text == "translation")
-    wanted = np.unique(np.concatenate([query_R, candidate_R2.ravel()]))
-    wanted = wanted[wanted >= 0]
-    vectors = teacher_embeddings(settings, [rows.texts[number] for number in wanted])
+    heard = np.unique(np.concatenate([query_R, candidate_R2.ravel()]))
+    heard = heard[heard >= 0]
+    vectors = teacher_embeddings(settings, [rows.texts[number] for number in heard])
     place = np.full(len(rows.texts) + 1, UNKNOWN, np.int64)  # the last stands for UNKNOWN
-    place[wanted] = np.arange(len(wanted))
+    place[heard] = np.arange(len(heard))
     return VectorScores(vectors, place[query_R], place[candidate_R2], calibrate=settings.calibrate, seed=seed)
 
 

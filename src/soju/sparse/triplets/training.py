@@ -1,49 +1,134 @@
-"""How good is a student on development triplets? Retrieval among their texts, and the loss.
+"""What mode ``triplets`` teaches: triplets along a curriculum, judged by development queries.
 
 Shape letters: Q = development queries, D = documents that are searched, V = terms in the vocabulary.
-
-TensorBoard under the names people look for: ``train/loss``, ``train/loss_infonce``, ``val/loss`` ...
-
-Train a student on triplets with the stock trainer: curriculum, controllers, validation, gate and rollback.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from sentence_transformers import SparseEncoderTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from soju.core.errors import UserError
 from soju.core.files import append_json_line
 from soju.core.score import Score, Setting
+from soju.data.splits import spread
 from soju.evaluation.retrieval import RetrievalSet, evaluate
-from soju.search.weighting import idf
+from soju.sparse.config import TeacherSettings
 from soju.sparse.controllers import SparsityAlarm
 from soju.sparse.curriculum import Curriculum, staged_cosine
+from soju.sparse.data import TrainingData
+from soju.sparse.evaluate import Subject
 from soju.sparse.initial import Vocabulary
-from soju.sparse.losses import idf_term_cost
-from soju.sparse.neural_encoders import unit_rows
+from soju.sparse.neural import Between, Lesson
+from soju.sparse.neural_encoders import NeuralEncoder, unit_rows
 from soju.sparse.splade import SpladeEncoder
-from soju.sparse.trainer import SpladeTrainer, stock_arguments
-from soju.sparse.triplets.config import TripletLossSettings, TripletsConfig, TripletsTrainingSettings
+from soju.sparse.term_activation import PROBES
+from soju.sparse.triplets.config import TripletsConfig
 from soju.sparse.triplets.losses import TripletsLoss, stages_of
-from soju.sparse.triplets.rows import TeacherScores, TripletRows, TripletsCollator
+from soju.sparse.triplets.rows import TeacherScores, TripletRows, TripletsCollator, teacher_scores, triplet_rows
 from soju.training.ranks import on_main_process
-from soju.training.rollback import Attempt, BestSoFar, RollbackSettings, Trained, train_judged
 
 CHOSEN_BY = "mrr@10"
 """The best checkpoint has the highest MRR@10 of development queries over the texts of all development triplets."""
 _METRICS = (CHOSEN_BY, "recall@1", "recall@10")
+
+logger = logging.getLogger(__name__)
+
+
+class TripletsLesson(Lesson[TripletsConfig]):
+    """Queries, each with a text that answers it and one that does not; see `Lesson`."""
+
+    losses = TripletsLoss
+    rows: TripletRows
+    validation: TripletsValidation
+    teacher: TeacherScores | None = None
+
+    def __init__(self, config: TripletsConfig, data: TrainingData, vocabulary: Vocabulary, folder: Path) -> None:
+        super().__init__(config, data, vocabulary, folder)
+        length, banned = config.student.max_length, [probe.source for probe in PROBES]
+        self.rows = triplet_rows(data.triplets, vocabulary, max_length=length, banned=banned)
+        self.dev = triplet_rows(spread(data.dev_triplets, config.data.dev_rows), vocabulary, max_length=length)
+        distractors = spread(self.rows.texts, config.data.dev_distractors)
+        self.validation = TripletsValidation(self.dev, config, pad_id=self.pad_id, distractors=distractors)
+
+    def batches(self) -> int:
+        """Return the batches of an epoch on one rank; refuse rows that do not fill one (`UserError`)."""
+        together = self.config.training.batches[0] * PartialState().num_processes
+        if len(self.rows) < together:
+            raise UserError(
+                f"data.triplets: {len(self.rows):,} rows do not fill one batch of {together:,}; give more rows, or "
+                "lower training.per_device_train_batch_size"
+            )
+        return len(self.rows) // together
+
+    def counted(self) -> dict[str, Any]:
+        """Return what ``data.json`` says of the rows."""
+        return {**super().counted(), "dev": len(self.dev)}
+
+    @property
+    def dense_teacher(self) -> TeacherSettings | None:
+        """The teacher that takes part, if it embeds texts."""
+        teacher = self.config.teacher
+        return super().dense_teacher if teacher is not None and teacher.kind == "bi_encoder" else None
+
+    def ask_teacher(self) -> None:
+        """Ask for the teacher's scores of all rows."""
+        teacher = self.config.teacher
+        if self.config.losses.distillation > 0 and teacher is not None:
+            self.teacher = teacher_scores(teacher, self.rows, seed=self.config.seed)
+
+    def collator(self) -> TripletsCollator:
+        """Return what makes a batch."""
+        return TripletsCollator(self.rows, self.teacher, pad_id=self.pad_id)
+
+    def sampler(self, data_order: int) -> Curriculum:
+        """Return batches whose rows follow the mix of their stage."""
+        return Curriculum(
+            stages_of(self.config),
+            self.rows.groupings(),
+            self.rows.lengths,
+            seed=self.config.seed + data_order,
+            total_steps=self.planned()["steps"],
+            batches_a_step=self.config.training.batches[1],
+        )
+
+    def schedule(self, planned: int, step: int) -> float:
+        """Return the factor on the learning rate: warm-up and half a cosine, times that of the stage."""
+        warm_up = self.config.training.warmup_of(planned)
+        return staged_cosine(step, planned, warm_up_steps=warm_up, stages=stages_of(self.config))
+
+    def evaluator(self, loss: TripletsLoss) -> TripletsValidation:
+        """Return the validation, which takes the loss too."""
+        return self.validation.with_loss(loss)
+
+    def between(self, loss: TripletsLoss) -> Between:
+        """Steer the sparsity, look out for collapse, write TensorBoard's files under the published names."""
+        grace = self.config.training.warmup_of(self.planned()["steps"])
+        alarm = SparsityAlarm(loss.model.get_embedding_dimension(), grace=grace)
+        callbacks: list[TrainerCallback] = [Steering(loss, alarm, self.folder / "alarms.jsonl")]
+        if "tensorboard" in self.config.training.report_to:
+            callbacks.append(Scalars(self.folder / "tensorboard"))
+        return Between(
+            callbacks, {**{f"sparsity_{side}": part for side, part in loss.controllers.items()}, "alarm": alarm}
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """Leave TensorBoard to `Scalars`."""
+        return {"report_to": [place for place in self.config.training.report_to if place != "tensorboard"]}
+
+    def more_subjects(self, student: NeuralEncoder) -> list[Subject]:
+        """Return the student with the other similarity."""
+        other = "dot" if self.config.similarity == "cosine" else "cosine"
+        return [Subject(f"soju student ({other})", NeuralEncoder(student.model, similarity=other))]
 
 
 class TripletsValidation(BaseEvaluator):
@@ -73,8 +158,13 @@ class TripletsValidation(BaseEvaluator):
         documents = dict(zip(self._documents, self._documents, strict=True))
         self._set = RetrievalSet.create("dev triplets", {text: text for text in self._queries}, documents, answers)
         self._setting = Setting("student", self._set.name, self._set.hash)
-        self.loss: TripletsLoss | None = None
-        """Of the trainer, for ``val/loss``; set when there is one."""
+        self._loss: TripletsLoss | None = None
+
+    def with_loss(self, loss: TripletsLoss) -> TripletsValidation:
+        """Return the same validation that takes this loss too, as ``val/loss``."""
+        validation = copy(self)
+        validation._loss = loss
+        return validation
 
     @property
     def chosen_by(self) -> str:
@@ -105,32 +195,30 @@ class TripletsValidation(BaseEvaluator):
         result = {score.name: score.value for score in found.scores}
         result["active_query"] = queries_QV.nnz / len(self._queries)
         result["active_document"] = documents_DV.nnz / len(self._documents)
-        if self.loss is not None:
-            result["loss"] = self._mean_loss(self.loss, model)
+        if self._loss is not None:
+            result["loss"] = self._mean_loss(self._loss, model)
         return result
 
     @torch.no_grad()
-    def _mean_loss(self, loss: TripletsLoss, model: Any) -> float:
+    def _mean_loss(self, loss: TripletsLoss, model: SpladeEncoder) -> float:
         """Return the mean loss over batches of the training's size, at the stage of the step.
 
         Only the first rank validates, so nothing here may wait for the others: neither the wrapper that the trainer
-        puts around the model, nor a mean over ranks.
+        puts around the model of the loss, nor a mean over ranks, which an evaluating loss does not take.
         """
-        size = self._config.training.batch_size
-        training, wrapped = loss.training, loss.model
+        size = self._config.training.per_device_train_batch_size
+        device = next(model.parameters()).device
+        training = loss.training
         loss.eval()
-        loss.model = model
         values: list[float] = []
         try:
             for start in range(0, len(self._rows) - size + 1, size) or (0,):
                 batch = self._collate([{"row": row} for row in range(start, min(start + size, len(self._rows)))])
-                device = next(loss.parameters()).device
-                features = {
-                    name.removeprefix("text_"): value.to(device) for name, value in batch.items() if name != "label"
-                }
-                values.append(float(torch.stack(list(loss([features], batch["label"]).values())).sum()))
+                label = batch.pop("label")
+                output = model({name.removeprefix("text_"): value.to(device) for name, value in batch.items()})
+                losses = loss.of_vectors(output["signed_maxima"], output["sentence_embedding"], label)
+                values.append(float(torch.stack(list(losses.values())).sum()))
         finally:
-            loss.model = wrapped
             loss.train(training)
         return float(np.mean(values))
 
@@ -183,25 +271,6 @@ def scalars(logs: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-logger = logging.getLogger(__name__)
-
-
-class TripletsTrainer(SpladeTrainer):
-    """`SpladeTrainer` whose learning rate follows the curriculum; see `staged_cosine`."""
-
-    schedule: Callable[[int, int], float]
-    """Factor on the learning rate by optimiser steps done and planned."""
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Make a schedule that is a pure function of the step; the trainer calls this."""
-        if getattr(self, "lr_scheduler", None) is None:
-            self.lr_scheduler = LambdaLR(
-                optimizer or self.optimizer, lambda step: self.schedule(num_training_steps, step)
-            )
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-
 class Steering(TrainerCallback):
     """Moves the controllers after each optimiser step, and looks out for collapse.
 
@@ -227,142 +296,3 @@ class Steering(TrainerCallback):
                 logger.warning("step %d: %s", state.global_step, wrong)
                 row = {"step": state.global_step, "alarm": wrong}
                 on_main_process(lambda: append_json_line(self._record, row))
-
-
-def train_student(
-    student: Callable[[], SpladeEncoder],
-    rows: TripletRows,
-    dev: TripletRows,
-    teacher: TeacherScores | None,
-    vocabulary: Vocabulary,
-    config: TripletsConfig,
-    folder: Path,
-    *,
-    resume: Path | None = None,
-    distractors: Sequence[str] = (),
-) -> Trained:
-    """Train with validation, gate and rollback; see `train_judged`.
-
-    Args:
-        student: Makes the student as it starts; called once an attempt.
-        rows: What to train on.
-        dev: What to validate on.
-        teacher: Its scores; none without distillation.
-        vocabulary: The student's.
-        config: Settings of the run.
-        folder: The run folder.
-        resume: A checkpoint to go on from.
-        distractors: See `TripletsValidation`.
-
-    Returns:
-        The checkpoints.
-    """
-    pad_id = vocabulary.tokenizer.pad_token_id
-    validation = TripletsValidation(dev, config, pad_id=pad_id, distractors=distractors)
-
-    def trainer(attempt: Attempt) -> TripletsTrainer:
-        return make_trainer(student(), rows, teacher, validation, config, folder, attempt, pad_id=pad_id)
-
-    return train_judged(
-        trainer,
-        BestSoFar(validation, config.training.max_drop, folder / "verdicts.jsonl"),
-        folder,
-        rollbacks=RollbackSettings(max_rollbacks=config.training.max_rollbacks),
-        resume=resume,
-    )
-
-
-def make_trainer(
-    student: SpladeEncoder,
-    rows: TripletRows,
-    teacher: TeacherScores | None,
-    validation: TripletsValidation | None,
-    config: TripletsConfig,
-    folder: Path,
-    attempt: Attempt,
-    *,
-    pad_id: int,
-) -> TripletsTrainer:
-    """Put student, rows, loss, controllers and arguments into a trainer."""
-    if config.training.cached and PartialState().num_processes > 1:
-        raise UserError("training.cached: compares the texts of one process; train on one, or set it to false")
-    loss = TripletsLoss(student, config, term_cost_V=term_costs(rows, student, config.losses))
-    grace = math.ceil(config.training.warm_up * planned_steps(rows, config.training)["steps"])
-    alarm = SparsityAlarm(student.get_embedding_dimension(), grace=grace)
-    trainer = TripletsTrainer(
-        model=student,
-        args=training_arguments(config, folder, rows, data_order=attempt.data_order, validates=validation is not None),
-        train_dataset=rows.dataset(),
-        loss=loss,
-        evaluator=validation,
-        data_collator=TripletsCollator(rows, teacher, pad_id=pad_id),
-        history=folder / "history.jsonl",
-        learning_rate_scale=attempt.learning_rate_scale,
-        extra_state={**{f"sparsity_{side}": part for side, part in loss.controllers.items()}, "alarm": alarm},
-    )
-    loss.position = lambda: (trainer.state.global_step, trainer.state.max_steps)
-    stages, warm_up = stages_of(config), config.training.warm_up
-    trainer.schedule = lambda planned, step: staged_cosine(
-        step, planned, warm_up_steps=math.ceil(warm_up * planned), stages=stages
-    )
-    trainer.add_callback(Steering(loss, alarm, folder / "alarms.jsonl"))
-    trainer.add_callback(Scalars(folder / "tensorboard"))
-    if validation is not None:
-        validation.loss = loss
-        if config.training.patience is not None:
-            trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=config.training.patience))
-    return trainer
-
-
-def training_arguments(
-    config: TripletsConfig, folder: Path, rows: TripletRows, *, data_order: int = 0, validates: bool = True
-) -> SparseEncoderTrainingArguments:
-    """Translate the settings; see `stock_arguments`."""
-    training = config.training
-    size, accumulation = batches_of(training)
-    curriculum = Curriculum(
-        stages_of(config),
-        rows.groupings(),
-        rows.lengths,
-        seed=config.seed + data_order,
-        total_steps=planned_steps(rows, training)["steps"],
-        batches_a_step=accumulation,
-    )
-    return stock_arguments(
-        training,
-        folder,
-        curriculum,
-        seed=config.seed,
-        chosen_by=CHOSEN_BY if validates else None,
-        per_device_train_batch_size=size,
-        gradient_accumulation_steps=accumulation,
-        report_to=[],  # `Scalars` writes them under the published names
-    )
-
-
-def batches_of(training: TripletsTrainingSettings) -> tuple[int, int]:
-    """Return rows of a batch and batches of a step; `cached` makes one batch of those of a step."""
-    if training.cached:
-        return training.batch_size * training.accumulation, 1
-    return training.batch_size, training.accumulation
-
-
-def planned_steps(rows: TripletRows, training: TripletsTrainingSettings) -> dict[str, int]:
-    """Return the batches of an epoch on one rank, and the optimiser steps of the whole training."""
-    size, accumulation = batches_of(training)
-    batches = len(rows) // (size * PartialState().num_processes)
-    if batches == 0:
-        raise UserError(
-            f"data.triplets: {len(rows):,} rows do not fill one batch of {size * PartialState().num_processes:,}; give "
-            "more rows, or lower training.batch_size"
-        )
-    steps = training.max_steps or math.ceil(-(-batches // accumulation) * training.epochs)
-    return {"batches": batches, "steps": steps}
-
-
-def term_costs(rows: TripletRows, student: SpladeEncoder, losses: TripletLossSettings) -> torch.Tensor | None:
-    """Return what the sparsity penalty charges for each term, ``(V,)``, by the texts that hold it; none when alike."""
-    if losses.flops_cost is None:
-        return None
-    idf_V = idf(rows.texts_with_term(student.get_embedding_dimension()), len(rows.texts))
-    return idf_term_cost(torch.from_numpy(idf_V), form=losses.flops_cost)
