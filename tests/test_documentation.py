@@ -36,7 +36,8 @@ BASE = {
 
 
 def blocks(page, kind):
-    return re.findall(rf"^```{kind}\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
+    return [text for language, text in fenced if re.fullmatch(kind, language)]
 
 
 def anchors(page):
