@@ -23,7 +23,6 @@ from soju.sparse.static.training import texts_to_analyse, train_static
 PRESET = "splade-static"
 VARIANTS: dict[str, list[str]] = {
     "default": [],
-    "HMM with agreement, 3 rounds": ["alignment.hmm_iterations=3"],
     "no term list in the mix": ["expansion.dictionary_share=0"],
     "probabilities as weights (power 1, confidence 1)": ["expansion.power=1", "expansion.confidence=1"],
     "power 1": ["expansion.power=1"],

@@ -18,13 +18,13 @@ from pathlib import Path
 from soju.core.config import apply_overrides, parse_yaml, preset_text
 from soju.core.progress import set_quiet
 from soju.core.run import Run
+from soju.sparse.config import TermsConfig
 from soju.sparse.data import RunData
 from soju.sparse.evaluate import Subject, score_unseen_terms
 from soju.sparse.initial import Start
 from soju.sparse.neural import train
 from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.recipe import RECIPE, read_run_data
-from soju.sparse.terms.config import TermsConfig
 from soju.sparse.terms.training import TermsLesson
 
 PRESET = "splade-v19-small"

@@ -11,8 +11,7 @@ import yaml
 from soju.cli import app
 from soju.core.config import preset_names, validate
 from soju.embedding.config import EvaluationSettings
-from soju.sparse.config import PretrainedStudent, ScratchStudent, TeacherSettings
-from soju.sparse.terms.config import LossSettings, TermsConfig
+from soju.sparse.config import LossSettings, PretrainedStudent, ScratchStudent, TeacherSettings, TermsConfig
 from soju.sparse.triplets.config import TripletsConfig, TripletsTeacherSettings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -38,6 +38,8 @@ RENAMED = {
     "save_every": "save_steps",
 }
 """Old settings in the sections of `TRAINING` and what they are called now."""
+GONE = ("hmm_iterations",)
+"""Settings that are gone; 0 was their value in every preset."""
 ADDED = {"report_to": ["tensorboard"], "patience": None}
 """Settings that did not exist everywhere, with the value that does what was done without them."""
 
@@ -213,7 +215,7 @@ def renamed(value: Any, section: str = "") -> Any:
     if not isinstance(value, Mapping):
         return value
     names = RENAMED if section in TRAINING else {}
-    return {names.get(key, key): renamed(item, key) for key, item in value.items()}
+    return {names.get(key, key): renamed(item, key) for key, item in value.items() if key not in GONE}
 
 
 def without_added(value: Any) -> Any:

@@ -7,13 +7,7 @@ from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
 from soju.sparse.export.onnx import fidelity
-from soju.sparse.export.stock import (
-    CodeSettings,
-    LowRankFactors,
-    factorise_codes,
-    normalised_pieces,
-    save_low_rank,
-)
+from soju.sparse.export.stock import CodeSettings, LowRankFactors, factorise_codes, normalised_pieces, save_low_rank
 from sparse.tiny_models import tiny_tokenizer, tiny_weights
 from sparse.without_soju import encode_stock, encode_without_soju
 

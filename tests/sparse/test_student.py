@@ -9,7 +9,7 @@ from sentence_transformers import SparseEncoder
 from small_bilingual import PAIRS, train_small
 from torch.nn.functional import cross_entropy
 
-from soju.search.weighting import idf
+from soju.search.folder import idf
 from soju.sparse.initial import lexicon_vocabulary, scratch_student
 from soju.sparse.model import PACKAGED_MODEL, model_folder
 from soju.sparse.neural_encoders import NeuralEncoder

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from soju.data.rows import PairRow, Term, TermRow
 from soju.sparse.export.stock import stock_tokenizer
 from soju.sparse.initial import lexicon_vocabulary, plain_vocabulary
-from soju.sparse.terms.rows import NO_TEACHER_TEXT, TermsCollator, training_rows
-from soju.teachers.cache import Embeddings
+from soju.sparse.terms.training import NO_TEACHER_TEXT, TermsCollator, training_rows
+from soju.teachers.dense import Embeddings
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = ["물", "바다", "깊은", "water", "sea", "deep", "ocean", "machine", "learning"]

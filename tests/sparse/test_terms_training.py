@@ -15,9 +15,8 @@ from soju.sparse.losses import flops
 from soju.sparse.neural import term_costs
 from soju.sparse.term_activation import Probe, probe_report
 from soju.sparse.terms.losses import TermsLoss
-from soju.sparse.terms.rows import NO_TEACHER_TEXT, TermsCollator
-from soju.sparse.terms.training import CHOSEN_BY, Validation
-from soju.teachers.cache import Embeddings
+from soju.sparse.terms.training import CHOSEN_BY, NO_TEACHER_TEXT, TermsCollator, Validation
+from soju.teachers.dense import Embeddings
 from soju.training.checkpoints import list_checkpoints
 from sparse.reference_terms import row_by_row
 

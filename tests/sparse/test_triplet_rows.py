@@ -19,7 +19,7 @@ from soju.sparse.triplets.rows import (
     teacher_scores,
     triplet_rows,
 )
-from soju.teachers.cache import Embeddings
+from soju.teachers.dense import Embeddings
 from sparse.pico_terms import save_start
 from sparse.pico_triplets import TRIPLETS
 

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from soju.core.errors import BadNumbersError
-from soju.training.bad_numbers import BadNumbers, describe
 from soju.training.checkpoints import list_checkpoints
+from soju.training.history import BadNumbers, describe
 from training.pico_trainers import TwoTerms, plain_trainer, sparse_trainer, weights
 
 NAN, INF = float("nan"), float("inf")

@@ -15,6 +15,7 @@ from soju.core.errors import StoppedError, UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
+
 ExportFormat = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx", "inference-free"]
 
 

@@ -22,6 +22,7 @@ from soju.core.run import Run, open_run_folder
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+
 RECIPES: dict[str, str] = {
     "splade": "soju.sparse.recipe:RECIPE",
     "embedding": "soju.embedding.recipe:RECIPE",

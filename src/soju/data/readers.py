@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any, Generic
 
 from soju.core.errors import require_extra
-from soju.data.lines import MAX_LINE_BYTES, decode_line, read_lines
 from soju.data.log import SKIP, Place, ReadLog, SourceCounts, printable, show
 from soju.data.rows import DOCUMENTS, JUDGEMENTS, Document, Judgement, Kind, PassageRow, RowT
-from soju.data.sources import FileSource, HubSource, parse_json, parse_tsv, resolve
+from soju.data.sources import (
+    MAX_LINE_BYTES,
+    FileSource,
+    HubSource,
+    decode_line,
+    parse_json,
+    parse_tsv,
+    read_lines,
+    resolve,
+)
 
 _MAX_KNOWN = 1000
 

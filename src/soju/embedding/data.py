@@ -36,8 +36,7 @@ from soju.data.splits import held_out, normalise_for_overlap, refuse_overlap, sp
 from soju.data.statistics import RowStatistics, counted
 from soju.embedding.config import EmbeddingConfig, EmbeddingDataSettings, SupervisedSettings, UnsupervisedSettings
 from soju.embedding.losses import last_old_positions
-from soju.teachers.cache import cached_embeddings
-from soju.teachers.dense import SentenceTransformerTeacher
+from soju.teachers.dense import SentenceTransformerTeacher, cached_embeddings
 
 
 @dataclass(slots=True)

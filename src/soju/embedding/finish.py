@@ -33,7 +33,7 @@ from soju.embedding.retention import COSINE, ENGLISH, KOREAN
 from soju.embedding.stages import Accepted
 from soju.evaluation.similarity import cosines_of
 from soju.report import write_report
-from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
+from soju.report.markdown import DataSource, Example, ModelCard, render_model_card
 
 ROWS = 8192
 """Of a table that are looked at in float64 at once."""

@@ -42,8 +42,7 @@ from soju.embedding.trainer import (
     stage_arguments,
     transformer_of,
 )
-from soju.teachers.cache import cached_embeddings
-from soju.teachers.dense import SentenceTransformerTeacher
+from soju.teachers.dense import SentenceTransformerTeacher, cached_embeddings
 from soju.training.checkpoints import newest_verified, publish, resume_path
 from soju.training.ranks import on_main_process
 from soju.training.state import seeded

@@ -18,8 +18,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from soju.core.progress import track
+from soju.search.folder import idf
 from soju.search.postings import Postings
-from soju.search.weighting import idf
 
 Array = NDArray[Any]
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from soju.search.postings import Postings
     from soju.search.remote import CorpusFacts, Passage, Send
 
+
 FAST = {"block-max": "soju.search.block_max:BlockMaxEngine"}
 """Engines that are built beside the posting lists of an index of ours."""
 SERVERS = {"opensearch": "soju.search.opensearch:OpenSearchEngine", "qdrant": "soju.search.qdrant:QdrantEngine"}

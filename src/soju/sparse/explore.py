@@ -31,8 +31,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config, Server
 
 from soju.core.errors import UserError
-from soju.core.hits import Hit, MatchedTerm, TermWeight
 from soju.core.language import Language
+from soju.data.rows import Hit, MatchedTerm, TermWeight
 from soju.report.contents import Expansion, Row, Search
 from soju.search.index import SparseIndex
 from soju.sparse.indexing import expand, search_index

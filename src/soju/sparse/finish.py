@@ -11,7 +11,7 @@ from soju.core.run import Run
 from soju.core.score import Score
 from soju.data.rows import Document
 from soju.report import write_report
-from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
+from soju.report.markdown import DataSource, Example, ModelCard, render_model_card
 from soju.sparse.config import CardSettings, Credit, EvaluationSettings, NeuralConfig, StaticConfig, TeacherSettings
 from soju.sparse.data import EvaluationTexts, RunData
 from soju.sparse.evaluate import STUDENT, SUBJECT, Measured, metrics_of, write_query_scores
@@ -20,6 +20,7 @@ from soju.sparse.model import TermEncoder
 
 if TYPE_CHECKING:
     from soju.sparse.losses import NamedLosses
+
 
 UNTRAINED = "untrained student"
 BEFORE = "student before"

@@ -35,7 +35,7 @@ from soju.core.errors import IntegrityError, UserError
 from soju.core.files import verify_manifest, write_manifest
 from soju.core.progress import track
 from soju.core.run import Run
-from soju.search.weighting import idf
+from soju.search.folder import idf
 from soju.sparse.config import (
     NeuralConfig,
     PretrainedStudent,
@@ -52,8 +52,7 @@ from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.lexicon import strongest_terms
 from soju.sparse.static.training import train_static
-from soju.teachers.cache import Embeddings, cached_embeddings, precomputed_embeddings
-from soju.teachers.dense import SentenceTransformerTeacher
+from soju.teachers.dense import Embeddings, SentenceTransformerTeacher, cached_embeddings, precomputed_embeddings
 from soju.training.sampling import length_batches
 
 _PRIOR_DOCUMENTS = 10_000

@@ -21,15 +21,16 @@ from scipy.sparse import csr_array
 
 from soju.core.errors import UserError, require_extra
 from soju.core.files import MANIFEST, sha256
-from soju.core.hits import TermWeight
 from soju.core.model_folder import STOCK_MODULES, find_model_folder, module_names
 from soju.core.run import Run
+from soju.data.rows import TermWeight
 from soju.search.hits import heaviest
 from soju.sparse.config import SearchSettings
 from soju.sparse.static.encoder import StaticEncoder, read_model_config
 
 if TYPE_CHECKING:
     from soju.sparse.neural_encoders import NeuralEncoder
+
 
 PACKAGED_MODEL = "ko-en-static"
 """Name of the model that ships with soju, accepted wherever a model folder is."""

@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from soju.core.files import write_json
 from soju.core.run import Run
-from soju.search.weighting import idf
+from soju.search.folder import idf
 from soju.sparse.config import NeuralConfig, TeacherSettings
 from soju.sparse.data import RunData, TrainingData
 from soju.sparse.evaluate import STUDENT, SUBJECT, Measured, Subject, score

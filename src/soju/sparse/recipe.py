@@ -16,9 +16,8 @@ from soju.core.errors import ConfigError, UserError
 from soju.core.model_folder import module_names
 from soju.core.recipe import Answer, DataReport, Evaluation, MtebModel, Recipe, Show
 from soju.core.run import Run
-from soju.sparse.config import StaticConfig
+from soju.sparse.config import StaticConfig, TermsConfig
 from soju.sparse.data import RunData
-from soju.sparse.terms.config import TermsConfig
 from soju.sparse.triplets.config import TripletsConfig
 
 SpladeConfig = StaticConfig | TermsConfig | TripletsConfig

@@ -29,7 +29,6 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from soju.core.errors import StoppedError, UserError
 from soju.core.files import verify_manifest, write_json
 from soju.core.progress import is_shown
-from soju.training.bad_numbers import BadNumbers, describe
 from soju.training.checkpoints import (
     checkpoint_path,
     checkpoint_step,
@@ -44,7 +43,7 @@ from soju.training.checkpoints import (
     staging_path,
     tidy,
 )
-from soju.training.history import LOSS, HistoryFile, LossWindow, add_totals
+from soju.training.history import LOSS, BadNumbers, HistoryFile, LossWindow, add_totals, describe
 from soju.training.ranks import from_all, largest, on_main_process
 from soju.training.sampling import SeededCollator, set_epoch_everywhere, start_worker
 from soju.training.state import (
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
 else:
     _Trainer = object
+
 
 logger = logging.getLogger(__name__)
 

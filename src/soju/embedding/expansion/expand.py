@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedTokenizerBase
 
+
 DIFFERENCE_FILE, STATISTICS_FILE = "vocab_diff.json", "vocab_diff_stats.json"
 HELD_OUT = 2000
 """Korean texts of the corpus at most that are only measured on."""

@@ -31,9 +31,8 @@ from scipy.sparse.linalg import svds
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from soju.alignment.bitext import make_bitext
+from soju.alignment.bitext import geometric_mean, make_bitext, prune_by_mass
 from soju.alignment.ibm1 import train_ibm1
-from soju.alignment.tables import geometric_mean, prune_by_mass
 from soju.core.errors import UserError
 from soju.data.rows import PairRow
 from soju.embedding.config import Initialiser

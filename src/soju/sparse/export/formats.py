@@ -17,8 +17,8 @@ from scipy.sparse import coo_array, csr_array
 from soju.core.errors import DataError, Problem, UserError
 from soju.core.files import atomic_writer
 from soju.core.language import language_of
+from soju.search.folder import idf
 from soju.search.remote import escape_token
-from soju.search.weighting import idf
 from soju.sparse.model import TermEncoder
 from soju.sparse.static.encoder import StaticEncoder
 

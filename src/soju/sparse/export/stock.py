@@ -42,7 +42,7 @@ from transformers import BertConfig, BertForMaskedLM, TokenizersBackend
 from soju.core.errors import UserError
 from soju.core.files import write_json, write_manifest
 from soju.data.log import OnError, ReadLog
-from soju.search.weighting import idf
+from soju.search.folder import idf
 from soju.sparse.indexing import read_documents
 from soju.sparse.model import open_model
 from soju.sparse.neural_encoders import InferenceFreeEncoder, NeuralEncoder

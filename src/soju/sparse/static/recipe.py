@@ -9,7 +9,7 @@ from soju.core.files import write_json, write_manifest, write_text
 from soju.core.run import Run
 from soju.core.score import Score
 from soju.report import write_report
-from soju.report.model_card import Example, ModelCard, render_model_card
+from soju.report.markdown import Example, ModelCard, render_model_card
 from soju.sparse.config import StaticConfig
 from soju.sparse.data import RunData, RunReader
 from soju.sparse.evaluate import SUBJECT, Measured, Subject, metrics_of, score

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 from tokenizers import Tokenizer
 
-from soju.alignment.bitext import Bitext, make_bitext
-from soju.alignment.hmm import train_hmm
+from soju.alignment.bitext import Bitext, average, dictionary_table, expansion_weights, make_bitext, mix, prune_by_mass
 from soju.alignment.ibm1 import TranslationTable, train_ibm1
-from soju.alignment.tables import average, dictionary_table, expansion_weights, mix, prune_by_mass
 from soju.core.errors import UserError
 from soju.core.language import language_of
 from soju.core.progress import track
@@ -221,8 +219,6 @@ def _align_both(bitext: Bitext, settings: AlignmentSettings, log: TrainingLog) -
         ahead = threads.submit(train, "ko-en", bitext)
         back = threads.submit(train, "en-ko", bitext.reversed())
         forward, backward = ahead.result(), back.result()
-    if settings.hmm_iterations:
-        forward, backward = train_hmm(bitext, forward, backward, iterations=settings.hmm_iterations)
     mean = average(forward.to_csr(), backward.to_csr())
     mean.data[mean.data < settings.min_probability] = 0
     mean.eliminate_zeros()

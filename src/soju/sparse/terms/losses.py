@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softplus
 
+from soju.sparse.config import LossSettings
 from soju.sparse.losses import (
     NEVER,
     SHORTEST,
@@ -27,7 +28,6 @@ from soju.sparse.losses import (
     flops,
     signed_weights,
 )
-from soju.sparse.terms.config import LossSettings
 
 EPSILON = 1e-8
 """Keeps log(w) finite for an inactive term (18.4 at most) and a row without similarity mass from dividing by zero."""

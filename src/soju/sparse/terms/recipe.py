@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from soju.core.files import read_json_lines
 from soju.core.run import Run
+from soju.sparse.config import TermsConfig
 from soju.sparse.data import RunData, RunReader, refuse_too_few
-from soju.sparse.terms.config import TermsConfig
 
 if TYPE_CHECKING:
     from soju.sparse.finish import Figure
     from soju.sparse.terms.training import TermsLesson
+
 
 _VALIDATED = {
     "eval_activation.en@50": "activation, English",

@@ -8,13 +8,7 @@ from pydantic import Field, model_validator
 
 from soju.core.config import Settings
 from soju.data.rows import DIFFICULTIES, PAIR_TYPES
-from soju.sparse.config import (
-    DataSettings,
-    NeuralConfig,
-    NeuralLossSettings,
-    NeuralTrainingSettings,
-    TeacherSettings,
-)
+from soju.sparse.config import DataSettings, NeuralConfig, NeuralLossSettings, NeuralTrainingSettings, TeacherSettings
 
 
 class TripletsDataSettings(DataSettings):

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from soju.sparse.controllers import SparsityController
-from soju.sparse.curriculum import Stage, stage_at
+from soju.sparse.curriculum import SparsityController, Stage, stage_at
 from soju.sparse.losses import (
     NEVER,
     SHORTEST,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from soju.sparse.finish import Figure
     from soju.sparse.triplets.training import TripletsLesson
 
+
 _SPARSITY = {
     "loss_active_query": "active terms of queries",
     "loss_active_document": "active terms of documents",

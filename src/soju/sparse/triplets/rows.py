@@ -26,8 +26,7 @@ from soju.sparse.curriculum import Grouping
 from soju.sparse.initial import Vocabulary, padded, teacher_embeddings
 from soju.sparse.losses import RowTargets, TermTargets
 from soju.sparse.triplets.config import TripletsTeacherSettings
-from soju.teachers.cache import Embeddings
-from soju.teachers.dense import cross_encoder_scores
+from soju.teachers.dense import Embeddings, cross_encoder_scores
 
 _CHUNK = 4096
 

@@ -23,8 +23,7 @@ from soju.core.score import Score, Setting
 from soju.data.splits import spread
 from soju.evaluation.retrieval import RetrievalSet, evaluate
 from soju.sparse.config import TeacherSettings
-from soju.sparse.controllers import SparsityAlarm
-from soju.sparse.curriculum import Curriculum, staged_cosine
+from soju.sparse.curriculum import Curriculum, SparsityAlarm, staged_cosine
 from soju.sparse.data import TrainingData
 from soju.sparse.evaluate import Subject
 from soju.sparse.initial import Vocabulary
