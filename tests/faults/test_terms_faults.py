@@ -30,7 +30,7 @@ class Server:
     def __init__(self, start):
         path = os.pathsep.join([str(TESTS), *sys.path])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        program = [sys.executable, "-W", "ignore", str(TESTS / "recipes" / "pico_terms.py"), str(start)]
+        program = [sys.executable, "-W", "ignore", str(TESTS / "sparse" / "pico_terms.py"), str(start)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(program, env=environment, text=True, bufsize=1, **pipes)
         assert self.process.stdout.readline() == "ready\n"
