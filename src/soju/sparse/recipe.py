@@ -99,8 +99,9 @@ class SpladeRecipe(Recipe[SpladeConfig, RunData]):
         if resume and not mode.resumes:
             raise UserError(f"mode {config.mode} trains in minutes and has no checkpoints; train without --resume")
         start = resume if isinstance(resume, Path) else None
-        import_module(mode.module).run(config, run, data=data, resume=start, workers=workers)
-        return run
+        data = data if data is not None else read_run_data(config)
+        trained: Run = import_module(mode.module).run(config, run, data=data, resume=start, workers=workers)
+        return trained
 
     def evaluate(
         self,
