@@ -29,6 +29,21 @@ print(*sorted({"torch", "transformers", "sentence_transformers"} & set(sys.modul
 """
 
 
+WITHOUT_NEURAL = """
+import sys
+from soju.core.errors import EXTRAS
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in EXTRAS["neural"] + EXTRAS["hub"]:
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Refuse())
+from soju.cli import main
+main()
+"""
+
+
 def closure(requirements):
     """Name the distributions that requirements without extras bring, themselves included."""
     found, waiting = {}, [Requirement(text) for text in requirements]
@@ -116,6 +131,16 @@ def test_a_verb_that_needs_more_names_the_line_to_type(soju, arguments, extra):
 
 def test_what_needs_no_torch_imports_without_it(soju):
     assert soju("-c", IMPORT_ALL, command="python") == (0, "\n", "")
+
+
+@pytest.mark.slow
+def test_a_static_encoder_is_trained_measured_and_reported_without_torch(tmp_path):
+    command = ["-q", "--offline", "train", "splade-static-samples", "--out", "run"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NEURAL, *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"final", "index", "report.html", "scores.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
 
 
 def test_the_extras_are_those_of_the_project():

@@ -80,7 +80,13 @@ WORDS = [
     ("김치찌개", "pepper", "저녁"),
     ("빠르게", "quickly"),
 ]
-ROWS = [TermRow(ko, tuple(Term(term, 1.0 - 0.2 * place) for place, term in enumerate(terms))) for ko, *terms in WORDS]
+PROBE = "신경망"
+"""One of `WORDS` that is a probe, so that it is never trained on."""
+ROWS = [
+    TermRow(ko, tuple(Term(term, 1.0 - 0.2 * place) for place, term in enumerate(terms)))
+    for ko, *terms in WORDS
+    if ko != PROBE
+]
 DEV_ROWS = [
     TermRow("검색 엔진", (Term("search engine", 1.0),)),
     TermRow("데이터", (Term("data", 1.0), Term("문서", 0.5))),

@@ -237,6 +237,7 @@ def test_layers_may_learn_at_a_rate_of_their_own(tmp_path, start):
 
 def test_one_text_eight_times_is_eight_texts_once(tmp_path, start):
     terms = [row for row in ROWS if any(term.text.isascii() for term in row.terms)][:8]
+    assert len(terms) == 8
     found = []
     for name, batch, accumulation in (("one", 8, 1), ("eight", 1, 8)):
         sizes = (
@@ -245,6 +246,7 @@ def test_one_text_eight_times_is_eight_texts_once(tmp_path, start):
             "training.max_steps=3",
         )
         pico = pretrained(tmp_path / name, start, *sizes, "losses.flops=0", "training.logging_steps=1", terms=terms)
+        assert len(pico.rows) == 8
         trainer = pico.trainer()
         for module in trainer.model.modules():
             if isinstance(module, torch.nn.Dropout):

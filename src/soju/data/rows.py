@@ -31,7 +31,12 @@ from soju.data.log import (
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One target term of a head word."""
+    """One target term of a head word.
+
+    >>> import soju
+    >>> soju.TermRow("물", terms=(soju.Term("water", similarity=1.0),)).terms[0].text
+    'water'
+    """
 
     text: str
     similarity: float

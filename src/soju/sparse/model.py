@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from soju.core.errors import UserError
+from soju.core.errors import UserError, require_extra
 from soju.core.files import MANIFEST, sha256
 from soju.core.hits import TermWeight
 from soju.core.model_folder import STOCK_MODULES, find_model_folder, module_names
@@ -211,6 +211,7 @@ def load_encoder(folder: Path) -> StaticEncoder | NeuralEncoder:
         return StaticEncoder.load(folder)
     if "Pooling" in module_names(folder):
         raise UserError(f"{folder}: a dense embedding model; load it with sentence_transformers.SentenceTransformer")
+    require_extra(f"{folder}: a neural model", "neural", "torch", "transformers", "sentence_transformers")
     from soju.sparse.neural_encoders import InferenceFreeEncoder, NeuralEncoder  # seconds; not for static ones
 
     return (InferenceFreeEncoder if (folder / ROUTER).is_file() else NeuralEncoder).load(folder)

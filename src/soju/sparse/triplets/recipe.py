@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from soju.core.files import read_json_lines
 from soju.core.run import Run
+from soju.data.rows import TRIPLETS
 from soju.data.splits import held_out, normalise_for_overlap
 from soju.data.statistics import RowStatistics, counted
 from soju.sparse.data import RunData, RunReader, refuse_too_few
@@ -44,7 +45,7 @@ def _read_triplets(config: TripletsConfig, reader: RunReader) -> None:
     counts = RowStatistics()
     unseen = {normalise_for_overlap(row.ko) for row in training.unseen_terms}
     for source in data.triplets:
-        for row in counted(reader.rows([source], "triplets"), counts):
+        for row in counted(reader.rows([source], TRIPLETS), counts):
             query = normalise_for_overlap(row.query)
             if row.pair_type == "single_term" and query in unseen:
                 continue
@@ -53,7 +54,7 @@ def _read_triplets(config: TripletsConfig, reader: RunReader) -> None:
             else:
                 training.triplets.append(row)
                 training.source_rows[source] = training.source_rows.get(source, 0) + 1
-    training.dev_triplets.extend(reader.rows(data.dev_triplets, "triplets"))
+    training.dev_triplets.extend(reader.rows(data.dev_triplets, TRIPLETS))
     training.statistics["triplets"] = counts.to_json()
 
 
