@@ -34,7 +34,7 @@ from soju.search.lexical import Bm25Searcher, Dictionary, DictionarySearcher, Ko
 from soju.sparse.config import EvaluationSettings, NeuralConfig, SearchSettings, StaticConfig
 from soju.sparse.data import EvaluationTexts, RunData
 from soju.sparse.indexing import index_settings
-from soju.sparse.model import TermEncoder, model_folder, open_model, search_settings_of
+from soju.sparse.model import TermEncoder, load
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.term_activation import (
     FUNCTION_WORDS,
@@ -411,11 +411,11 @@ class MtebSearcher:
 
     @classmethod
     def of(cls, model: str) -> MtebSearcher:
-        """Open a model, see `soju.sparse.indexing.open_model`."""
-        encoder, fingerprint = open_model(model)
-        folder = model_folder(model)
+        """Load a model, see `soju.load`."""
+        found = load(model)
+        folder = found.folder
         name = folder.resolve().parent.name if folder.name in ("best", "final") else folder.name
-        return cls(encoder, name=name, fingerprint=fingerprint, search=search_settings_of(folder))
+        return cls(found.encoder, name=name, fingerprint=found.fingerprint, search=found.search)
 
     def index(self, corpus: Iterable[Mapping[str, Any]], **_: Any) -> None:
         """Index the rows of a corpus: ``id``, ``text`` and perhaps ``title``, which is put before the text."""

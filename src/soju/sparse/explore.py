@@ -36,7 +36,7 @@ from soju.data.rows import Hit, MatchedTerm, TermWeight
 from soju.report.contents import Expansion, Row, Search
 from soju.search.index import SparseIndex
 from soju.sparse.indexing import expand, search_index
-from soju.sparse.model import TermEncoder, open_model
+from soju.sparse.model import TermEncoder, load
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.term_activation import TermsOf, terms_of
 
@@ -349,12 +349,12 @@ class ExploredModel:
 def open_models(model: str, *, against: str | None = None, indexes: Sequence[Path] = ()) -> list[ExploredModel]:
     """Load one or two models and give each its index."""
     names = [model] if against is None else [model, against]
-    loaded = [(name, *open_model(name)) for name in names]
+    loaded = [load(name) for name in names]
     opened: dict[str, SparseIndex] = {}
     for folder in indexes:
         index = SparseIndex.open(folder)
         made_with = index.description.fingerprint
-        if made_with not in {fingerprint for _, _, fingerprint in loaded}:
+        if made_with not in {found.fingerprint for found in loaded}:
             raise UserError(
                 f"{folder}: was made with another model than {' or '.join(names)}; "
                 f"index the corpus again with one of them, or explore {folder / 'model'}"
@@ -363,8 +363,8 @@ def open_models(model: str, *, against: str | None = None, indexes: Sequence[Pat
             raise UserError(f"{folder}: a second index of the same model; give one index a model")
         opened[made_with] = index
     return [
-        ExploredModel(name, encoder, terms_of(encoder), opened.get(fingerprint))
-        for name, encoder, fingerprint in loaded
+        ExploredModel(name, found.encoder, terms_of(found.encoder), opened.get(found.fingerprint))
+        for name, found in zip(names, loaded, strict=True)
     ]
 
 

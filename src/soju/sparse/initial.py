@@ -264,8 +264,8 @@ class Start:
         self._config = config
         self._training = training
         self._workers = workers
-        self._static_folder = run_dir.path / STATIC
-        self._student_folder = run_dir.path / "untrained"
+        self._static_folder = run_dir.folder / STATIC
+        self._student_folder = run_dir.folder / "untrained"
 
     def prepare(self) -> None:
         """Make whatever an earlier start of this run has not finished."""

@@ -176,12 +176,6 @@ def load(model: str | Path | Run) -> Model:
     return Model(load_encoder(folder), folder)
 
 
-def open_model(model: str) -> tuple[TermEncoder, str]:
-    """Load a model by its name, see `load`; return its encoder and its fingerprint."""
-    loaded = load(model)
-    return loaded.encoder, loaded.fingerprint
-
-
 def model_folder(model: str | Path) -> Path:
     """Resolve the name of a model to its folder, see `load`; only a hub id is looked up."""
     path = Path(model)

@@ -97,9 +97,10 @@ class SpladeRecipe(Recipe[SpladeConfig, RunData]):
         mode = MODES[config.mode]
         if resume and not mode.resumes:
             raise UserError(f"mode {config.mode} trains in minutes and has no checkpoints; train without --resume")
-        start = {"resume": resume if isinstance(resume, Path) else None} if mode.resumes else {}
-        import_module(mode.module).run(config, run, data=data or read_run_data(config), workers=workers, **start)
-        return run
+        start = resume if isinstance(resume, Path) else None
+        data = data if data is not None else read_run_data(config)
+        trained: Run = import_module(mode.module).run(config, run, data=data, resume=start, workers=workers)
+        return trained
 
     def evaluate(
         self,

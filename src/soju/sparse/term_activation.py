@@ -31,7 +31,7 @@ from soju.core.language import is_hangul, is_latin, language_of
 from soju.core.score import Score, Setting
 from soju.data.rows import TermRow
 from soju.search.lexical import ENGLISH_STOP_WORDS
-from soju.sparse.model import TermEncoder, open_model
+from soju.sparse.model import TermEncoder, load
 from soju.sparse.static.encoder import StaticEncoder
 
 Clock = Callable[[], int]
@@ -474,7 +474,7 @@ def probe_models(models: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Describe what each of several models, by their names, activates for the probes; see `probe_report`."""
     reports = {}
     for model in models:
-        encoder, _ = open_model(model)
+        encoder = load(model).encoder
         vectors = encoder.encode_queries([probe.source for probe in PROBES])
         vocabulary = terms_of(encoder)
         reports[model] = probe_report(vectors, vocabulary, encoder.terms, function_words=FUNCTION_WORDS)

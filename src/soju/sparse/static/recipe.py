@@ -41,26 +41,26 @@ def read(config: StaticConfig) -> RunData:
 
 
 def run(
-    config: StaticConfig, run_dir: Run, *, data: RunData | None = None, resume: None = None, workers: int = 2
-) -> Path:
+    config: StaticConfig, run_dir: Run, *, data: RunData | None = None, resume: Path | None = None, workers: int = 2
+) -> Run:
     """Train, score, export and report.
 
     Args:
         config: What to do.
         run_dir: Where everything goes.
         data: What `read` returned, when that was done before the folder was made.
-        resume: Never: the mode trains in minutes and has no checkpoints.
+        resume: Always ``None``: this mode has no checkpoints.
         workers: Threads of the morphological analyser.
 
     Returns:
-        The HTML report.
+        The run.
 
     Raises:
         UserError: If the data cannot be trusted; nothing is trained then.
     """
     # 1. Read the data; refuse broken rows and evaluation texts that were trained on.
     data = data or read(config)
-    write_json(run_dir.path / "data.json", data.training.statistics)
+    write_json(run_dir.folder / "data.json", data.training.statistics)
 
     # 2. Distil the pairs and the terms into the encoder.
     log = TrainingLog()
@@ -81,9 +81,9 @@ def run(
     write_measured(measured, run_dir, figures=[likelihood_figure(log)])
 
     # 5. Export for programs that do not know soju; the manifest comes last.
-    export(encoder, run_dir.path / "exports" / "translations.tsv", "tsv")
+    export(encoder, run_dir.folder / "exports" / "translations.tsv", "tsv")
     prior = config.search.prior_documents
-    export(encoder, run_dir.path / "exports" / "query_tokens.jsonl", "query-tokens", prior_documents=prior)
+    export(encoder, run_dir.folder / "exports" / "query_tokens.jsonl", "query-tokens", prior_documents=prior)
     write_text(run_dir.final / "README.md", model_card(config, data, measured.scores))
     write_manifest(run_dir.final)
 
@@ -91,8 +91,9 @@ def run(
     write_examples(encoder, data, config, run_dir, run_dir.final)
 
     # 7. Report.
-    write_json(run_dir.path / "story.json", story(config, log, measured))
-    return write_report(run_dir.path)
+    write_json(run_dir.folder / "story.json", story(config, log, measured))
+    write_report(run_dir.folder)
+    return run_dir
 
 
 def likelihood_figure(log: TrainingLog) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def read(config: TermsConfig) -> RunData:
     return data
 
 
-def run(config: TermsConfig, run_dir: Run, *, data: RunData, resume: Path | None = None, workers: int = 2) -> Path:
-    """Train, score and report; returns the HTML report. See `soju.sparse.neural.run`."""
+def run(config: TermsConfig, run_dir: Run, *, data: RunData, resume: Path | None = None, workers: int = 2) -> Run:
+    """Train, score and report; see `soju.sparse.neural.run`."""
     from soju.sparse import neural  # seconds, which a check of the data need not wait
     from soju.sparse.terms.training import TermsLesson
 

@@ -59,8 +59,8 @@ def _read_triplets(config: TripletsConfig, reader: RunReader) -> None:
     training.statistics["triplets"] = counts.to_json()
 
 
-def run(config: TripletsConfig, run_dir: Run, *, data: RunData, resume: Path | None = None, workers: int = 2) -> Path:
-    """Train, score and report; returns the HTML report. See `soju.sparse.neural.run`."""
+def run(config: TripletsConfig, run_dir: Run, *, data: RunData, resume: Path | None = None, workers: int = 2) -> Run:
+    """Train, score and report; see `soju.sparse.neural.run`."""
     from soju.sparse import neural  # seconds, which a check of the data need not wait
     from soju.sparse.triplets.training import TripletsLesson
 
