@@ -1,4 +1,4 @@
-"""The folder of an index: the weighting and the settings in ``index.json``, and how it changes without being half changed.
+"""The folder of an index: its weighting and settings in ``index.json``, and how it changes without being half changed.
 
 A folder is built under another name and renamed. A later change adds new segment folders, which no manifest names yet,
 then writes ``index.next.json`` and last ``manifest.json``: that is the moment the change happens. `recover` moves

@@ -1,4 +1,4 @@
-"""The history of a run: means of the unweighted loss components, and steps that were refused because they are not finite.
+"""The history of a run: means of the unweighted loss components, and steps refused because they are not finite.
 
 Means are kept in full precision, also across an interruption: the stock trainers log weighted losses rounded to four
 decimals, where FLOPS at weight 5e-5 reads 0.0004. A step whose loss or gradient is not finite is named, counted and
