@@ -22,7 +22,7 @@ import numpy as np
 from soju.core.config import apply_overrides, parse_yaml, preset_text
 from soju.core.progress import set_quiet
 from soju.core.run import Run
-from soju.data.splits import spread
+from soju.data.statistics import spread
 from soju.evaluation.retrieval import evaluate
 from soju.sparse.data import RunData
 from soju.sparse.evaluate import Subject, search_all

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soju.search.segment import ChunkSettings, chunk_text
+from soju.search.chunking import ChunkSettings, chunk_text
 
 TEXTS = st.text(alphabet=st.sampled_from("가나다 ab.!?\n。\u3000\ud800é"), max_size=400)
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from soju.core.errors import RegressionError, StoppedError
 from soju.core.files import read_json_lines
-from soju.data.splits import spread
+from soju.data.statistics import spread
 from soju.sparse.curriculum import stage_ends
 from soju.sparse.neural import term_costs
 from soju.sparse.triplets import training as triplets_training

@@ -32,8 +32,7 @@ from soju.data.rows import (
     RowT,
     SimilarityPair,
 )
-from soju.data.splits import held_out, normalise_for_overlap, refuse_overlap, spread
-from soju.data.statistics import RowStatistics, counted
+from soju.data.statistics import RowStatistics, counted, held_out, normalise_for_overlap, refuse_overlap, spread
 from soju.embedding.config import EmbeddingConfig, EmbeddingDataSettings, SupervisedSettings, UnsupervisedSettings
 from soju.embedding.losses import last_old_positions
 from soju.teachers.dense import SentenceTransformerTeacher, cached_embeddings

@@ -17,7 +17,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from soju.core.errors import RegressionError
 from soju.core.score import Score, Setting
 from soju.data.rows import SimilarityPair
-from soju.data.splits import spread
+from soju.data.statistics import spread
 from soju.embedding.config import RetentionSettings
 from soju.evaluation.similarity import correlation, cosines_of
 from soju.training.gate import QualityGate, Threshold, Verdict, read_verdicts, record_verdict

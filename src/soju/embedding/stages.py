@@ -18,7 +18,7 @@ from torch import Tensor
 
 from soju.core.errors import BadNumbersError, RegressionError, UserError
 from soju.core.files import verify_manifest, write_json
-from soju.data.splits import spread
+from soju.data.statistics import spread
 from soju.embedding.adapter_modules import AdapterSettings, layers_of
 from soju.embedding.adapters import (
     LORA_MARK,

@@ -23,8 +23,8 @@ from pydantic import AfterValidator, Field
 from soju.core.config import Settings, validate
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import MANIFEST, sha256, verify_manifest, write_json, write_manifest
+from soju.search.chunking import ChunkSettings
 from soju.search.engines import OWN
-from soju.search.segment import ChunkSettings
 
 
 class WeightingSettings(Settings):

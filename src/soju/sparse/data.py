@@ -14,8 +14,7 @@ from soju.core.errors import UserError
 from soju.data.log import ReadLog
 from soju.data.readers import BeirSet, SourceFilter, read_beir, read_rows
 from soju.data.rows import PAIRS, PASSAGES, QUERY_PAIRS, TERMS, TRIPLETS, Kind, PairRow, RowT, TermRow, TripletRow
-from soju.data.splits import held_out, normalise_for_overlap, refuse_overlap
-from soju.data.statistics import RowStatistics, counted
+from soju.data.statistics import RowStatistics, counted, held_out, normalise_for_overlap, refuse_overlap
 from soju.evaluation.retrieval import RetrievalSet
 from soju.sparse.config import DataSettings, NeuralConfig, StaticConfig, TestSet
 

@@ -29,7 +29,7 @@ from soju.core.language import language_of
 from soju.core.progress import track
 from soju.core.score import Score, Setting
 from soju.data.rows import PairRow, TermRow
-from soju.data.splits import normalise_for_overlap
+from soju.data.statistics import normalise_for_overlap
 from soju.sparse.config import TermsConfig
 from soju.sparse.data import TrainingData
 from soju.sparse.initial import Vocabulary, padded, teacher_embeddings

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from soju.core.files import read_json_lines
 from soju.core.run import Run
 from soju.data.rows import TRIPLETS
-from soju.data.splits import held_out, normalise_for_overlap
-from soju.data.statistics import RowStatistics, counted
+from soju.data.statistics import RowStatistics, counted, held_out, normalise_for_overlap
 from soju.sparse.data import RunData, RunReader, refuse_too_few
 from soju.sparse.triplets.config import TripletsConfig
 

@@ -21,7 +21,7 @@ from soju.core.errors import UserError
 from soju.core.language import language_of
 from soju.core.progress import track
 from soju.data.rows import TripletRow
-from soju.data.splits import normalise_for_overlap
+from soju.data.statistics import normalise_for_overlap
 from soju.sparse.curriculum import Grouping
 from soju.sparse.initial import Vocabulary, padded, teacher_embeddings
 from soju.sparse.losses import RowTargets, TermTargets
