@@ -1,4 +1,4 @@
-"""What the data hold, counted while rows pass, and which rows are kept apart: held out, spread, or overlapping a test."""
+"""What the data hold, counted while rows pass, and which rows are kept apart: held out, spread, overlapping a test."""
 
 from __future__ import annotations
 
