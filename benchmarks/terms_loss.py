@@ -37,7 +37,7 @@ from soju.sparse.splade import SpladeEncoder
 from soju.sparse.terms.losses import in_batch_distillation, signed_terms, v19_terms
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from sparse.reference_terms import row_by_row
+from fixtures.reference_terms import row_by_row
 
 RESULTS = Path(__file__).parent / "results"
 TERMS, WIDTH, LAYERS, TEXTS = 32_000, 384, 6, 64

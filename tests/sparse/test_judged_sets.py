@@ -3,13 +3,13 @@
 import pytest
 
 from beir_folders import CORPUS, QRELS, QUERIES, write_beir
+from fixtures.small_bilingual import train_small
 from soju.core.config import validate
 from soju.core.errors import ConfigError, DataError, UserError
 from soju.sparse.config import StaticConfig
 from soju.sparse.evaluate import METRICS, Subject, score
 from soju.sparse.finish import example_searches
 from soju.sparse.recipe import read_run_data
-from sparse.small_bilingual import train_small
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import MaskedLMOutput
 
+from fixtures.pico_masked_lms import NEEDED, OTHERS, build
 from soju.core.errors import MissingExtraError, UserError
 from soju.core.files import verify_manifest
 from soju.sparse.export import onnx
@@ -29,7 +30,6 @@ from soju.sparse.export.onnx import (
 from soju.sparse.model import load
 from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.splade import SpladeEncoder
-from sparse.pico_masked_lms import NEEDED, OTHERS, build
 
 K = 24
 TEXTS = [*NEEDED, *OTHERS, "검색", ""]

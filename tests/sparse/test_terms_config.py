@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from pico_terms import SCRATCH, config_of, run_pico
 
+from fixtures.pico_terms import SCRATCH, config_of, run_pico
 from soju.core.config import apply_overrides, parse_yaml, preset_names, preset_text
 from soju.core.errors import ConfigError, UserError
 from soju.sparse.config import PretrainedStudent, ScratchStudent, StaticConfig, TermsConfig

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from pico_terms import DEV, SCRATCH, WORDS, no_figures, save_start
 from sentence_transformers import SparseEncoder
-from small_bilingual import PAIRS, TERMS
 
+from fixtures.pico_terms import DEV, SCRATCH, WORDS, no_figures, save_start
+from fixtures.small_bilingual import PAIRS, TERMS
+from fixtures.without_soju import encode_without_soju
 from soju.cli import app
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import read_json_lines, verify_manifest
@@ -21,7 +22,6 @@ from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.term_activation import PROBES
 from soju.training.checkpoints import list_checkpoints
-from sparse.without_soju import encode_without_soju
 from teachers.pico_teacher import save_pico_teacher
 
 HELD_OUT = [

@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from pico_terms import SCRATCH, config_of
-from small_bilingual import train_small
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from fixtures.pico_terms import SCRATCH, config_of
+from fixtures.small_bilingual import train_small
 from soju.data.rows import PairRow, Term, TermRow
 from soju.sparse.export.stock import stock_tokenizer
 from soju.sparse.initial import lexicon_vocabulary, plain_vocabulary

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from pico_terms import DEV_ROWS, ROWS, Pretrained, save_start
 
+from fixtures.pico_terms import DEV_ROWS, ROWS, Pretrained, save_start
+from fixtures.reference_terms import row_by_row
 from soju.core.errors import RegressionError, UserError
 from soju.core.files import read_json_lines, verify_manifest
 from soju.data.rows import Term, TermRow
@@ -18,7 +19,6 @@ from soju.sparse.terms.losses import TermsLoss
 from soju.sparse.terms.training import CHOSEN_BY, NO_TEACHER_TEXT, TermsCollator, Validation
 from soju.teachers.dense import Embeddings
 from soju.training.checkpoints import list_checkpoints
-from sparse.reference_terms import row_by_row
 
 
 @pytest.fixture(scope="module")

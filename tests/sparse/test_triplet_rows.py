@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from fixtures.pico_terms import save_start
+from fixtures.pico_triplets import TRIPLETS
 from soju.core.errors import UserError
 from soju.data.rows import TripletRow
 from soju.sparse.initial import plain_vocabulary
@@ -20,8 +22,6 @@ from soju.sparse.triplets.rows import (
     triplet_rows,
 )
 from soju.teachers.dense import Embeddings
-from sparse.pico_terms import save_start
-from sparse.pico_triplets import TRIPLETS
 
 ROWS = [
     TripletRow("백신", "vaccine", "book", "single_term", "hard", 0.9, 0.2),

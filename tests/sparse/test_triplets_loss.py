@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fixtures.pico_terms import save_start
+from fixtures.pico_triplets import PretrainedOnTriplets
 from soju.sparse.triplets.config import TripletsTeacherSettings
 from soju.sparse.triplets.losses import TripletsLoss, info_nce, similarities
 from soju.sparse.triplets.rows import PairScores, TeacherScores, TripletsCollator, teacher_scores
-from sparse.pico_terms import save_start
-from sparse.pico_triplets import PretrainedOnTriplets
 from teachers.pico_teacher import save_pico_teacher
 
 
