@@ -1,4 +1,4 @@
-"""Which choices of the static encoder matter? Trains one variant a line and compares its Recall@10 with the default's.
+"""Ablations of the static encoder. Trains one variant a line and compares its Recall@10 with the default's.
 
 Training draws nothing at random, so the uncertainty is that of the queries: differences carry a 95 % interval of the
 paired bootstrap. Writes a Markdown table for docs/experiments.md.

@@ -1,4 +1,4 @@
-"""Which term loss wins on words it never saw? Short trainings from term mappings alone, three seeds a variant.
+"""Term losses on unseen words: short trainings from term mappings alone, three seeds a variant.
 
 Every student starts as the static encoder of `splade-v19-small` (trained once) and reads only the term list; the seed
 changes the order of the rows. Measured on the head words that were kept out (`data.held_out_terms`): shares of expected

@@ -1,9 +1,9 @@
-"""Do the vectorised term losses cost at most 3 % of a training step, and are they the row-by-row ones?
+"""The vectorised term losses: their share of a training step, goal 3 %, and equality with the row-by-row ones.
 
 One step is the forward and backward pass of a 6-layer masked language model (D 384, 32,000 terms) with our head on 64
 texts of about 8 tokens, all losses of mode ``terms`` included. The term losses' own time is their forward pass and
 their backward pass down to the (B, V) they read. The peer is the same definition as a loop over rows, the reference of
-``tests/losses``. Timings alternate; medians.
+``tests/sparse/reference_terms.py``. Timings alternate; medians.
 
     python benchmarks/terms_loss.py
 """

@@ -1,4 +1,4 @@
-"""What does each ingredient of mode triplets do? Short trainings on real data, three seeds a variant.
+"""Ablations of mode triplets: short trainings on real data, three seeds a variant.
 
 A small student (hidden 128, one layer) starts as the static encoder trained on the pairs, once for all variants; the
 seed changes the order of the rows. Every variant is the base but for what its name says; mined negatives are those of

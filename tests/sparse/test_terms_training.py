@@ -47,7 +47,7 @@ def computed(pico, *, vectors=None, progress=1.0, rows=(0, 3, 5, 8)):
     batch = TermsCollator(pico.rows, vectors, pad_id=1)([{"row": row} for row in rows])
     features = {"input_ids": batch["text_input_ids"], "attention_mask": batch["text_attention_mask"]}
     weighted = loss([dict(features)], batch["label"])
-    return weighted, loss.raw_terms, student(dict(features))
+    return weighted, loss.loss_components, student(dict(features))
 
 
 def once(targets):

@@ -80,9 +80,9 @@ class Poisoned(TwoTerms):
         if self.seen in self.bad:
             terms[self.where] = terms[self.where] * NAN
             if self.where == "distance":
-                self.raw_terms["distance"][1] = NAN
+                self.loss_components["distance"][1] = NAN
             else:
-                self.raw_terms["flops"] = self.raw_terms["flops"] * NAN
+                self.loss_components["flops"] = self.loss_components["flops"] * NAN
         self.seen += 1
         return terms
 

@@ -1,7 +1,7 @@
 """Files, samples and hub data sets become typed rows, one at a time; what cannot be read is in the log.
 
 `read_rows` is the one way in; `read_beir` reads the three files of a retrieval test set. A `SourceFilter` keeps the
-lines of some sources, which a file beside the data names line by line.
+lines of some sources, which a companion file names line by line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Give an embedding model a Korean vocabulary and Korean parameters; leave its English where it was, and prove both."""
+"""Recipe ``embedding``: give a model a Korean vocabulary and Korean parameters; keep its English, and measure both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training stages: what each moves and learns from, and how its result becomes an accepted model."""
+"""Training stages: what each trains and learns from, and how its result becomes an accepted model."""
 
 from __future__ import annotations
 
@@ -387,7 +387,7 @@ def run_stages(
         config: Settings of the run.
         data: What they learn from.
         accepted: The base first; every model that is accepted is appended.
-        check: Looks at every validation.
+        check: Measures at every validation.
         run_folder: The run folder.
         resume: A checkpoint of one of the stages to go on from.
 

@@ -254,8 +254,8 @@ class IndexSettings(Settings):
     chunking: ChunkSettings = ChunkSettings()
     """How long documents are cut."""
     engine: Engine = "auto"
-    """What is built beside the posting lists: ``auto`` adds ``block-max`` from `block_max_from_chunks` on, ``exact``
-    nothing, the others always what they say."""
+    """What is built in addition to the posting lists: ``auto`` adds ``block-max`` from `block_max_from_chunks` on,
+    ``exact`` nothing, the others always what they say."""
     block_max_from_chunks: int = Field(default=20_000, ge=1)
     """Chunks from which ``auto`` builds the block-max engine; below, posting lists are as fast."""
     batch_size: int = Field(default=256, ge=1)
@@ -284,7 +284,7 @@ class SegmentEntry(Settings):
     average_length: float | None
     """Average length of its chunks that have terms, in term counts (``bm25`` only)."""
     fast: str | None
-    """The engine that was built beside the posting lists."""
+    """The engine that was built in addition to the posting lists."""
 
 
 class IndexDescription(Settings):

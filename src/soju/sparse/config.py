@@ -442,7 +442,7 @@ class LossSettings(NeuralLossSettings):
     english_margin_factor: float = Field(default=1.5, gt=0)
     """English targets should reach this many times `target_margin`."""
     temperature: float = Field(default=0.05, gt=0)
-    """The distillation divides cosines by it; lower looks at the nearest texts only."""
+    """The distillation divides cosines by it; a low one compares with the nearest texts only."""
     with_self: bool = True
     """Whether the distillation compares a text with itself too, as published. Set it to false where a batch holds texts
     and their translations: see `soju.sparse.losses`."""

@@ -2,7 +2,7 @@
 
 A curriculum is stages with their own learning rate and mix of rows, and the batches that follow it: a pure function of
 seed, epoch and step, so a resume needs nothing from it. A controller moves the weight of a loss until a measured
-quantity is where the user wants it; its state is in the checkpoint.
+quantity meets its target; its state is in the checkpoint.
 
 Shape letters: B = texts of one side (queries or documents) in a batch, R = rows, G = groups of rows (types, or
 difficulties).
@@ -131,7 +131,7 @@ class SparsityAlarm:
         fewest: Mean active terms of a text below which it has collapsed.
         densest: Share of the vocabulary above which it is dense, if these are at least `many` terms.
         many: See `densest`; a small vocabulary may well be half active.
-        patience: Looks in a row before the alarm.
+        patience: Alarms in a row that stop the training.
         grace: Steps at the beginning in which dense vectors are accepted; a student from scratch starts dense.
     """
 

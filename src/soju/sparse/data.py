@@ -1,4 +1,4 @@
-"""What a run learns from and what it is measured on, as read from its files; refuses what would make its scores lie.
+"""What a run learns from and what it is measured on, as read from its files; refuses what would falsify its scores.
 
 A mode's ``read`` makes a `RunReader`, adds the rows that it alone has, and returns what `RunReader.checked` says.
 """

@@ -194,22 +194,22 @@ def create_app(
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS), www_redirect=False)],
         exception_handlers={Exception: _fail},
     )
-    return _Guarded(application)
+    return _WithHeaders(application)
 
 
-class _Guarded:
+class _WithHeaders:
     """Puts `HEADERS` on every response, those about errors included."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        await self._app(scope, receive, send_guarded)
+        await self._app(scope, receive, send_with_headers)
 
 
 def _answer(request: Request, function: Callable[[str], BaseModel]) -> Response:

@@ -451,17 +451,17 @@ class ReliableTrainer(WholeCheckpoints):
         """Run one micro-batch as the trainer does and note its loss components."""
         owners = self._loss_modules()
         for owner in owners:
-            owner.raw_terms = {}  # of several losses only the one that runs now has components afterwards
+            owner.loss_components = {}  # of several losses only the one that runs now has components afterwards
         self._weighted_components = {}
         loss: Tensor = super().training_step(*args, **kwargs)
-        unweighted = {name: value for owner in owners for name, value in owner.raw_terms.items()}
+        unweighted = {name: value for owner in owners for name, value in owner.loss_components.items()}
         self._window.add(loss, unweighted or self._weighted_components)
         return loss
 
     def _loss_modules(self) -> list[Any]:
         losses = getattr(self, "loss", {})
         candidates = [*(losses.values() if isinstance(losses, dict) else [losses]), self.compute_loss_func, self.model]
-        return [owner for owner in candidates if hasattr(owner, "raw_terms")]
+        return [owner for owner in candidates if hasattr(owner, "loss_components")]
 
     def track_loss_components(self, loss: dict[str, Tensor]) -> None:
         """Keep the components of a training batch unrounded; those of an evaluation are the stock trainer's."""

@@ -81,7 +81,7 @@ def export_graph(
         target: Folder, must not exist.
         top_terms: Terms to keep of each text.
         int8: Also write a graph with int8 weights.
-        fingerprint: What names the model, see `soju.sparse.indexing.fingerprint_of`.
+        fingerprint: What names the model, see `soju.sparse.model.fingerprint_of`.
 
     Returns:
         What was written and measured, see `soju.sparse.export.onnx.export_onnx`.

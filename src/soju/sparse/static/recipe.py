@@ -20,12 +20,10 @@ from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.training import TrainingLog, train_static
 
 _USAGE = 'soju index {model} corpus.jsonl INDEX\nsoju search INDEX "질의"'
-_PYTHON_USAGE = """from pathlib import Path
+_PYTHON_USAGE = """import soju
 
-from soju.sparse.static.encoder import StaticEncoder
-
-encoder = StaticEncoder.load(Path("MODEL"))
-vectors = encoder.encode_queries(["인공지능"])  # scipy csr, (1, terms)"""
+model = soju.load("{model}")
+vectors = model.encode_queries(["인공지능"])  # scipy csr, (1, terms)"""
 
 STEPS = {
     "analyse": "Korean sentences were split into morphemes.",
@@ -134,6 +132,7 @@ def story(config: StaticConfig, log: TrainingLog, measured: Measured) -> dict[st
 
 def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
     """Write the model's README."""
+    model = config.name if config.name == PACKAGED_MODEL else "MODEL"
     card = ModelCard(
         name=config.name,
         summary=(
@@ -144,12 +143,8 @@ def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
         licence_name=config.card.licence_name,
         tags=("sparse-retrieval", "cross-lingual", "korean"),
         examples=(
-            Example(
-                title="Search your own text",
-                language="bash",
-                code=_USAGE.format(model=config.name if config.name == PACKAGED_MODEL else "MODEL"),
-            ),
-            Example(title="Encode in Python", code=_PYTHON_USAGE),
+            Example(title="Search your own text", language="bash", code=_USAGE.format(model=model)),
+            Example(title="Encode in Python", code=_PYTHON_USAGE.format(model=model)),
         ),
         scores=tuple(score for score in scores if score.name in metrics_of(config.evaluation)),
         data=data_sources(config.card, data),

@@ -326,5 +326,5 @@ class TermsLoss(NamedLosses):
         batch = TermsBatch(self.config.losses, weights_BV, output["signed_maxima"], labels, self.term_cost_V)
         step, planned = self.position()
         weighted = self.weighed(batch, step / max(1, planned))
-        self.raw_terms["active_terms"] = (weights_BV.detach() > 0).sum(dim=1, dtype=torch.float32).mean()
+        self.loss_components["active_terms"] = (weights_BV.detach() > 0).sum(dim=1, dtype=torch.float32).mean()
         return weighted

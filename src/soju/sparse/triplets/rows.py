@@ -176,7 +176,7 @@ def _grouping(values: Sequence[str]) -> Grouping:
 
 
 _SAMPLE = 2000
-"""Rows that the calibration looks at."""
+"""Rows that the calibration reads."""
 UNKNOWN = -1
 
 
