@@ -121,8 +121,8 @@ def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
         size: Ids in all; fewer when the texts have not so many pieces.
 
     Returns:
-        The vocabulary. Two calls may differ in a few pieces, as tokenizers prunes in the order of a randomly seeded hash
-        table: keep the one that a model was trained with.
+        The vocabulary. Two calls may differ in a few pieces, as tokenizers prunes in the order of a hash table with a
+        random seed: keep the one that a model was trained with.
 
     Raises:
         UserError: If the size leaves no room for pieces.
