@@ -169,8 +169,9 @@ class DistillationConfig(Settings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            place = type(self).__name__
-            raise ConfigError("\n".join(explain(place, item, type(self)) for item in error.errors())) from None
+            # Without a place: where there is one, a file or a preset, `validate` puts it before.
+            lines = [explain("", item, type(self)).removeprefix(": ") for item in error.errors()]
+            raise ConfigError("\n".join(lines)) from None
 
     @model_validator(mode="before")
     @classmethod
