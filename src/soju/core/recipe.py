@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RECIPES: dict[str, str] = {
     "splade": "soju.sparse.recipe:RECIPE",
     "embedding": "soju.embedding.recipe:RECIPE",
+    "translation": "soju.translation.recipe:RECIPE",
 }
 """Where the object of each recipe is; it is imported when it is asked for."""
 
