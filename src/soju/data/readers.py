@@ -51,8 +51,8 @@ def read_rows(
 ) -> Iterator[RowT]:
     """Yield the good rows of all sources in order and record the others in `log`.
 
-    Memory is constant but for ``.json`` arrays, and the ids of documents, passages and knowledge, which are kept to find
-    duplicates. Nothing is raised for bad data: go through the rows, then call ``log.raise_if_broken``.
+    Memory is constant but for ``.json`` arrays, and for the ids of documents, passages and knowledge, which are kept to
+    find duplicates. Nothing is raised for bad data: go through the rows, then call ``log.raise_if_broken``.
 
     Args:
         sources: Paths, patterns, ``samples:NAME``, ``hub:OWNER/NAME:SPLIT``; see ``docs/data_formats.md``.

@@ -592,19 +592,7 @@ CHOICES = Kind("choices", parse_choices, ("jsonl",))
 KNOWLEDGE = Kind("knowledge", parse_knowledge, ("jsonl", "json"))
 QUESTIONS = Kind("questions", parse_question, ("jsonl",))
 
-_KINDS = (
-    TERMS,
-    PASSAGES,
-    KNOWLEDGE,
-    TRIPLETS,
-    PAIRS,
-    QUERY_PAIRS,
-    DOCUMENTS,
-    JUDGEMENTS,
-    SIMILARITY,
-    INFERENCE,
-    CHOICES,
-    QUESTIONS,
-)
-KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in _KINDS}
+_TO_LEARN = (TERMS, PASSAGES, KNOWLEDGE, TRIPLETS, PAIRS, QUERY_PAIRS, DOCUMENTS)
+_TO_MEASURE = (JUDGEMENTS, SIMILARITY, INFERENCE, CHOICES, QUESTIONS)
+KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (*_TO_LEARN, *_TO_MEASURE)}
 """Every kind by its name. A passage has the fields of a pair too, so it is told first."""
