@@ -276,9 +276,7 @@ class SpeculativeKdConfig(Settings):
     @model_validator(mode="after")
     def _sides_match(self) -> Self:
         if self.teacher.thinking != self.student.thinking:
-            raise ValueError(
-                "teacher.thinking and student.thinking differ, so answers would begin differently; set both alike"
-            )
+            raise ValueError("teacher.thinking and student.thinking differ, so texts begin differently; set both alike")
         if self.mixing.share and not self.data.general:
             raise ValueError("mixing.share needs data.general")
         if self.rollout.eos:

@@ -349,9 +349,7 @@ def refuse_long(facts: Sequence[Fact], examples: Sequence[Example], *, budget: i
             ("query", "knowledge"), (example.query, example.privileged), contexts, strict=True
         ):
             if len(ids) + budget > context:
-                what = (
-                    f"a prompt of {len(ids):,} tokens and {budget:,} max_new_tokens exceed the context of {context:,}"
-                )
+                what = f"prompt of {len(ids):,} tokens and {budget:,} max_new_tokens exceed the context of {context:,}"
                 remedy = f"shorten the text, lower rollout.max_new_tokens, {SKIP}"
                 log.refuse_row([Problem(*fact.place, name, what, remedy, "too-long-for-context")])
     log.raise_if_broken()
