@@ -5,10 +5,10 @@ import pytest
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data_formats.md").read_text(encoding="utf-8")
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "soju" / "data"
-NAMES = "terms|pairs|triplets|documents|passages|judgements|similarity|inference|choices"
+NAMES = "terms|pairs|triplets|documents|passages|judgements|similarity|inference|choices|knowledge|questions"
 KINDS = re.findall(rf"^\| `({NAMES})` \| (.*) \| (.*) \| (.*) \|$", PAGE, re.MULTILINE)
 CELLS = [
-    (kind, name, example.replace("⇥", "\t"))
+    (kind, name, example.replace("⇥", "\t").replace("\\|", "|"))
     for kind, *cells in KINDS
     for name, cell in zip(("data.jsonl", "data.tsv", "data.txt"), cells, strict=True)
     for example in re.findall(r"`([^`]+)`", cell)
@@ -22,7 +22,7 @@ def test_every_example_row_of_the_page_is_read(read, kind, name, example):
 
 
 def test_the_page_has_an_example_for_every_cell():
-    assert len(CELLS) == 15
+    assert len(CELLS) == 17
 
 
 def test_the_page_lists_every_reason_in_the_code():

@@ -13,19 +13,22 @@ from typing import Any, Generic
 
 from soju.core.errors import require_extra
 from soju.data.log import SKIP, Place, ReadLog, SourceCounts, printable, show
-from soju.data.rows import DOCUMENTS, JUDGEMENTS, Document, Judgement, Kind, PassageRow, RowT
+from soju.data.rows import DOCUMENTS, JUDGEMENTS, Document, Judgement, Kind, KnowledgeRow, PassageRow, RowT
 from soju.data.sources import (
     MAX_LINE_BYTES,
     FileSource,
     HubSource,
     decode_line,
     parse_json,
+    parse_json_array,
     parse_tsv,
     read_lines,
     resolve,
 )
 
 _MAX_KNOWN = 1000
+MAX_ARRAY_BYTES = 1 << 26
+"""Longest ``.json`` file that is read: an array is held whole, unlike lines."""
 
 
 _Raw = tuple[Place, dict[str, Any] | None]
@@ -57,8 +60,8 @@ def read_rows(
 ) -> Iterator[RowT]:
     """Yield the good rows of all sources in order and record the others in `log`.
 
-    Memory is constant but for the ids of documents and passages, which are kept to find duplicates. Nothing is raised
-    for bad data: go through the rows, then call ``log.raise_if_broken``.
+    Memory is constant but for ``.json`` arrays, and for the ids of documents, passages and knowledge, which are kept to
+    find duplicates. Nothing is raised for bad data: go through the rows, then call ``log.raise_if_broken``.
 
     Args:
         sources: Paths, patterns, ``samples:NAME``, ``hub:OWNER/NAME:SPLIT``; see ``docs/data_formats.md``.
@@ -103,7 +106,7 @@ class _Reading(Generic[RowT]):
         raws = self.hub_objects(source) if isinstance(source, HubSource) else self.file_objects(source, counts)
         for place, raw in raws:
             row = None if raw is None else self.kind.parse(raw, place)
-            if isinstance(row, Document | PassageRow):
+            if isinstance(row, Document | PassageRow | KnowledgeRow):
                 self.refuse_known_id(row.id, place)
             if row is not None and self.check is not None:
                 self.check(row, place)
@@ -127,7 +130,36 @@ class _Reading(Generic[RowT]):
             place.line = number
             yield place, raw
 
+    def array_objects(self, source: FileSource) -> Iterator[_Raw]:
+        """Yield the objects of a JSON array; such a file is small enough to be held, or it is refused."""
+        place, lines, size = Place(printable(source.name)), [], 0
+        read = read_lines(
+            source.name, source.open, gzipped=source.gzipped, max_line_bytes=MAX_ARRAY_BYTES, log=self.log
+        )
+        problems = len(self.log.file_problems)
+        for number, line in enumerate(read, start=1):
+            size += MAX_ARRAY_BYTES + 1 if line is None else len(line)
+            if size > MAX_ARRAY_BYTES:
+                what, remedy = (
+                    f"more than {MAX_ARRAY_BYTES:,} bytes",
+                    f"write one object a line: jq -c '.[]' {source.name}",
+                )
+                self.log.refuse_file(source.name, number, what, remedy, "array-too-long")
+                return
+            place.line = number
+            text = decode_line(line, place, MAX_ARRAY_BYTES)
+            if text is None:
+                yield place, None
+                return
+            lines.append(text)
+        if len(self.log.file_problems) == problems and lines:
+            for raw in parse_json_array("\n".join(lines), place):
+                yield place, raw
+
     def file_objects(self, source: FileSource, counts: SourceCounts) -> Iterator[_Raw]:
+        if source.format == "json":
+            yield from self.array_objects(source)
+            return
         place = Place(printable(source.name))
         columns = () if self.kind.headed else self.kind.columns
         for number, line in self.selected_lines(source, counts):

@@ -189,6 +189,31 @@ class ChoiceQuestion:
 
 
 @dataclass(frozen=True, slots=True)
+class KnowledgeRow:
+    """A question, and a text that says what a right answer needs to know."""
+
+    id: str
+    category: str
+    query: str
+    knowledge: str
+    answer: str | None = None
+    """A reference, for measuring alone."""
+    paraphrases: tuple[str, ...] = ()
+    """The question in other words, two or three, for measuring alone."""
+    facts: tuple[str, ...] = ()
+    """What a right answer contains, each one or several spellings with ``|`` between."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question of general use, to see what a model forgets."""
+
+    id: str
+    query: str
+    language: str
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """What one document is worth as an answer to one query."""
 
@@ -212,12 +237,22 @@ _DECIMAL = re.compile("[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(e[-+]?[0-9]+)?", re.IGN
 _WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,9}")
 
 Row = (
-    TermRow | PairRow | TripletRow | Document | PassageRow | Judgement | SimilarityPair | InferencePair | ChoiceQuestion
+    TermRow
+    | PairRow
+    | TripletRow
+    | Document
+    | PassageRow
+    | Judgement
+    | SimilarityPair
+    | InferencePair
+    | ChoiceQuestion
+    | KnowledgeRow
+    | Question
 )
 RowT = TypeVar("RowT", bound=Row)
 RawRow = Mapping[str, Any]
 """The JSON object of a line, or the columns of a TSV line by name, all of them text."""
-Format = Literal["jsonl", "tsv", "txt"]
+Format = Literal["jsonl", "tsv", "txt", "json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -513,6 +548,60 @@ def _position(row: Mapping[str, Any], field: str, count: int, place: Place, *, f
     return None
 
 
+def parse_knowledge(row: RawRow, place: Place) -> KnowledgeRow | None:
+    """Read ``{"id": ..., "category": ..., "query": ..., "knowledge": ...}``, all that training needs.
+
+    ``answer``, ``paraphrases`` (two or three) and ``facts`` may stand beside them; null is as good as absent.
+    """
+    name = id_of(row, ("id",), place)
+    category, query, knowledge = (text_field(row, field, place) for field in ("category", "query", "knowledge"))
+    answer = None if row.get("answer") is None else clean_text(row["answer"], "answer", place)
+    paraphrases = _texts_of(row, "paraphrases", place)
+    if len(paraphrases) not in (0, 2, 3):
+        what = f"{len(paraphrases)} in the list; the first validates, the others test"
+        place.refuse("paraphrases", what, f"write two or three, or leave the field out, {SKIP}", "paraphrase-count")
+    facts = _texts_of(row, "facts", place)
+    for number, fact in enumerate(facts):
+        if not all(spelling.strip() for spelling in fact.split("|")):
+            what = f"{show(fact)} has an empty spelling, which every text contains"
+            place.refuse(f"facts[{number}]", what, f'write "1434|1434년", {SKIP}', "empty-spelling")
+    if answer is not None and facts and not any(holds_fact(answer, fact) for fact in facts):
+        what = f"holds none of the facts {', '.join(facts)}"
+        place.refuse("answer", what, f"write the facts as the answer spells them, {SKIP}", "answer-without-fact")
+    if name is None or category is None or query is None or knowledge is None or place.problems:
+        return None
+    return KnowledgeRow(name, category, query, knowledge, answer, paraphrases, facts)
+
+
+def holds_fact(text: str, fact: str) -> bool:
+    """Tell whether a text contains one of the spellings of a fact, to the letter.
+
+    >>> holds_fact("It was built in 1434.", "1434|1434년")
+    True
+    """
+    return any(spelling.strip() in text for spelling in fact.split("|"))
+
+
+def parse_question(row: RawRow, place: Place) -> Question | None:
+    """Read ``{"id": ..., "query": ..., "language": "ko"}``."""
+    name = id_of(row, ("id",), place)
+    query = text_field(row, "query", place)
+    language = choice_of(row, "language", ("ko", "en"), place)
+    return None if name is None or query is None or language is None else Question(name, query, language)
+
+
+def _texts_of(row: RawRow, field: str, place: Place) -> tuple[str, ...]:
+    value = row.get(field)
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        remedy = f'write "{field}": ["one", "another"], {SKIP}'
+        place.refuse(field, f"expected a list, got {describe(value)}", remedy, "wrong-type")
+        return ()
+    texts = [clean_text(item, f"{field}[{number}]", place) for number, item in enumerate(value)]
+    return tuple(text for text in texts if text is not None)
+
+
 def mostly_hangul(text: str) -> bool:
     """Tell whether more than half of the letters of `text` are Hangul."""
     if text.isascii() or HANGUL.search(text) is None:
@@ -568,7 +657,10 @@ JUDGEMENTS = Kind("judgements", parse_judgement, ("tsv",), ("query-id", "corpus-
 SIMILARITY = Kind("similarity", parse_similarity, ("jsonl", "tsv"), ("sentence1", "sentence2", "score"), headed=True)
 INFERENCE = Kind("inference", parse_inference, ("jsonl", "tsv"), ("premise", "hypothesis", "label"), headed=True)
 CHOICES = Kind("choices", parse_choices, ("jsonl",))
+KNOWLEDGE = Kind("knowledge", parse_knowledge, ("jsonl", "json"))
+QUESTIONS = Kind("questions", parse_question, ("jsonl",))
 
-_KINDS = (TERMS, PASSAGES, TRIPLETS, PAIRS, QUERY_PAIRS, DOCUMENTS, JUDGEMENTS, SIMILARITY, INFERENCE, CHOICES)
-KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in _KINDS}
+_TO_LEARN = (TERMS, PASSAGES, KNOWLEDGE, TRIPLETS, PAIRS, QUERY_PAIRS, DOCUMENTS)
+_TO_MEASURE = (JUDGEMENTS, SIMILARITY, INFERENCE, CHOICES, QUESTIONS)
+KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (*_TO_LEARN, *_TO_MEASURE)}
 """Every kind by its name. A passage has the fields of a pair too, so it is told first."""

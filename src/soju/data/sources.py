@@ -209,6 +209,7 @@ ENDINGS: dict[str, Format] = {
     ".ndjson": "jsonl",
     ".tsv": "tsv",
     ".txt": "txt",
+    ".json": "json",
 }
 """File endings by format; each may be followed by ``.gz``."""
 
@@ -293,7 +294,7 @@ def _file(name: str, kind: Kind[Any], root: Path | None, log: ReadLog) -> FileSo
     if os.path.isdir(path):  # unlike Path.is_dir, False for what may not be looked at
         remedy = f"name a file in it, or a pattern such as {name.rstrip('/')}/*.jsonl"
         log.refuse_file(name, 0, "a folder, not a file", remedy, "folder")
-    elif found is None:
+    elif found is None or (found == "json" and "json" not in kind.formats):
         remedy = f"name it with one of {allowed}, each also with .gz"
         if ending == ".json":
             remedy = f"write one object a line: jq -c '.[]' {name} > {name}l"
@@ -416,6 +417,66 @@ def parse_json(text: str, place: Place) -> dict[str, Any] | None:
         place.refuse("", f"expected a JSON object, got {describe(value)}", remedy, "not-an-object")
         return None
     return value
+
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def parse_json_array(text: str, place: Place) -> Iterator[dict[str, Any] | None]:
+    r"""Read a JSON array of objects one by one, each at the line where it begins.
+
+    Args:
+        text: The whole file, lines ending in ``\n``.
+        place: Its line is set before each object; gets ``not-an-array``, and what `parse_json` adds.
+
+    Yields:
+        An object, or ``None`` when a problem was added; what is no JSON ends the array.
+    """
+    remedy = "write [{...}, {...}], or one object a line in a file named .jsonl"
+    position = _next_token(text, 0)
+    place.line = 1 + text.count("\n", 0, position)
+    if text[position : position + 1] != "[":
+        place.refuse("", "no JSON array begins here", remedy, "not-an-array")
+        yield None
+        return
+    before, position = position, _next_token(text, position + 1)
+    more = text[position : position + 1] != "]"
+    while more:
+        place.line += text.count("\n", before, position)
+        value, end = _decode_object(text, position, place, remedy)
+        yield value
+        if end is None:
+            return
+        before, position = position, _next_token(text, end)
+        more = text[position : position + 1] == ","
+        if more:
+            position = _next_token(text, position + 1)
+    place.line += text.count("\n", before, position)
+    if text[position : position + 1] != "]" or _next_token(text, position + 1) < len(text):
+        place.refuse("", "the array does not end with ] here, or something follows it", remedy, "not-an-array")
+        yield None
+
+
+def _next_token(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return position if match is None else match.end()
+
+
+def _decode_object(text: str, position: int, place: Place, remedy: str) -> tuple[dict[str, Any] | None, int | None]:
+    """Return the object that begins somewhere, ``None`` for what is none, and its end, ``None`` for what is no JSON."""
+    try:
+        value, end = _DECODER.raw_decode(text, position)
+    except _DuplicateKeyError as error:
+        place.refuse("", f"the key {show(str(error))} stands twice", "keep one of them", "duplicate-key")
+        return None, None
+    except (ValueError, RecursionError) as error:
+        what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply or too many digits"
+        place.refuse("", f"not JSON in the object that begins here: {what}", remedy, "not-json")
+        return None, None
+    if not isinstance(value, dict):
+        place.refuse("", f"expected a JSON object, got {describe(value)}", remedy, "not-an-object")
+        return None, end
+    return value, end
 
 
 def parse_tsv(text: str, columns: tuple[str, ...], place: Place) -> dict[str, str] | None:

@@ -20,7 +20,7 @@ from soju.core.errors import DataError, UserError
 from soju.data.log import HANGUL, SKIP, OnError, Place, ReadLog, clean_text, describe, show
 from soju.data.readers import read_rows
 from soju.data.rows import Kind, PairRow, RawRow, column_names, mostly_hangul
-from soju.data.splits import held_out, normalise_for_overlap
+from soju.data.statistics import held_out, normalise_for_overlap
 
 Language = Literal["ko", "en"]
 DIRECTIONS: tuple[tuple[Language, Language], ...] = (("ko", "en"), ("en", "ko"))

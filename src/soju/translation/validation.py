@@ -21,7 +21,7 @@ from transformers import M2M100ForConditionalGeneration
 
 from soju.core.errors import ConfigError, UserError
 from soju.core.files import write_json, write_text
-from soju.data.splits import spread
+from soju.data.statistics import spread
 from soju.evaluation.translation import (
     QualityWeights,
     SentenceStatistics,
