@@ -51,6 +51,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "lora": ("peft",),
     "mteb": ("mteb",),
+    "translation": ("ctranslate2", "sacrebleu"),
 }
 """Modules that searching and indexing with a static model do without, by the extra that installs them first."""
 
