@@ -47,7 +47,7 @@ from soju.translation.vocabulary import EncodedPairs, collate
 class Objective(Protocol):
     """A loss of a batch."""
 
-    raw_terms: dict[str, Tensor]
+    loss_components: dict[str, Tensor]
     """Its parts, for the history."""
 
     def __call__(
@@ -73,7 +73,7 @@ class SupervisedObjective:
 
     def __init__(self, label_smoothing: float) -> None:
         self.label_smoothing = label_smoothing
-        self.raw_terms: dict[str, Tensor] = {}
+        self.loss_components: dict[str, Tensor] = {}
 
     def __call__(
         self, model: M2M100ForConditionalGeneration, inputs: Mapping[str, Tensor], positions: float | None
@@ -83,7 +83,7 @@ class SupervisedObjective:
         logits_NV = linear(decoder_states(model, inputs), model.lm_head.weight)
         total = cross_entropy(logits_NV.float(), labels_N, label_smoothing=self.label_smoothing, reduction="sum")
         loss = total / (len(labels_N) if positions is None else positions)
-        self.raw_terms = {"cross_entropy": loss.detach()}
+        self.loss_components = {"cross_entropy": loss.detach()}
         return loss
 
 
@@ -99,7 +99,7 @@ class DistillationObjective:
     def __init__(self, teacher: M2M100ForConditionalGeneration, settings: LossSettings, *, student_width: int) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.loss = DistillationLoss(settings, student_width=student_width, teacher_width=teacher.config.d_model)
-        self.raw_terms: dict[str, Tensor] = {}
+        self.loss_components: dict[str, Tensor] = {}
 
     def __call__(
         self, model: M2M100ForConditionalGeneration, inputs: Mapping[str, Tensor], positions: float | None
@@ -117,7 +117,7 @@ class DistillationObjective:
             inputs["labels"][inputs["labels"] != IGNORED],
             positions=positions,
         )
-        self.raw_terms = {name: value for name, value in terms.named().items() if name != "loss"}
+        self.loss_components = {name: value for name, value in terms.named().items() if name != "loss"}
         return terms.loss
 
 
