@@ -52,10 +52,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "lora": ("peft",),
     "mteb": ("mteb",),
     "translation": ("ctranslate2", "sacrebleu"),
-<<<<<<< HEAD
     "quantization": ("torchao",),
-=======
->>>>>>> mt2
 }
 """Modules that searching and indexing with a static model do without, by the extra that installs them first."""
 
