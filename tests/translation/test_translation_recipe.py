@@ -8,15 +8,18 @@ import sys
 import pytest
 import torch
 from pico_translation import PAIRS, Scramble, training, vocabulary_in
+from transformers import M2M100ForConditionalGeneration
 
 from soju.core.errors import ConfigError, RegressionError, UserError
 from soju.core.files import verify_manifest
 from soju.core.recipe import recipe_of_model, train
 from soju.translation import DistillationConfig, ModelDistiller
+from soju.translation.ctranslate import CTranslate2Model, convert
 from soju.translation.gate import WeakTeacherError
 from soju.translation.recipe import Translator
 from soju.translation.trainer import train_exactly
-from soju.translation.vocabulary import train_vocabulary
+from soju.translation.validation import translate_greedily
+from soju.translation.vocabulary import Vocabulary, train_vocabulary
 
 SHORT = {
     "data.toy_pairs": 1_500,
@@ -133,6 +136,19 @@ def test_the_command_line_translates_a_file_and_keeps_empty_lines(teacher, tmp_p
     assert len(lines) == 4
     assert lines[0]
     assert lines[1] == ""
+
+
+def test_ctranslate2_translates_as_pytorch_does_and_leaves_the_model_alone(teacher, tmp_path):
+    model, vocabulary = M2M100ForConditionalGeneration.from_pretrained(teacher).eval(), Vocabulary.load(teacher)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    texts = [pair.ko for pair in PAIRS[:100]]
+    expected = translate_greedily(model, vocabulary, texts, "ko", "en", max_length=40)
+    for quantization, least in ((None, 99), ("int8", 80)):
+        folder = tmp_path / str(quantization)
+        convert(model, vocabulary, folder, quantization=quantization)
+        found = CTranslate2Model(folder, max_length=40).translate(texts, "ko", "en")
+        assert sum(one == other for one, other in zip(found, expected, strict=True)) >= least
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.slow
