@@ -287,6 +287,8 @@ def finish(
         f"{one.interval.low:+.4f} to {one.interval.high:+.4f}."
         for one in comparisons
     ]
+    if not asked:
+        summary.append("No row has an answer and paraphrases, so knowledge was not measured and the last step is kept.")
     if trained.attempts > 1:
         summary.append(f"Training was rolled back {trained.attempts - 1} times; rollbacks.jsonl says why.")
     forgotten = [score for score in student.scores if score.name == FORGETTING]
@@ -417,7 +419,7 @@ class SpeculativeKdRecipe(Recipe[SpeculativeKdConfig, KnowledgeData]):
             f"{len(data.trained):,} facts to train on, {len(data.control):,} control, {len(data.general):,} general"
         ]
         names = [name for name in (config.student.model, config.teacher.model) if name not in (SELF, SCRATCH)]
-        remote = [name for name in names if not name.startswith("package:") and not Path(name).expanduser().is_dir()]
+        remote = [name for name in names if _is_hub_id(name) and not Path(name).is_dir()]
         if remote:
             facts.append(f"{', '.join(remote)}: not on this machine; compared and measured before training begins")
         else:
@@ -494,6 +496,10 @@ class SpeculativeKdRecipe(Recipe[SpeculativeKdConfig, KnowledgeData]):
     def load(self, folder: Path) -> Any:
         """Load a model of transformers."""
         return load_saved(folder)
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 _run = run
