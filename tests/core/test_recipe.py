@@ -81,6 +81,7 @@ def test_a_recipe_that_is_not_in_the_table_is_refused(name, message):
 def test_a_model_knows_its_recipe():
     assert recipe_of_model("ko-en-static") is recipe_named("splade", place="")
     with pytest.raises(
-        UserError, match=r"nowhere: not a model folder or a run of a recipe \(splade, embedding, translation\)"
+        UserError,
+        match=r"nowhere: not a model folder or a run of a recipe \(splade, embedding, speculative_kd, translation\)",
     ):
         recipe_of_model("nowhere")

@@ -82,6 +82,37 @@ def trim(
 
 
 @app.command(rich_help_panel="Models")
+def ask(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run of speculative_kd, or a chat model.")],
+    question: Annotated[str, typer.Argument(help="What to answer.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 256,
+) -> None:
+    """Let a distilled chat model answer a question."""
+    from soju.core.run import Run
+    from soju.speculative_kd.recipe import ask as answer
+    from soju.speculative_kd.recipe import load_chat
+
+    run = Run(Path(model))
+    loaded, chat = load_chat(run.model_folder if run.recipe else Path(model))
+    say(answer(loaded, chat, question, max_new_tokens=max_new_tokens))
+
+
+@app.command(rich_help_panel="Models")
+def rollout(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A file or preset of recipe speculative_kd.")],
+    row: Annotated[str, typer.Argument(metavar="ID", help="Id of a row of its data.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
+) -> None:
+    """Write one text with student and teacher and show how each token came about."""
+    from soju.core.config import read_config
+    from soju.speculative_kd.recipe import RECIPE, describe_rollout
+
+    values, _ = read_config(config, overrides or ())
+    for line in describe_rollout(RECIPE.configure(values, place=config), row):
+        say(line)
+
+
+@app.command(rich_help_panel="Models")
 def expand(
     base: Annotated[str, typer.Option(help="Embedding model with a byte-level BPE: a folder or a hub id.")],
     donor: Annotated[str, typer.Option(help="Korean tokenizer: a folder, tokenizer.json or a hub id.")],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RECIPES: dict[str, str] = {
     "splade": "soju.sparse.recipe:RECIPE",
     "embedding": "soju.embedding.recipe:RECIPE",
+    "speculative_kd": "soju.speculative_kd.recipe:RECIPE",
     "translation": "soju.translation.recipe:RECIPE",
 }
 """Where the object of each recipe is; it is imported when it is asked for."""
@@ -114,6 +115,17 @@ class Recipe(Protocol[ConfigT, DataT]):
     def load(self, folder: Path) -> Any:
         """Load a model that this recipe made, ready to use."""
 
+    def from_environment(self, values: Mapping[str, Any], given: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
+        """Return the settings with what environment variables say, and a sentence for each that was changed.
+
+        `given` are the settings of the command line, to which the environment yields.
+        """
+        return dict(values), []
+
+    def resume_from_environment(self) -> Path | None:
+        """Return the checkpoint that an environment variable names, if the recipe knows one."""
+        return None
+
     def compare(self, subject: Path, baseline: Path, *, samples: int | None, seed: int | None) -> Evaluation:
         """Compare what two runs or models recorded, without measuring again."""
         raise UserError(f"{subject}: its recipe records nothing to compare; measure both with --config")
@@ -184,11 +196,16 @@ def train(
     else:
         values, text = read_config(config, overrides)
     recipe = recipe_named(values.get("recipe"), place=place)
+    given = frozenset(overrides if isinstance(overrides, Mapping) else (one.partition("=")[0] for one in overrides))
+    values, changed = recipe.from_environment(values, given)
+    text += "".join(f"# environment: {sentence}\n" for sentence in changed)
     settings = recipe.configure(values, place=place)
     report = recipe.check(settings)
     if on_data is not None:
-        on_data(report)
+        on_data(replace(report, facts=[*changed, *report.facts]))
     start = Path(resume) if isinstance(resume, str) else resume
+    if start is False:
+        start = recipe.resume_from_environment() or False
     folder = Path(out) if out is not None else Path("runs") / settings.name
     run = open_run_folder(folder, settings, text, resumes=start is not False)
     return recipe.train(settings, run, data=report.data, resume=start, workers=workers)
