@@ -68,8 +68,8 @@ def test_data_is_told_before_a_folder_is_made(toy):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (None, "a.yaml: recipe: missing; add one of splade, embedding, translation"),
-        ("wine", "a.yaml: recipe: 'wine' is unknown; choose one of splade, embedding, translation"),
+        (None, "a.yaml: recipe: missing; add one of splade, embedding, speculative_kd, translation"),
+        ("wine", "a.yaml: recipe: 'wine' is unknown; choose one of splade, embedding, speculative_kd, translation"),
         (["splade"], r"a.yaml: recipe: \['splade'\] is unknown"),
     ],
 )
