@@ -1,4 +1,4 @@
-"""Does `encode_sparse` encode at least 1.5 times as fast as sentence-transformers, to the same vectors?
+"""`encode_sparse` against sentence-transformers: texts a second, goal 1.5 times as many, and equal vectors.
 
 Both encode the same sentences with the same model, a masked language model of 6 layers and width 384 with random
 weights, whose bias leaves about 200 active terms a text. The peer is `SparseEncoder.encode` with sparse tensors on the

@@ -41,11 +41,10 @@ from soju.core.files import write_json
 from soju.data.rows import Document
 from soju.search.block_max import FOLDER, BlockMaxEngine
 from soju.search.exact import ExactEngine
-from soju.search.folder import IndexSettings
+from soju.search.folder import IndexSettings, WeightingSettings, idf
 from soju.search.index import SparseIndex
 from soju.search.postings import Postings
 from soju.search.segment import DocumentStore
-from soju.search.weighting import WeightingSettings, idf
 
 TERMS = 24_000
 TOPICS, TOPIC_TERMS = 400, 1500

@@ -1,4 +1,4 @@
-"""What do batches, whole blocks and a chosen block length bring to a speculative rollout?
+"""What batches, whole blocks and a chosen block length bring to a speculative rollout.
 
 Teacher and student are decoders from config with random weights: the student is the teacher's first layers, and what
 layers add to their input is scaled until the wanted share of its proposals passes. All rollouts write the same texts,

@@ -1,4 +1,4 @@
-"""What does the tiled SPLADE head save in time and memory against sentence-transformers' head and pooling?
+"""The tiled SPLADE head against sentence-transformers' head and pooling: time and memory.
 
 Both get the same hidden states, weights and gradient, in one process, alternating; a step is the forward pass from
 hidden states to term weights and the backward pass to the gradients of hidden states, weight and bias. The peer is a

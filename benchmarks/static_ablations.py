@@ -1,4 +1,4 @@
-"""Which choices of the static encoder matter? Trains one variant a line and compares its Recall@10 with the default's.
+"""Ablations of the static encoder. Trains one variant a line and compares its Recall@10 with the default's.
 
 Training draws nothing at random, so the uncertainty is that of the queries: differences carry a 95 % interval of the
 paired bootstrap. Writes a Markdown table for docs/experiments.md.
@@ -23,7 +23,6 @@ from soju.sparse.static.training import texts_to_analyse, train_static
 PRESET = "splade-static"
 VARIANTS: dict[str, list[str]] = {
     "default": [],
-    "HMM with agreement, 3 rounds": ["alignment.hmm_iterations=3"],
     "no term list in the mix": ["expansion.dictionary_share=0"],
     "probabilities as weights (power 1, confidence 1)": ["expansion.power=1", "expansion.confidence=1"],
     "power 1": ["expansion.power=1"],

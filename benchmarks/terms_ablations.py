@@ -1,4 +1,4 @@
-"""Which term loss wins on words it never saw? Short trainings from term mappings alone, three seeds a variant.
+"""Term losses on unseen words: short trainings from term mappings alone, three seeds a variant.
 
 Every student starts as the static encoder of `splade-v19-small` (trained once) and reads only the term list; the seed
 changes the order of the rows. Measured on the head words that were kept out (`data.held_out_terms`): shares of expected
@@ -18,13 +18,13 @@ from pathlib import Path
 from soju.core.config import apply_overrides, parse_yaml, preset_text
 from soju.core.progress import set_quiet
 from soju.core.run import Run
+from soju.sparse.config import TermsConfig
 from soju.sparse.data import RunData
 from soju.sparse.evaluate import Subject, score_unseen_terms
 from soju.sparse.initial import Start
 from soju.sparse.neural import train
 from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.recipe import RECIPE, read_run_data
-from soju.sparse.terms.config import TermsConfig
 from soju.sparse.terms.training import TermsLesson
 
 PRESET = "splade-v19-small"

@@ -1,9 +1,9 @@
-"""Do the vectorised term losses cost at most 3 % of a training step, and are they the row-by-row ones?
+"""The vectorised term losses: their share of a training step, goal 3 %, and equality with the row-by-row ones.
 
 One step is the forward and backward pass of a 6-layer masked language model (D 384, 32,000 terms) with our head on 64
 texts of about 8 tokens, all losses of mode ``terms`` included. The term losses' own time is their forward pass and
 their backward pass down to the (B, V) they read. The peer is the same definition as a loop over rows, the reference of
-``tests/losses``. Timings alternate; medians.
+``tests/sparse/reference_terms.py``. Timings alternate; medians.
 
     python benchmarks/terms_loss.py
 """
@@ -37,7 +37,7 @@ from soju.sparse.splade import SpladeEncoder
 from soju.sparse.terms.losses import in_batch_distillation, signed_terms, v19_terms
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from sparse.reference_terms import row_by_row
+from fixtures.reference_terms import row_by_row
 
 RESULTS = Path(__file__).parent / "results"
 TERMS, WIDTH, LAYERS, TEXTS = 32_000, 384, 6, 64

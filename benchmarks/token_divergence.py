@@ -1,4 +1,4 @@
-"""Is a divergence whose gradient is made in the forward pass faster than TRL's, in no more memory, and far from dense?
+"""A divergence whose gradient is made in the forward pass against TRL's and a dense one: time and memory.
 
 A step goes from hidden states and output embeddings to the forward KL of each token and back to the gradients of the
 student's hidden states and, when the head is trained, of its output embedding. Ours, TRL's `ChunkedDivergenceFunction`

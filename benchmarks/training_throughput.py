@@ -1,4 +1,4 @@
-"""How fast, and in how little memory, does a SPLADE student train against the stock trainer with the stock pooling?
+"""Training a SPLADE student against the stock trainer with the stock pooling: pairs a second and memory.
 
 Same model (a BERT of 6 layers and width 384, random weights), same sentence pairs, same batch size, same loss
 (`SpladeLoss` over in-batch negatives), same optimiser; each run is a process of its own, ours and the peer in turn.

@@ -1,4 +1,4 @@
-"""What does the distillation loss of translation cost against `kl_div` + `cross_entropy`, alone and in a training step?
+"""The distillation loss of translation against `kl_div` + `cross_entropy`, alone and in a training step.
 
 Alone: value and gradient at 480 target positions × 32,000 pieces, the same random logits. In a step: the published
 shapes (teacher 768, 12 + 12 layers; student 512, 6 + 6; random weights), 32 pairs of 15 tokens, forward, backward and

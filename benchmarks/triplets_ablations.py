@@ -1,4 +1,4 @@
-"""What does each ingredient of mode triplets do? Short trainings on real data, three seeds a variant.
+"""Ablations of mode triplets: short trainings on real data, three seeds a variant.
 
 A small student (hidden 128, one layer) starts as the static encoder trained on the pairs, once for all variants; the
 seed changes the order of the rows. Every variant is the base but for what its name says; mined negatives are those of
@@ -22,7 +22,7 @@ import numpy as np
 from soju.core.config import apply_overrides, parse_yaml, preset_text
 from soju.core.progress import set_quiet
 from soju.core.run import Run
-from soju.data.splits import spread
+from soju.data.statistics import spread
 from soju.evaluation.retrieval import evaluate
 from soju.sparse.data import RunData
 from soju.sparse.evaluate import Subject, search_all

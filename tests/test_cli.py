@@ -112,7 +112,10 @@ def test_broken_rows_are_skipped_and_counted_when_told_to(tmp_path):
         (["verify", "nowhere"], "nothing to check"),
         (["report", "nowhere"], "nowhere"),
         (["index", "nowhere", "corpus.jsonl"], "soju index MODEL CORPUS... INDEX"),
-        (["compare", "a", "b"], "a: not a model folder or a run of a recipe (splade, embedding, speculative_kd)"),
+        (
+            ["compare", "a", "b"],
+            "a: not a model folder or a run of a recipe (splade, embedding, spec",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_code_2(tmp_path, arguments, message):

@@ -11,8 +11,7 @@ import yaml
 from soju.cli import app
 from soju.core.config import preset_names, validate
 from soju.embedding.config import EvaluationSettings
-from soju.sparse.config import PretrainedStudent, ScratchStudent, TeacherSettings
-from soju.sparse.terms.config import LossSettings, TermsConfig
+from soju.sparse.config import LossSettings, PretrainedStudent, ScratchStudent, TeacherSettings, TermsConfig
 from soju.sparse.triplets.config import TripletsConfig, TripletsTeacherSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +35,8 @@ BASE = {
 
 
 def blocks(page, kind):
-    return re.findall(rf"^```{kind}\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
+    return [text for language, text in fenced if re.fullmatch(kind, language)]
 
 
 def anchors(page):
@@ -104,3 +104,56 @@ def test_every_link_of_a_page_leads_somewhere(page):
         if not name.startswith("http"):
             assert (ROOT / "docs" / name).exists(), target
             assert not anchor or anchor in anchors(name or page), target
+
+
+ALL_PAGES = {
+    **PAGES,
+    **{
+        name: (ROOT / name).read_text(encoding="utf-8")
+        for name in (
+            "CONTRIBUTING.md",
+            "CHANGELOG.md",
+            "src/soju/samples/README.md",
+            "src/soju/packaged/ko-en-static/README.md",
+        )
+    },
+}
+FORMER_PACKAGES = {"soju.recipes", "soju.models", "soju.losses", "soju.export", "soju.quality"}
+
+
+def is_there(name):
+    """Tell whether a dotted name is a module of soju, or something that is defined in one."""
+    place, rest = ROOT / "src", name.split(".")
+    while rest and (place / rest[0]).is_dir():
+        place, rest = place / rest[0], rest[1:]
+    if not rest:
+        return True
+    module = place / f"{rest[0]}.py"
+    module, rest = (module, rest[1:]) if module.is_file() else (place / "__init__.py", rest)
+    return all(re.search(rf"\b{part}\b", module.read_text(encoding="utf-8")) for part in rest)
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_every_module_that_a_page_names_exists(page):
+    text = ALL_PAGES[page]
+    shared = "|".join(path.name for path in (ROOT / "src/soju").iterdir() if path.is_dir())
+    named = set(re.findall(r"(?<![\w/.@])soju(?:\.\w+)+", text))
+    named |= {f"soju.{name}" for name in re.findall(rf"`((?:{shared})\.\w+\.\w+(?:\.\w+)*)`", text)}
+    gone = FORMER_PACKAGES if page == "CHANGELOG.md" else set()
+    assert {name for name in named - gone if not is_there(name)} == set()
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_every_file_that_a_page_names_exists(page):
+    paths = set(re.findall(r"(?<![\w./-])((?:src|tests|benchmarks|docs)/[\w./-]*\w)", ALL_PAGES[page]))
+    paths |= set(re.findall(r"`(\w+(?:/\w+)+\.(?:py|html))\b", ALL_PAGES[page]))
+    written = {path for path in paths if path.startswith("benchmarks/results")}  # by `make bench`
+    roots = (ROOT, ROOT / "src/soju")
+    assert {path for path in paths - written if not any((root / path).exists() for root in roots)} == set()
+
+
+def test_the_tree_of_the_architecture_page_names_every_file_and_no_other():
+    tree = next(block for block in blocks("architecture.md", "") if block.startswith("src/soju/"))
+    files = {path.stem for path in (ROOT / "src/soju").rglob("*.py")}
+    assert files - {"__init__", "__main__"} - set(re.findall(r"\w+", tree)) == set()
+    assert set(re.findall(r"(\w+)\.py\b", tree)) - files == set()

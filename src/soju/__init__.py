@@ -19,11 +19,10 @@ from soju.core import __version__
 
 if TYPE_CHECKING:
     from soju import embedding, sparse
-    from soju.core.hits import Hit, MatchedTerm, TermWeight
     from soju.core.recipe import train
     from soju.core.run import Run
     from soju.core.score import Comparison, Score
-    from soju.data.rows import Document, PairRow, Term, TermRow, TripletRow
+    from soju.data.rows import Document, Hit, MatchedTerm, PairRow, Term, TermRow, TermWeight, TripletRow
     from soju.sparse.indexing import Index
     from soju.sparse.model import Model, load
 
@@ -49,11 +48,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "soju.core.hits": ("Hit", "MatchedTerm", "TermWeight"),
     "soju.core.recipe": ("train",),
     "soju.core.run": ("Run",),
     "soju.core.score": ("Comparison", "Score"),
-    "soju.data.rows": ("Document", "PairRow", "Term", "TermRow", "TripletRow"),
+    "soju.data.rows": ("Document", "Hit", "MatchedTerm", "PairRow", "Term", "TermRow", "TermWeight", "TripletRow"),
     "soju.sparse.indexing": ("Index",),
     "soju.sparse.model": ("Model", "load"),
 }

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from soju.alignment.tables import dictionary_table, expansion_weights, mix, prune_by_mass
+from soju.alignment.bitext import dictionary_table, expansion_weights, mix, prune_by_mass
 
 
 def ids(*values):

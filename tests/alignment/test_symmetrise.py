@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from soju.alignment.tables import agreement, average, geometric_mean
+from soju.alignment.bitext import agreement, average, geometric_mean
 
 # Rows: NULL and two source words; columns: NULL and three target words.
 FORWARD = csr_array(np.array([[0, 0.5, 0.25, 0.25], [0, 0.9, 0.1, 0.0], [0, 0.0, 0.5, 0.5]], np.float32))

@@ -1,6 +1,8 @@
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import kiwipiepy
+
 from soju.core import language as korean
 
 
@@ -13,7 +15,7 @@ def test_two_threads_that_ask_at_once_share_one_analyser(monkeypatch):
             meet.wait(0.2) if len(made) > 1 else None
 
     meet = Barrier(2)
-    monkeypatch.setattr(korean, "Kiwi", SlowKiwi)
+    monkeypatch.setattr(kiwipiepy, "Kiwi", SlowKiwi)
     monkeypatch.setattr(korean, "_kiwis", {})
 
     def ask(_):

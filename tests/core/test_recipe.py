@@ -68,8 +68,8 @@ def test_data_is_told_before_a_folder_is_made(toy):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (None, "a.yaml: recipe: missing; add one of splade, embedding"),
-        ("wine", "a.yaml: recipe: 'wine' is unknown; choose one of splade, embedding"),
+        (None, "a.yaml: recipe: missing; add one of splade, embedding, speculative_kd, translation"),
+        ("wine", "a.yaml: recipe: 'wine' is unknown; choose one of splade, embedding, speculative_kd, translation"),
         (["splade"], r"a.yaml: recipe: \['splade'\] is unknown"),
     ],
 )
@@ -81,6 +81,7 @@ def test_a_recipe_that_is_not_in_the_table_is_refused(name, message):
 def test_a_model_knows_its_recipe():
     assert recipe_of_model("ko-en-static") is recipe_named("splade", place="")
     with pytest.raises(
-        UserError, match=r"nowhere: not a model folder or a run of a recipe \(splade, embedding, speculative_kd\)"
+        UserError,
+        match=r"nowhere: not a model folder or a run of a recipe \(splade, embedding, speculative_kd, translation\)",
     ):
         recipe_of_model("nowhere")

@@ -1,7 +1,7 @@
 import pytest
 
 from soju.core.errors import UserError
-from soju.data.splits import find_overlap, normalise_for_overlap, refuse_overlap
+from soju.data.statistics import find_overlap, normalise_for_overlap, refuse_overlap
 
 
 def test_case_marks_and_composition_do_not_hide_an_overlap():

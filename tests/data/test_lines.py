@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soju.data.lines import split_lines
+from soju.data.sources import split_lines
 
 
 def test_lines_end_at_every_kind_of_line_end():

@@ -1,6 +1,6 @@
 import pytest
 
-from soju.data.splits import held_out
+from soju.data.statistics import held_out
 
 KEYS = [f"문서 {number}" for number in range(10_000)]
 

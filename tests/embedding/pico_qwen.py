@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
-from sparse.tiny_encoders import DECODERS
+from fixtures.tiny_encoders import DECODERS
 
 END = "<|endoftext|>"
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from fixtures.tiny_encoders import KINDS, batch, tiny_encoder
 from soju.core.errors import UserError
 from soju.embedding.adapter_modules import AdapterSettings, Bottleneck
 from soju.embedding.adapters import (
@@ -11,7 +12,6 @@ from soju.embedding.adapters import (
     fold_adapters,
     parameters_by_layer,
 )
-from sparse.tiny_encoders import KINDS, batch, tiny_encoder
 
 ADAPTERS = ("bottleneck", "gated", "parallel", "linear")
 TEXTS = [[3, 25, 26, 29, 2], [25, 4], [7]]

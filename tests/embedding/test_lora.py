@@ -3,9 +3,9 @@ import sys
 import pytest
 import torch
 
+from fixtures.tiny_encoders import KINDS, batch, tiny_encoder
 from soju.core.errors import MissingExtraError, UserError
 from soju.embedding.adapters import add_lora, merge_lora
-from sparse.tiny_encoders import KINDS, batch, tiny_encoder
 
 TEXTS = [[3, 25, 26], [7, 8]]
 

@@ -4,9 +4,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, Qwen3Config, Qwen3ForCausalLM
 
+from fixtures.tiny_encoders import KINDS, VOCABULARY, batch, tiny_encoder
 from soju.core.errors import UserError
 from soju.embedding.trainer import PartitionedEmbedding, fold_embedding, partition_embedding
-from sparse.tiny_encoders import KINDS, VOCABULARY, batch, tiny_encoder
 
 ROWS, FIRST, WIDTH = 9, 6, 4
 IDS = torch.tensor([[0, 6, 8, 6], [5, 8, 0, 6]])

@@ -75,8 +75,8 @@ def test_a_users_mistakes_are_told(qdrant, model, corpus, tmp_path):
 
 
 def test_a_neural_model_keeps_its_weights(tmp_path, qdrant):
+    from fixtures.pico_masked_lms import NEEDED, OTHERS, word_piece
     from soju.sparse.splade import SpladeEncoder
-    from sparse.pico_masked_lms import NEEDED, OTHERS, word_piece
 
     lm, tokenizer = word_piece()
     lm.save_pretrained(tmp_path / "lm")

@@ -6,7 +6,7 @@ from scipy import sparse
 
 from soju.core.errors import UserError
 from soju.core.score import Setting
-from soju.evaluation.efficiency import active_terms, bytes_on_disk, flops, latency, posting_skew, throughput
+from soju.sparse.term_activation import active_terms, bytes_on_disk, flops, latency, posting_skew, throughput
 
 SETTING = Setting("splade", "tiny", "abc")
 QUERIES = sparse.csr_matrix([[1.0, 0.0, 2.0], [0.0, 0.0, 0.5]])  # activation shares 1/2, 0, 1

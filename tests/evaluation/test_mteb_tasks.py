@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from beir_folders import QRELS, write_beir
 from embedding.pico_expansion import save_pico_base
+from fixtures.small_bilingual import train_small
 from soju.cli import app
 from soju.core.errors import DataError, MissingExtraError, UserError
 from soju.data.log import ReadLog
@@ -21,7 +22,6 @@ from soju.evaluation.mteb_tasks import METRICS, folder_task, refuse_without_mteb
 from soju.evaluation.retrieval import RetrievalSet, evaluate
 from soju.sparse.config import SearchSettings
 from soju.sparse.evaluate import MtebSearcher, Subject, search_all
-from sparse.small_bilingual import train_small
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from fixtures import pico_terms
 from soju.core.errors import UserError
 from soju.core.files import check_tree, read_json_lines
 from soju.training.checkpoints import list_checkpoints
-from sparse import pico_terms
 
 TESTS = Path(__file__).parents[1]
 WEIGHTS = {
@@ -30,7 +30,7 @@ class Server:
     def __init__(self, start):
         path = os.pathsep.join([str(TESTS), *sys.path])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        program = [sys.executable, "-W", "ignore", str(TESTS / "recipes" / "pico_terms.py"), str(start)]
+        program = [sys.executable, "-W", "ignore", str(TESTS / "fixtures" / "pico_terms.py"), str(start)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(program, env=environment, text=True, bufsize=1, **pipes)
         assert self.process.stdout.readline() == "ready\n"

@@ -38,9 +38,13 @@ RENAMED = {
     "save_every": "save_steps",
 }
 """Old settings in the sections of `TRAINING` and what they are called now."""
+GONE = ("hmm_iterations",)
+"""Settings that are gone; 0 was their value in every preset."""
 ADDED = {"report_to": ["tensorboard"], "patience": None}
 """Settings that did not exist everywhere, with the value that does what was done without them."""
 
+LEFT_OUT_SCORES = {"index bytes"}
+"""Scores that are left out: the size of an index counts the settings in its ``index.json``."""
 LEFT_OUT = {"manifest.json", "environment.json", "trainer_state.json", "config.yaml", "story.json"}
 LEFT_OUT |= {"README.md", "report.html", "report.md"}
 TIMED = {"seconds", "ms", "milliseconds", "texts/second", "texts/s", "sentences/s", "characters/s", "s", "GiB"}
@@ -179,6 +183,8 @@ def content(path: Path, *, old: bool) -> Any:
         return [{**figure, "title": "", "series": series} for figure, series in zip(figures, ordered, strict=True)]
     if path.suffix == ".json":
         values = timeless(json.loads(path.read_text(encoding="utf-8")))
+        if path.name == "index.json":
+            values["settings"].pop("seismic", None)  # an engine that is gone
         if path.name == "training_args.json":
             values.pop("warmup_steps", None)  # recipe `embedding` kept it apart; the schedule shows in the weights
         return values
@@ -191,11 +197,15 @@ def content(path: Path, *, old: bool) -> Any:
 def timeless(value: Any) -> Any:
     """Leave out scores of time, what names a machine or a moment, and fingerprints, which cover model cards."""
     if isinstance(value, list):
-        return [timeless(item) for item in value if not (isinstance(item, Mapping) and item.get("unit") in TIMED)]
+        return [timeless(item) for item in value if not (isinstance(item, Mapping) and _is_left_out(item))]
     if isinstance(value, Mapping):
         hidden = ("seconds", "time", "started", "finished", "host", "memory", "fingerprint")
         return {key: timeless(item) for key, item in value.items() if not any(word in str(key) for word in hidden)}
     return value
+
+
+def _is_left_out(score: Mapping[str, Any]) -> bool:
+    return score.get("unit") in TIMED or score.get("name") in LEFT_OUT_SCORES
 
 
 def renamed(value: Any, section: str = "") -> Any:
@@ -205,7 +215,7 @@ def renamed(value: Any, section: str = "") -> Any:
     if not isinstance(value, Mapping):
         return value
     names = RENAMED if section in TRAINING else {}
-    return {names.get(key, key): renamed(item, key) for key, item in value.items()}
+    return {names.get(key, key): renamed(item, key) for key, item in value.items() if key not in GONE}
 
 
 def without_added(value: Any) -> Any:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fixtures.pico_terms import save_start
 from invariant import two_ranks
 from soju.core.files import check_tree, read_json_lines
 from soju.sparse.losses import flops
-from sparse.pico_terms import save_start
 
 TESTS = Path(__file__).parents[1]
 NAMES = ("loss_self", "loss_korean", "loss_english", "loss_margin", "loss_flops")

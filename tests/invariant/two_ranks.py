@@ -8,9 +8,9 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import distributed
 
+from fixtures.pico_terms import ROWS, Pretrained
 from soju.sparse.losses import flops
 from soju.training.ranks import join_ranks
-from sparse.pico_terms import ROWS, Pretrained
 
 BATCH = 8
 ALL_ENGLISH = [row for row in ROWS if any(term.text.isascii() for term in row.terms)][:BATCH]

@@ -7,12 +7,12 @@ import torch
 from accelerate import PartialState
 from torch import distributed
 
+from fixtures.pico_triplets import PretrainedOnTriplets
+from fixtures.small_bilingual import train_small
 from soju.core.files import write_json
 from soju.sparse.config import ScratchStudent
 from soju.sparse.initial import scratch_student
 from soju.training.ranks import join_ranks
-from sparse.pico_triplets import PretrainedOnTriplets
-from sparse.small_bilingual import train_small
 
 BATCH = 8
 STEPS = 600

@@ -4,7 +4,7 @@ import yaml
 from report_runs import HOSTILE, score
 
 from soju.core.score import Score
-from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
+from soju.report.markdown import DataSource, Example, ModelCard, render_model_card
 
 
 def card(**changes):

@@ -1,14 +1,7 @@
 import pytest
 
 from soju.core.score import Interval
-from soju.report.number_format import (
-    format_difference,
-    format_duration,
-    format_interval,
-    format_p,
-    format_value,
-    is_cost,
-)
+from soju.report.tables import format_difference, format_duration, format_interval, format_p, format_value, is_cost
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
 from soju.search.exact import ExactEngine
+from soju.search.folder import bm25_impact, idf
 from soju.search.postings import Postings, PostingsWriter, check_vectors
-from soju.search.weighting import bm25_impact, idf
 
 
 def write(folder, vectors, *, batch=7, block_postings=50):

@@ -12,9 +12,8 @@ from soju.core.errors import IntegrityError, UserError
 from soju.core.files import MANIFEST, verify_manifest
 from soju.data.rows import Document
 from soju.search.chunking import ChunkSettings
-from soju.search.folder import IndexSettings
+from soju.search.folder import IndexSettings, WeightingSettings
 from soju.search.index import SparseIndex
-from soju.search.weighting import WeightingSettings
 
 TERMS = ["소주", "soju", "rice", "쌀", "물", "still", "열", "heat"]
 BM25 = IndexSettings(weighting=WeightingSettings(kind="bm25"), batch_size=3)

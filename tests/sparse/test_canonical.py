@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from lexicons import KOREAN, small_counts, small_tokenizer, stretches_of
 from scipy.sparse import csr_array
 
+from fixtures.lexicons import KOREAN, small_counts, small_tokenizer, stretches_of
 from soju.sparse.static.lexicon import BOUNDARY, UNKNOWN, PieceReadings, Stretch, canonical_terms, strongest_terms
 
 VOCABULARY = {

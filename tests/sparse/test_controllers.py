@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from soju.core.errors import RegressionError
-from soju.sparse.controllers import SparsityAlarm, SparsityController
+from soju.sparse.curriculum import SparsityAlarm, SparsityController
 
 
 def observed(controller, active, texts=4):

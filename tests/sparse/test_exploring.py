@@ -7,8 +7,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.core.hits import MatchedTerm
-from soju.data.rows import Document
+from soju.data.rows import Document, MatchedTerm
 from soju.sparse.explore import Explorer, open_models, passage_parts, words_of
 from soju.sparse.indexing import Index
 from soju.sparse.model import model_folder

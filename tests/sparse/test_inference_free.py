@@ -5,6 +5,8 @@ import pytest
 from sentence_transformers import SparseEncoder
 
 from engines.engine_models import save_static_model
+from fixtures.pico_masked_lms import NEEDED, OTHERS, word_piece
+from fixtures.without_soju import encode_without_soju
 from soju.core.errors import UserError
 from soju.core.files import verify_manifest
 from soju.sparse.config import SearchSettings
@@ -12,8 +14,6 @@ from soju.sparse.export.stock import make_inference_free, piece_frequency, save_
 from soju.sparse.indexing import Index, index_settings, read_documents
 from soju.sparse.model import load_encoder
 from soju.sparse.splade import SpladeEncoder
-from sparse.pico_masked_lms import NEEDED, OTHERS, word_piece
-from sparse.without_soju import encode_without_soju
 
 TEXTS = ["machine learning 검색", "검색 검색", "the", ""]
 

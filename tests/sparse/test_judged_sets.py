@@ -3,13 +3,13 @@
 import pytest
 
 from beir_folders import CORPUS, QRELS, QUERIES, write_beir
+from fixtures.small_bilingual import train_small
 from soju.core.config import validate
 from soju.core.errors import ConfigError, DataError, UserError
 from soju.sparse.config import StaticConfig
 from soju.sparse.evaluate import METRICS, Subject, score
 from soju.sparse.finish import example_searches
 from soju.sparse.recipe import read_run_data
-from sparse.small_bilingual import train_small
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,11 @@ def test_scores_follow_the_judgements_and_the_whole_corpus_is_searched(tmp_path,
 
 def test_the_examples_search_the_whole_corpus_under_its_ids(tmp_path, config_of, encoder):
     class Folder:
-        path = tmp_path / "run"
+        folder = tmp_path / "run"
 
     write_beir(tmp_path / "five")
     config = config_of()
-    Folder.path.mkdir()
+    Folder.folder.mkdir()
     encoder.save(tmp_path / "model")
     settings = config.evaluation.model_copy(update={"examples": ("학교",)})
     (found,) = example_searches(encoder, read_run_data(config).evaluation, settings, Folder, tmp_path / "model")

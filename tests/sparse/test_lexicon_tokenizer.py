@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lexicons import small_counts, small_tokenizer, stretches_of
 from tokenizers import Tokenizer
 
+from fixtures.lexicons import small_counts, small_tokenizer, stretches_of
 from soju.core.errors import UserError
 from soju.sparse.static.lexicon import BOUNDARY, UNKNOWN, LexiconCounts, build_tokenizer, latin_words
 
@@ -175,7 +175,8 @@ def test_two_builds_are_byte_identical():
 
 def test_builds_in_other_processes_are_byte_identical():
     code = (
-        "import sys; from lexicons import small_tokenizer; sys.stdout.buffer.write(small_tokenizer().to_str().encode())"
+        "import sys; from fixtures.lexicons import small_tokenizer; "
+        "sys.stdout.buffer.write(small_tokenizer().to_str().encode())"
     )
     here = small_tokenizer().to_str().encode()
     for seed, threads in (("1", "1"), ("2", "2")):
@@ -183,7 +184,7 @@ def test_builds_in_other_processes_are_byte_identical():
             **os.environ,
             "PYTHONHASHSEED": seed,
             "RAYON_NUM_THREADS": threads,
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
         }
         result = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
         assert result.stdout == here

@@ -52,7 +52,7 @@ def test_a_new_row_is_in_the_sum_the_log_and_the_plots():
 
     loss = More(torch.nn.Identity(), Settings, position=lambda: (0, 1))
     assert loss.weighed(None, None) == {"old": 1.0, "new": 6.0}
-    assert loss.raw_terms == {"old": 1.0, "new": 3.0}
+    assert loss.loss_components == {"old": 1.0, "new": 3.0}
     history = [{"step": 1, "loss": 7.0, "loss_old": 1.0, "loss_new": 3.0, "loss_share_new": 0.8}]
     curves, shares = loss_figures(history, More, caption="")
     assert [(one["name"], one["y"]) for one in curves["series"]] == [

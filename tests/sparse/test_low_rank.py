@@ -5,17 +5,11 @@ import pytest
 from safetensors import safe_open
 from scipy.sparse import csr_array
 
+from fixtures.tiny_models import tiny_tokenizer, tiny_weights
+from fixtures.without_soju import encode_stock, encode_without_soju
 from soju.core.errors import UserError
 from soju.sparse.export.onnx import fidelity
-from soju.sparse.export.stock import (
-    CodeSettings,
-    LowRankFactors,
-    factorise_codes,
-    normalised_pieces,
-    save_low_rank,
-)
-from sparse.tiny_models import tiny_tokenizer, tiny_weights
-from sparse.without_soju import encode_stock, encode_without_soju
+from soju.sparse.export.stock import CodeSettings, LowRankFactors, factorise_codes, normalised_pieces, save_low_rank
 
 TEXTS = ["서버 쌀", "rice 소주 소주", "없는", "", "쌀 rice"]
 EXPECTED = np.float32(

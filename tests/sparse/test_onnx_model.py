@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import MaskedLMOutput
 
+from fixtures.pico_masked_lms import NEEDED, OTHERS, build
 from soju.core.errors import MissingExtraError, UserError
 from soju.core.files import verify_manifest
 from soju.sparse.export import onnx
@@ -26,10 +27,9 @@ from soju.sparse.export.onnx import (
     open_graph,
     run_graph,
 )
-from soju.sparse.model import open_model
+from soju.sparse.model import load
 from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.splade import SpladeEncoder
-from sparse.pico_masked_lms import NEEDED, OTHERS, build
 
 K = 24
 TEXTS = [*NEEDED, *OTHERS, "검색", ""]
@@ -218,7 +218,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--top-terms 100000: the model has [\d,]+ terms"):
         export_graph(encoder, tmp_path / "out", top_terms=100_000, fingerprint="")
     with pytest.raises(UserError, match=r"a static model has no network.*tsv, query-tokens, stock-static, low-rank"):
-        export_graph(open_model("ko-en-static")[0], tmp_path / "out", fingerprint="")
+        export_graph(load("ko-en-static").encoder, tmp_path / "out", fingerprint="")
     with pytest.raises(UserError, match="copy its folder, or use --to onnx"):
         export(encoder, tmp_path / "out", "tsv")
     (tmp_path / "taken").mkdir()

@@ -1,8 +1,8 @@
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
+from fixtures.pico_masked_lms import build
 from soju.sparse.static.encoder import lexicon_term, readable_terms
-from sparse.pico_masked_lms import build
 
 
 @pytest.mark.parametrize(

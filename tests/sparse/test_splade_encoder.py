@@ -21,11 +21,11 @@ from transformers import (
     EsmForMaskedLM,
 )
 
+from fixtures.pico_masked_lms import NEEDED, OTHERS, SIZES, build, word_piece
+from fixtures.without_soju import encode_without_soju
 from soju.core.errors import UserError
 from soju.sparse import splade
 from soju.sparse.splade import SpladeEncoder, hidden_states_only, known_positions, unpad
-from sparse.pico_masked_lms import NEEDED, OTHERS, SIZES, build, word_piece
-from sparse.without_soju import encode_without_soju
 
 TEXTS = [*NEEDED, *OTHERS, "", "검색"]
 STOCK = ["sentence_transformers.base.modules.transformer.Transformer"]

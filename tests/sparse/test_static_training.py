@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_bilingual import PAIRS, TERMS, train_small
 
+from fixtures.small_bilingual import PAIRS, TERMS, train_small
 from soju.core.language import language_of
 from soju.sparse.static.training import TrainingLog
 
@@ -130,13 +130,13 @@ def test_the_same_rows_give_byte_identical_files(encoder, tmp_path):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_other_processes_with_any_number_of_threads_give_the_same_files(encoder, tmp_path, threads):
     train = f"train_small(workers={threads}).save(Path('there'))"
-    code = f"from pathlib import Path; from small_bilingual import train_small; {train}"
+    code = f"from pathlib import Path; from fixtures.small_bilingual import train_small; {train}"
     names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
     environment = {
         **os.environ,
         **dict.fromkeys(names, str(threads)),
         "PYTHONHASHSEED": str(threads),
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
     encoder.save(tmp_path / "here")

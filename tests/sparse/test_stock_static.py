@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
+from fixtures.tiny_models import tiny_tokenizer, tiny_weights
+from fixtures.without_soju import encode_stock, encode_without_soju
 from soju.core.errors import UserError
 from soju.sparse.export.stock import own_term_weights, save_stock_static
-from sparse.tiny_models import tiny_tokenizer, tiny_weights
-from sparse.without_soju import encode_stock, encode_without_soju
 
 IDF = np.array([0, 1, 2, 3, 4, 5], np.float32)
 TEXTS = ["쌀 서버", "rice 소주 소주", "없는", ""]

@@ -3,9 +3,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram, WordLevel
 from transformers import AutoTokenizer
 
+from fixtures.tiny_models import PIECES, tiny_tokenizer
 from soju.core.errors import UserError
 from soju.sparse.export.stock import stock_tokenizer
-from sparse.tiny_models import PIECES, tiny_tokenizer
 
 TEXTS = ["서버 쌀", "<unk> 서버", "없는 server rice", ""]
 

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from pico_terms import scratch_config
 from scipy.sparse import diags_array, eye_array
 from sentence_transformers import SparseEncoder
-from small_bilingual import PAIRS, train_small
 from torch.nn.functional import cross_entropy
 
-from soju.search.weighting import idf
+from fixtures.pico_terms import scratch_config
+from fixtures.small_bilingual import PAIRS, train_small
+from fixtures.without_soju import encode_without_soju
+from soju.search.folder import idf
 from soju.sparse.initial import lexicon_vocabulary, scratch_student
 from soju.sparse.model import PACKAGED_MODEL, model_folder
 from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.static.encoder import StaticEncoder
-from sparse.without_soju import encode_without_soju
 
 TEXTS = [text for pair in PAIRS for text in (pair.ko, pair.en)]
 WORDS = [

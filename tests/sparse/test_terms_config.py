@@ -4,13 +4,12 @@ import json
 
 import pytest
 import torch
-from pico_terms import SCRATCH, config_of, run_pico
 
+from fixtures.pico_terms import SCRATCH, config_of, run_pico
 from soju.core.config import apply_overrides, parse_yaml, preset_names, preset_text
 from soju.core.errors import ConfigError, UserError
-from soju.sparse.config import PretrainedStudent, ScratchStudent, StaticConfig
+from soju.sparse.config import PretrainedStudent, ScratchStudent, StaticConfig, TermsConfig
 from soju.sparse.recipe import RECIPE, read_run_data
-from soju.sparse.terms.config import TermsConfig
 from soju.sparse.triplets.config import TripletsConfig
 
 PRETRAINED = {

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fixtures.reference_terms import row_by_row
 from soju.sparse.losses import RowTargets, TermTargets, signed_weights
 from soju.sparse.terms.losses import signed_terms, v19_terms
-from sparse.reference_terms import row_by_row
 
 E = math.e
 # Three texts over five terms; the second has no Korean targets, the third no English ones.

@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from pico_terms import DEV, SCRATCH, WORDS, no_figures, save_start
 from sentence_transformers import SparseEncoder
-from small_bilingual import PAIRS, TERMS
 
+from fixtures.pico_terms import DEV, SCRATCH, WORDS, no_figures, save_start
+from fixtures.small_bilingual import PAIRS, TERMS
+from fixtures.without_soju import encode_without_soju
 from soju.cli import app
 from soju.core.errors import IntegrityError, UserError
 from soju.core.files import read_json_lines, verify_manifest
 from soju.sparse.indexing import Index, read_documents
-from soju.sparse.model import load_encoder, open_model
+from soju.sparse.model import load, load_encoder
 from soju.sparse.neural_encoders import NeuralEncoder, spelled_pieces
 from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.term_activation import PROBES
 from soju.training.checkpoints import list_checkpoints
-from sparse.without_soju import encode_without_soju
 from teachers.pico_teacher import save_pico_teacher
 
 HELD_OUT = [
@@ -127,13 +127,13 @@ def test_the_table_has_student_untrained_static_and_every_baseline(run):
 def test_the_best_model_is_stock(run):
     stock = SparseEncoder(str(run / "best"), device="cpu")
     found = stock.encode(TEXTS, convert_to_sparse_tensor=False, show_progress_bar=False).float().numpy()
-    encoder, _ = open_model(str(run))
+    encoder = load(run).encoder
     np.testing.assert_allclose(found, encoder.encode_queries(TEXTS).toarray(), atol=1e-5)
 
 
 @pytest.mark.slow
 def test_the_best_model_encodes_where_soju_cannot_be_imported(run):
-    encoder, _ = open_model(str(run))
+    encoder = load(run).encoder
     found = encode_without_soju(run / "best", TEXTS)
     np.testing.assert_allclose(found, encoder.encode_queries(TEXTS).toarray(), atol=1e-4)
 
@@ -152,7 +152,7 @@ def test_an_altered_model_is_refused(run, tmp_path):
 
 
 def test_spare_rows_of_a_head_have_names_too(run):
-    tokenizer = open_model(str(run))[0].model.tokenizer
+    tokenizer = load(run).encoder.model.tokenizer
     size = len(tokenizer)
     pieces = spelled_pieces(tokenizer, size)
     assert pieces[0] == "<unk>"

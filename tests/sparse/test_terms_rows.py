@@ -8,16 +8,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from pico_terms import SCRATCH, config_of
-from small_bilingual import train_small
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from fixtures.pico_terms import SCRATCH, config_of
+from fixtures.small_bilingual import train_small
 from soju.data.rows import PairRow, Term, TermRow
 from soju.sparse.export.stock import stock_tokenizer
 from soju.sparse.initial import lexicon_vocabulary, plain_vocabulary
-from soju.sparse.terms.rows import NO_TEACHER_TEXT, TermsCollator, training_rows
-from soju.teachers.cache import Embeddings
+from soju.sparse.terms.training import NO_TEACHER_TEXT, TermsCollator, training_rows
+from soju.teachers.dense import Embeddings
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = ["물", "바다", "깊은", "water", "sea", "deep", "ocean", "machine", "learning"]

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from pico_terms import DEV_ROWS, ROWS, Pretrained, save_start
 
+from fixtures.pico_terms import DEV_ROWS, ROWS, Pretrained, save_start
+from fixtures.reference_terms import row_by_row
 from soju.core.errors import RegressionError, UserError
 from soju.core.files import read_json_lines, verify_manifest
 from soju.data.rows import Term, TermRow
@@ -15,11 +16,9 @@ from soju.sparse.losses import flops
 from soju.sparse.neural import term_costs
 from soju.sparse.term_activation import Probe, probe_report
 from soju.sparse.terms.losses import TermsLoss
-from soju.sparse.terms.rows import NO_TEACHER_TEXT, TermsCollator
-from soju.sparse.terms.training import CHOSEN_BY, Validation
-from soju.teachers.cache import Embeddings
+from soju.sparse.terms.training import CHOSEN_BY, NO_TEACHER_TEXT, TermsCollator, Validation
+from soju.teachers.dense import Embeddings
 from soju.training.checkpoints import list_checkpoints
-from sparse.reference_terms import row_by_row
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def computed(pico, *, vectors=None, progress=1.0, rows=(0, 3, 5, 8)):
     batch = TermsCollator(pico.rows, vectors, pad_id=1)([{"row": row} for row in rows])
     features = {"input_ids": batch["text_input_ids"], "attention_mask": batch["text_attention_mask"]}
     weighted = loss([dict(features)], batch["label"])
-    return weighted, loss.raw_terms, student(dict(features))
+    return weighted, loss.loss_components, student(dict(features))
 
 
 def once(targets):
@@ -237,6 +236,7 @@ def test_layers_may_learn_at_a_rate_of_their_own(tmp_path, start):
 
 def test_one_text_eight_times_is_eight_texts_once(tmp_path, start):
     terms = [row for row in ROWS if any(term.text.isascii() for term in row.terms)][:8]
+    assert len(terms) == 8
     found = []
     for name, batch, accumulation in (("one", 8, 1), ("eight", 1, 8)):
         sizes = (
@@ -245,6 +245,7 @@ def test_one_text_eight_times_is_eight_texts_once(tmp_path, start):
             "training.max_steps=3",
         )
         pico = pretrained(tmp_path / name, start, *sizes, "losses.flops=0", "training.logging_steps=1", terms=terms)
+        assert len(pico.rows) == 8
         trainer = pico.trainer()
         for module in trainer.model.modules():
             if isinstance(module, torch.nn.Dropout):

@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertModel
 
+from fixtures.pico_masked_lms import NEEDED, OTHERS, build
 from fixtures.terminal import soju
 from soju.core.errors import DataError, UserError
 from soju.core.files import verify_manifest
 from soju.data.log import ReadLog
 from soju.sparse.trim import corpus_texts, trim
-from sparse.pico_masked_lms import NEEDED, OTHERS, build
 
 TERMS = [{"ko": "검색 엔진", "terms": [{"term": "Search Engine", "sim": 0.9}, "신경망"]}]
 

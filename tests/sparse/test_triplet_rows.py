@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from fixtures.pico_terms import save_start
+from fixtures.pico_triplets import TRIPLETS
 from soju.core.errors import UserError
 from soju.data.rows import TripletRow
 from soju.sparse.initial import plain_vocabulary
@@ -19,9 +21,7 @@ from soju.sparse.triplets.rows import (
     teacher_scores,
     triplet_rows,
 )
-from soju.teachers.cache import Embeddings
-from sparse.pico_terms import save_start
-from sparse.pico_triplets import TRIPLETS
+from soju.teachers.dense import Embeddings
 
 ROWS = [
     TripletRow("백신", "vaccine", "book", "single_term", "hard", 0.9, 0.2),

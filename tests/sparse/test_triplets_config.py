@@ -3,12 +3,12 @@
 import pytest
 from transformers import TrainingArguments
 
+from fixtures.pico_terms import SCRATCH as TERMS_SCRATCH
+from fixtures.pico_terms import config_of
+from fixtures.pico_triplets import SCRATCH, triplets_config
 from soju.core.config import parse_yaml, preset_text
 from soju.core.errors import ConfigError
 from soju.sparse.recipe import RECIPE
-from sparse.pico_terms import SCRATCH as TERMS_SCRATCH
-from sparse.pico_terms import config_of
-from sparse.pico_triplets import SCRATCH, triplets_config
 
 
 def preset(name, *overrides):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fixtures.pico_terms import save_start
+from fixtures.pico_triplets import PretrainedOnTriplets
 from soju.sparse.triplets.config import TripletsTeacherSettings
 from soju.sparse.triplets.losses import TripletsLoss, info_nce, similarities
 from soju.sparse.triplets.rows import PairScores, TeacherScores, TripletsCollator, teacher_scores
-from sparse.pico_terms import save_start
-from sparse.pico_triplets import PretrainedOnTriplets
 from teachers.pico_teacher import save_pico_teacher
 
 
@@ -32,7 +32,7 @@ def test_infonce_is_weighted_by_base_and_stage(start, tmp_path):
     weights = loss.model(features)["sentence_embedding"]
     scores = similarities(weights[:6], weights[6:], similarity="cosine")
     expected = info_nce(scores, label["same"], temperature=0.08)
-    torch.testing.assert_close(loss.raw_terms["infonce"], expected.detach())
+    torch.testing.assert_close(loss.loss_components["infonce"], expected.detach())
     torch.testing.assert_close(weighted["infonce"], 2.5 * 0.5 * expected)
 
 
@@ -48,15 +48,15 @@ def test_the_penalty_waits_then_rises_with_the_square_of_the_steps(start, tmp_pa
     assert ramps == [0.0, 0.0, 0.0, 0.25, 1.0, 1.0]
 
 
-def test_losses_of_weight_zero_are_raw_terms_only(start, tmp_path):
+def test_losses_of_weight_zero_are_logged_only(start, tmp_path):
     loss, weighted, *_ = computed(start, tmp_path, "losses.margin=0")
     assert "margin" not in weighted
-    assert "margin" in loss.raw_terms
+    assert "margin" in loss.loss_components
 
 
 def test_shares_add_up_to_one(start, tmp_path):
     loss, weighted, *_ = computed(start, tmp_path, "losses.margin=2")
-    shares = {name: float(value) for name, value in loss.raw_terms.items() if name.startswith("share_")}
+    shares = {name: float(value) for name, value in loss.loss_components.items() if name.startswith("share_")}
     assert shares.keys() == {f"share_{name}" for name in weighted}
     assert sum(shares.values()) == pytest.approx(1.0, rel=1e-5)
 
@@ -64,7 +64,7 @@ def test_shares_add_up_to_one(start, tmp_path):
 def test_regularize_query_leaves_documents_alone(start, tmp_path):
     both, *_ = computed(start, tmp_path)
     query, *_ = computed(start, tmp_path, "losses.regularize=query")
-    assert query.raw_terms["flops"] < both.raw_terms["flops"]
+    assert query.loss_components["flops"] < both.loss_components["flops"]
 
 
 def test_controllers_count_the_active_terms_of_their_side(start, tmp_path):

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import yaml
-from pico_terms import no_figures, run_pico, save_start
-from pico_triplets import DEV, SCRATCH, TRIPLETS, run_triplets
-from small_bilingual import PAIRS, TERMS
 
+from fixtures.pico_terms import no_figures, run_pico, save_start
+from fixtures.pico_triplets import DEV, SCRATCH, TRIPLETS, run_triplets
+from fixtures.small_bilingual import PAIRS, TERMS
+from fixtures.without_soju import encode_without_soju
 from soju.cli import app
 from soju.core.config import read_config
 from soju.core.errors import UserError
@@ -15,7 +16,6 @@ from soju.core.files import read_json_lines, verify_manifest
 from soju.sparse.neural_encoders import NeuralEncoder
 from soju.sparse.recipe import RECIPE
 from soju.sparse.splade import SpladeEncoder
-from sparse.without_soju import encode_without_soju
 
 TEXTS = ["백신", "a student reads a book"]
 HELD_OUT = [("의사가 바다에 갔다", "the doctor went to the sea"), ("책이 부족하다", "the book is scarce")]

@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fixtures.pico_terms import save_start
+from fixtures.pico_triplets import PretrainedOnTriplets
 from soju.core.errors import RegressionError, StoppedError
 from soju.core.files import read_json_lines
-from soju.data.splits import spread
+from soju.data.statistics import spread
 from soju.sparse.curriculum import stage_ends
 from soju.sparse.neural import term_costs
 from soju.sparse.triplets import training as triplets_training
 from soju.sparse.triplets.losses import stages_of
 from soju.sparse.triplets.training import TripletsValidation
-from sparse.pico_terms import save_start
-from sparse.pico_triplets import PretrainedOnTriplets
 
 STEPS = 12
 ENDS = [5, 9, 12]

@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer
 
+from fixtures.pico_masked_lms import KINDS, NEEDED, OTHERS, build
 from soju.core.errors import UserError
 from soju.sparse.trimmed_model import check_trimmed, choose_ids, count_ids, special_ids, tokenizer_spec, trim_vocabulary
-from sparse.pico_masked_lms import KINDS, NEEDED, OTHERS, build
 
 
 @pytest.fixture(scope="module", params=KINDS)

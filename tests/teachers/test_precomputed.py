@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from soju.core.errors import UserError
-from soju.teachers.cache import precomputed_embeddings
+from soju.teachers.dense import precomputed_embeddings
 
 VECTORS = np.array([[3.0, 4.0], [0.0, 2.0], [-1.0, 0.0]], np.float32)
 UNIT = np.array([[0.6, 0.8], [0.0, 1.0], [-1.0, 0.0]], np.float32)

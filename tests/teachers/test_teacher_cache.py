@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from soju.core.errors import IntegrityError, UserError
-from soju.teachers.cache import Embeddings, cached_embeddings
-from soju.teachers.dense import SentenceTransformerTeacher
+from soju.teachers.dense import Embeddings, SentenceTransformerTeacher, cached_embeddings
 from teachers.pico_teacher import save_pico_teacher
 
 

@@ -94,13 +94,13 @@ class TwoTerms(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = nn.Parameter(torch.tensor(0.5))
-        self.raw_terms = {}
+        self.loss_components = {}
 
     def forward(self, features, labels):
         first_BV, second_BV = (self.model(feature)["sentence_embedding"] for feature in features)
         distance_B = (first_BV - second_BV).square().sum(1) * self.temperature
         flops = first_BV.mean(0).square().sum()
-        self.raw_terms = {"distance": distance_B.detach(), "flops": flops.detach()}
+        self.loss_components = {"distance": distance_B.detach(), "flops": flops.detach()}
         return {"distance": distance_B.mean(), "flops": 5e-5 * flops}
 
 

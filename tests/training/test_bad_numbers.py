@@ -9,8 +9,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from soju.core.errors import BadNumbersError
-from soju.training.bad_numbers import BadNumbers, describe
 from soju.training.checkpoints import list_checkpoints
+from soju.training.history import BadNumbers, describe
 from training.pico_trainers import TwoTerms, plain_trainer, sparse_trainer, weights
 
 NAN, INF = float("nan"), float("inf")
@@ -80,9 +80,9 @@ class Poisoned(TwoTerms):
         if self.seen in self.bad:
             terms[self.where] = terms[self.where] * NAN
             if self.where == "distance":
-                self.raw_terms["distance"][1] = NAN
+                self.loss_components["distance"][1] = NAN
             else:
-                self.raw_terms["flops"] = self.raw_terms["flops"] * NAN
+                self.loss_components["flops"] = self.loss_components["flops"] * NAN
         self.seen += 1
         return terms
 

@@ -125,3 +125,12 @@ def test_other_directions_and_no_history_are_refused():
         DETECTOR.judge([*history(0.1), Validation(1_000, {"ko-en": 0.2})], {"ko-en": 0.1})
     with pytest.raises(UserError, match="validate the untrained student"):
         best_of(history(0.1, rejected={0}))
+
+
+def test_a_fall_from_less_than_the_smallest_quality_that_counts_is_no_regression():
+    detector = QualityDegradationDetector()
+    ends = {"ko-en": -0.01}
+    falls = [Validation(0, {"ko-en": 0.0249}), Validation(1_000, {"ko-en": 0.001})]
+    assert detector.judge(falls, ends).action == "accept"
+    falls = [Validation(0, {"ko-en": 0.0501}), Validation(1_000, {"ko-en": 0.001})]
+    assert detector.judge(falls, ends).action == "roll back"

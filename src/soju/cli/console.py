@@ -18,6 +18,7 @@ from soju.core.progress import set_quiet
 if TYPE_CHECKING:
     from soju.core.recipe import Evaluation
 
+
 app = typer.Typer(
     name="soju",
     help="Distil large multilingual language models into small Korean–English ones.",

@@ -15,6 +15,7 @@ from soju.core.errors import StoppedError, UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
+
 ExportFormat = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx", "inference-free"]
 
 
@@ -267,3 +268,30 @@ def mine(
         say(f"  {source}: {counts['mined']:,} of {counts['questions']:,}" + (f"; without: {left}" if left else ""))
     say("candidates dropped: " + (", ".join(f"{reason} {n:,}" for reason, n in report.dropped.most_common()) or "none"))
     say("rows: " + ", ".join(f"{kind} {n:,}" for kind, n in report.kinds.most_common()))
+
+
+@app.command(rich_help_panel="Models")
+def translate(
+    model: Annotated[str, typer.Argument(help="A run of recipe translation, or a model folder of one.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without them and --file, standard input.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A text on each line; empty lines stay empty.")] = None,
+    to: Annotated[Literal["ko", "en"] | None, typer.Option(help="Language to write; the other one of each.")] = None,
+) -> None:
+    """Translate Korean into English and English into Korean."""
+    import sys
+
+    from soju.core.run import Run
+    from soju.translation.recipe import Translator
+
+    if texts and file is not None:
+        raise UserError("--file: texts are given as well; give one of the two")
+    folder = Run(Path(model)).model_folder if Run(Path(model)).recipe else Path(model)
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{file}: not UTF-8; save the file as UTF-8") from None
+    else:
+        lines = list(texts) if texts else sys.stdin.read().splitlines()
+    for line in Translator(folder).translate(lines, target=to):
+        typer.echo(line)

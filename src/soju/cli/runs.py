@@ -138,7 +138,7 @@ def compare(
 ) -> None:
     """Compare two runs query by query, with intervals, and what their models activate for the probe words.
 
-    With --config: measure the models side by side, each compared with the first.
+    With --config: measure models of any recipe, each compared with the first.
     """
     from soju.core.config import read_config
     from soju.core.recipe import recipe_named, recipe_of_model

@@ -158,11 +158,12 @@ def validate(values: Mapping[str, Any], model: type[ConfigT], *, place: str) -> 
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        lines = [_explain(place, item, model) for item in error.errors()]
+        lines = [explain(place, item, model) for item in error.errors()]
         raise ConfigError("\n".join(lines)) from None
 
 
-def _explain(place: str, item: Any, model: type[BaseModel]) -> str:
+def explain(place: str, item: Any, model: type[BaseModel]) -> str:
+    """Return the line for one error of pydantic: its place, what is wrong, the remedy."""
     path = [part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
     section, path = _section_at(model, path)
     where = ".".join(map(str, path))

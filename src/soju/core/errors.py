@@ -51,6 +51,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "lora": ("peft",),
     "mteb": ("mteb",),
+    "translation": ("ctranslate2", "sacrebleu"),
+    "quantization": ("torchao",),
 }
 """Modules that searching and indexing with a static model do without, by the extra that installs them first."""
 

@@ -10,6 +10,7 @@ from soju.core.errors import require_extra
 if TYPE_CHECKING:
     from kiwipiepy import Kiwi
 
+
 Language = Literal["ko", "en", "other"]
 
 _HANGUL_RANGES = ((0xAC00, 0xD7A3), (0x1100, 0x11FF), (0x3130, 0x318F), (0xA960, 0xA97F), (0xD7B0, 0xD7FF))

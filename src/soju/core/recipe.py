@@ -22,10 +22,12 @@ from soju.core.run import Run, open_run_folder
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+
 RECIPES: dict[str, str] = {
     "splade": "soju.sparse.recipe:RECIPE",
     "embedding": "soju.embedding.recipe:RECIPE",
     "speculative_kd": "soju.speculative_kd.recipe:RECIPE",
+    "translation": "soju.translation.recipe:RECIPE",
 }
 """Where the object of each recipe is; it is imported when it is asked for."""
 

@@ -91,11 +91,6 @@ class Run:
         return cls(folder)
 
     @property
-    def path(self) -> Path:
-        """The folder, under the name recipes still use."""
-        return self.folder
-
-    @property
     def final(self) -> Path:
         """Folder of the finished model."""
         return self.folder / "final"
@@ -146,10 +141,6 @@ class Run:
     def write_scores(self, scores: Sequence[Score]) -> None:
         """Write ``scores.json``."""
         write_json(self.folder / "scores.json", [score.to_json() for score in scores])
-
-
-Run = Run
-"""The name recipes still use."""
 
 
 def describe_environment(*, seed: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Files, samples and hub data sets become typed rows, one at a time; what cannot be read is in the log.
 
 `read_rows` is the one way in; `read_beir` reads the three files of a retrieval test set. A `SourceFilter` keeps the
-lines of some sources, which a file beside the data names line by line.
+lines of some sources, which a companion file names line by line.
 """
 
 from __future__ import annotations
@@ -12,10 +12,19 @@ from pathlib import Path
 from typing import Any, Generic
 
 from soju.core.errors import require_extra
-from soju.data.lines import MAX_LINE_BYTES, decode_line, read_lines
 from soju.data.log import SKIP, Place, ReadLog, SourceCounts, printable, show
 from soju.data.rows import DOCUMENTS, JUDGEMENTS, Document, Judgement, Kind, KnowledgeRow, PassageRow, RowT
-from soju.data.sources import FileSource, HubSource, parse_json, parse_json_array, parse_tsv, resolve
+from soju.data.sources import (
+    MAX_LINE_BYTES,
+    FileSource,
+    HubSource,
+    decode_line,
+    parse_json,
+    parse_json_array,
+    parse_tsv,
+    read_lines,
+    resolve,
+)
 
 _MAX_KNOWN = 1000
 MAX_ARRAY_BYTES = 1 << 26

@@ -5,7 +5,7 @@ Shape letters: N = vectors, D = dimensions, B = rows in the batch, S = tokens of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,13 +19,23 @@ from torch import Tensor
 from soju.core.errors import UserError
 from soju.data.log import ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import HIGHEST, KINDS, PairRow, PassageRow, SimilarityPair
-from soju.data.splits import held_out, normalise_for_overlap, refuse_overlap, spread
-from soju.data.statistics import RowStatistics, counted
+from soju.data.rows import (
+    DOCUMENTS,
+    HIGHEST,
+    INFERENCE,
+    PAIRS,
+    PASSAGES,
+    SIMILARITY,
+    Kind,
+    PairRow,
+    PassageRow,
+    RowT,
+    SimilarityPair,
+)
+from soju.data.statistics import RowStatistics, counted, held_out, normalise_for_overlap, refuse_overlap, spread
 from soju.embedding.config import EmbeddingConfig, EmbeddingDataSettings, SupervisedSettings, UnsupervisedSettings
 from soju.embedding.losses import last_old_positions
-from soju.teachers.cache import cached_embeddings
-from soju.teachers.dense import SentenceTransformerTeacher
+from soju.teachers.dense import SentenceTransformerTeacher, cached_embeddings
 
 
 @dataclass(slots=True)
@@ -65,22 +75,20 @@ def read_embedding_data(config: EmbeddingConfig, *, measured: Sequence[str] = ()
     settings, log = config.data, ReadLog()
     reading = _Reading(settings, log)
     counts = {name: RowStatistics() for name in ("korean", "english", "pairs", "passages")}
-    pairs = list(reading.rows(settings.pairs, "pairs", counts["pairs"]))
+    pairs = list(reading.rows(settings.pairs, PAIRS, counts["pairs"]))
     kept_out: list[PassageRow] = []
-    for passage in reading.rows(settings.passages, "passages", counts["passages"]):
+    for passage in reading.rows(settings.passages, PASSAGES, counts["passages"]):
         if held_out(passage.id, seed=config.seed, share=config.retention.held_out):
             kept_out.append(passage)
         else:
             pairs += [PairRow(passage.ko, passage.en), PairRow(passage.query_ko, passage.query_en)]
-    english = [row.text for row in reading.rows(settings.english, "documents", counts["english"])]
-    korean = [row.text for row in reading.rows(settings.korean, "documents", counts["korean"])]
+    english = [row.text for row in reading.rows(settings.english, DOCUMENTS, counts["english"])]
+    korean = [row.text for row in reading.rows(settings.korean, DOCUMENTS, counts["korean"])]
     own = {
-        stage: [row.text for row in reading.rows(of_stage.texts, "documents")]
+        stage: [row.text for row in reading.rows(of_stage.texts, DOCUMENTS)]
         for stage, of_stage in stage_settings(config).items()
     }
-    watched = {
-        side: list(reading.rows(getattr(config.retention, side), "similarity")) for side in ("korean", "english")
-    }
+    watched = {side: list(reading.rows(getattr(config.retention, side), SIMILARITY)) for side in ("korean", "english")}
     watched["korean"] += _alike_or_not([(row.ko, row.query_ko) for row in kept_out])
     watched["english"] += _alike_or_not([(row.en, row.query_en) for row in kept_out])
     labelled = _labelled(config.supervised, reading)
@@ -128,12 +136,12 @@ class _Reading:
         self._log = log
         self.source_rows: dict[str, int] = {}
 
-    def rows(self, sources: Iterable[str], kind: Any, counts: RowStatistics | None = None) -> Iterable[Any]:
+    def rows(self, sources: Iterable[str], kind: Kind[RowT], counts: RowStatistics | None = None) -> Iterator[RowT]:
         """Yield the good rows of the sources."""
         for source in sources:
-            rows: Iterable[Any] = read_rows(
+            rows = read_rows(
                 [source],
-                KINDS[kind],
+                kind,
                 log=self._log,
                 root=self._settings.root,
                 max_line_bytes=self._settings.max_line_bytes,
@@ -154,9 +162,9 @@ def _labelled(settings: SupervisedSettings | None, reading: _Reading) -> list[tu
     if settings is None:
         return []
     if settings.similarity:
-        return [(row.first, row.second, row.score / HIGHEST) for row in reading.rows(settings.similarity, "similarity")]
+        return [(row.first, row.second, row.score / HIGHEST) for row in reading.rows(settings.similarity, SIMILARITY)]
     kept = {"entailment": 1.0, "contradiction": 0.0}
-    rows = reading.rows(settings.inference, "inference")
+    rows = reading.rows(settings.inference, INFERENCE)
     return [(row.premise, row.hypothesis, kept[row.label]) for row in rows if row.label in kept]
 
 

@@ -23,7 +23,18 @@ from soju.core.progress import track
 from soju.core.score import Comparison, Score, Setting
 from soju.data.log import ReadLog
 from soju.data.readers import SourceFilter, read_beir, read_rows
-from soju.data.rows import KINDS, PASSAGES, ChoiceQuestion, PairRow, PassageRow, SimilarityPair
+from soju.data.rows import (
+    CHOICES,
+    PASSAGES,
+    QUERY_PAIRS,
+    SIMILARITY,
+    ChoiceQuestion,
+    Kind,
+    PairRow,
+    PassageRow,
+    RowT,
+    SimilarityPair,
+)
 from soju.data.sources import SAMPLES
 from soju.embedding.config import EvaluationSettings, RetrievalTestSet, SimilaritySet
 from soju.embedding.embedder import Embedder, Subject, load_model
@@ -84,18 +95,18 @@ def read_evaluation(
     own = log or ReadLog()
     folder = settings.root or root
 
-    def rows(file: str, kind: Any, select: SourceFilter | None = None) -> Iterator[Any]:
-        return read_rows([file], KINDS[kind], log=own, root=folder, select=select)
+    def rows(file: str, kind: Kind[RowT], select: SourceFilter | None = None) -> Iterator[RowT]:
+        return read_rows([file], kind, log=own, root=folder, select=select)
 
-    sts = {one.name: _some(_of_language(rows(one.file, "similarity"), one), settings) for one in settings.sts}
+    sts = {one.name: _some(_of_language(rows(one.file, SIMILARITY), one), settings) for one in settings.sts}
     bitext = {
         one.name: _some(
-            rows(one.file, "query_pairs", SourceFilter(one.select.file, one.select.keep) if one.select else None),
+            rows(one.file, QUERY_PAIRS, SourceFilter(one.select.file, one.select.keep) if one.select else None),
             settings,
         )
         for one in settings.bitext
     }
-    choices = {one.name: _some(rows(one.file, "choices"), settings) for one in settings.choices}
+    choices = {one.name: _some(rows(one.file, CHOICES), settings) for one in settings.choices}
     retrieval: dict[str, RetrievalSet] = {}
     for wanted in settings.retrieval:
         retrieval |= _retrieval_sets(wanted, settings, folder, own)

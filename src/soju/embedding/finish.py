@@ -33,7 +33,7 @@ from soju.embedding.retention import COSINE, ENGLISH, KOREAN
 from soju.embedding.stages import Accepted
 from soju.evaluation.similarity import cosines_of
 from soju.report import write_report
-from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
+from soju.report.markdown import DataSource, Example, ModelCard, render_model_card
 
 ROWS = 8192
 """Of a table that are looked at in float64 at once."""
@@ -348,7 +348,7 @@ def measure(
     subjects = [Subject(SHORT[model.name], model.folder) for model in accepted]
     measured = measure_models(subjects, config.evaluation, data=evaluation, load=load)
     run_dir.write_scores(measured.scores)
-    write_json(run_dir.path / "comparisons.json", [comparison.to_json() for comparison in measured.comparisons])
+    write_json(run_dir.folder / "comparisons.json", [comparison.to_json() for comparison in measured.comparisons])
     return measured
 
 
@@ -366,14 +366,14 @@ def report(
         write_text(folder / "README.md", card(config, data, measured.scores, folder))
         write_manifest(folder)
     figures, searches = table_pages(accepted, data, SHORT)
-    write_json(run_dir.path / "figures.json", [*training_figures(run_dir.path), *figures])
-    write_json(run_dir.path / "searches.json", searches)
+    write_json(run_dir.folder / "figures.json", [*training_figures(run_dir.folder), *figures])
+    write_json(run_dir.folder / "searches.json", searches)
     steps = [{"title": model.name, "text": _in_words(model)} for model in accepted]
     summary = [*_differences(accepted, measured)]
     if failed is not None:
         summary.append(f"The stage after {accepted[-1].name} was not accepted: {failed}.")
-    write_json(run_dir.path / "story.json", {"title": config.name, "summary": summary, "steps": steps})
-    return write_report(run_dir.path)
+    write_json(run_dir.folder / "story.json", {"title": config.name, "summary": summary, "steps": steps})
+    return write_report(run_dir.folder)
 
 
 def training_figures(folder: Path) -> list[dict[str, Any]]:

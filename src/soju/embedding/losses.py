@@ -452,7 +452,7 @@ class StageLoss(nn.Module):
         moving: What is trained, by name, for that distance.
     """
 
-    raw_terms: dict[str, Tensor]
+    loss_components: dict[str, Tensor]
     """Components of the last batch, detached and unweighted."""
 
     def __init__(
@@ -468,7 +468,7 @@ class StageLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.raw_terms = {}
+        self.loss_components = {}
         self._objective, self._settings, self._complete = OBJECTIVES[objective], settings, complete
         self._mini_batch_size, self._l2_sp_weight = mini_batch_size, l2_sp_weight
         # Plain dictionaries: registering these would save, move and train what is another module's.
@@ -495,7 +495,7 @@ class StageLoss(nn.Module):
         if self._start:
             # After the cached losses: their backward pass reaches the weights through vectors alone.
             distance = l2_to_start(self._moving, self._start)
-            self.raw_terms[START] = distance.detach()
+            self.loss_components[START] = distance.detach()
             losses = {**losses, START: self._l2_sp_weight * distance}
         return losses
 
@@ -505,6 +505,6 @@ class StageLoss(nn.Module):
         batch = Batch(first_BD, second_BD, states, labels)
         found = [(one, one.compute(batch, self._settings)) for one in self._objective.components]
         raw = [(one, value) for one, value in found if value is not None]
-        self.raw_terms = {one.name: value.detach() for one, value in raw}
+        self.loss_components = {one.name: value.detach() for one, value in raw}
         weighted = [(one.name, one.weight(self._settings), value) for one, value in raw]
         return {name: weight * value for name, weight, value in weighted if weight > 0}

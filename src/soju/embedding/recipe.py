@@ -1,4 +1,4 @@
-"""Give an embedding model a Korean vocabulary and Korean parameters; leave its English where it was, and prove both."""
+"""Recipe ``embedding``: give a model a Korean vocabulary and Korean parameters; keep its English, and measure both."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run(
     if data is None or evaluation is None:
         data, evaluation = read_run(config)
     if PartialState().is_main_process:
-        write_json(run_dir.path / "data.json", data.statistics)
+        write_json(run_dir.folder / "data.json", data.statistics)
 
     # 2. The base: a model as it is, or one made from scratch, with a donor of Korean tokens.
     base, donor = base_and_donor(config, data, run_dir)
@@ -80,12 +80,12 @@ def run(
     if 0 in config.stages:
         assert donor is not None
         with PartialState().main_process_first():
-            accepted.append(expand_stage(config, data, base, donor, run_dir.path, check=check))
+            accepted.append(expand_stage(config, data, base, donor, run_dir.folder, check=check))
 
     # 5. Stages 1 to 3 and the supervised phase, each from the accepted model of the one before, all checked.
     failed: RegressionError | BadNumbersError | None = None
     if check is not None:
-        failed = run_stages(names, config, data, accepted, check, run_dir.path, resume=resume)
+        failed = run_stages(names, config, data, accepted, check, run_dir.folder, resume=resume)
 
     if PartialState().is_main_process:
         # 6. The last model that was accepted is the result.
@@ -117,7 +117,7 @@ def base_and_donor(config: EmbeddingConfig, data: EmbeddingData, run_dir: Run) -
     Raises `UserError` if the base is no sentence-transformers folder.
     """
     if isinstance(config.base, ScratchBase):
-        base, donor = make_scratch_base(config.base, data, run_dir.path, seed=config.seed)
+        base, donor = make_scratch_base(config.base, data, run_dir.folder, seed=config.seed)
         return base, str(donor)
     with PartialState().main_process_first():
         folder = find_model_folder(config.base.model).path

@@ -1,4 +1,4 @@
-"""What training must keep: a look at English, at old and new vectors, and at Korean, judged against a budget.
+"""The retention check: English, Korean, and old against new English vectors, measured and judged against a budget.
 
 Shape letters: N = pairs or sentences, D = width of a vector.
 """
@@ -17,7 +17,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from soju.core.errors import RegressionError
 from soju.core.score import Score, Setting
 from soju.data.rows import SimilarityPair
-from soju.data.splits import spread
+from soju.data.statistics import spread
 from soju.embedding.config import RetentionSettings
 from soju.evaluation.similarity import correlation, cosines_of
 from soju.training.gate import QualityGate, Threshold, Verdict, read_verdicts, record_verdict
@@ -32,13 +32,13 @@ _UNITS = {KOREAN: "correlation", ENGLISH: "correlation", COSINE: "cosine"}
 
 
 class RetentionCheck(BaseEvaluator):
-    """Looks at a model: Korean and English pairs, and how far English vectors have gone from the untouched model's.
+    """Measures a model: Korean and English pairs, and how far English vectors have gone from the untouched model's.
 
     Args:
         korean: Scored Korean pairs.
         english: Scored English pairs; their sentences are the ones whose vectors are compared.
         base: The untouched model.
-        settings: How much to look at.
+        settings: How many pairs and sentences to measure.
         batch_size: Texts encoded at a time.
     """
 
@@ -104,7 +104,7 @@ def _sides(pairs: Sequence[SimilarityPair]) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True, slots=True)
 class RetentionGate:
-    """Judges each look at a stage: English against the untouched model, Korean against the best of the stage so far."""
+    """Judges each retention check: English against the untouched model, Korean against the best of the stage so far."""
 
     check: RetentionCheck
     settings: RetentionSettings
@@ -114,12 +114,12 @@ class RetentionGate:
     """``verdicts.jsonl`` of the stage."""
 
     def judge(self, step: int, metrics: Mapping[str, float], *, attempt: int) -> None:
-        """Record the verdict on a look; raise `RegressionError` on every rank when the budget is spent."""
+        """Record the verdict on a check; raise `RegressionError` on every rank when the budget is spent."""
         values = {name: metrics[f"eval_{name}"] for name in _UNITS}
         on_main_process(lambda: self._judge(values, step=step, attempt=attempt))
 
     def verdict(self, values: Mapping[str, float], *, before_step: int | None = None) -> Verdict:
-        """Judge a look."""
+        """Judge the values of a check."""
         gate = QualityGate(
             [
                 Threshold(metric=ENGLISH, max_drop=self.settings.english_drop),

@@ -27,7 +27,7 @@ from transformers import Qwen3Config, Qwen3Model
 
 from soju.core.errors import UserError
 from soju.core.files import write_json, write_manifest, write_text
-from soju.data.splits import spread
+from soju.data.statistics import spread
 from soju.embedding.adapters import load_float32
 from soju.embedding.config import DistillationSettings, ScratchBase, StageSettings
 from soju.embedding.data import Collator, EmbeddingData, LabelledPairs, Rows, TextRows, encoder_of
@@ -42,8 +42,7 @@ from soju.embedding.trainer import (
     stage_arguments,
     transformer_of,
 )
-from soju.teachers.cache import cached_embeddings
-from soju.teachers.dense import SentenceTransformerTeacher
+from soju.teachers.dense import SentenceTransformerTeacher, cached_embeddings
 from soju.training.checkpoints import newest_verified, publish, resume_path
 from soju.training.ranks import on_main_process
 from soju.training.state import seeded

@@ -1,4 +1,4 @@
-"""Training stages: what each moves and learns from, and how its result becomes an accepted model."""
+"""Training stages: what each trains and learns from, and how its result becomes an accepted model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from soju.core.errors import BadNumbersError, RegressionError, UserError
 from soju.core.files import verify_manifest, write_json
-from soju.data.splits import spread
+from soju.data.statistics import spread
 from soju.embedding.adapter_modules import AdapterSettings, layers_of
 from soju.embedding.adapters import (
     LORA_MARK,
@@ -387,7 +387,7 @@ def run_stages(
         config: Settings of the run.
         data: What they learn from.
         accepted: The base first; every model that is accepted is appended.
-        check: Looks at every validation.
+        check: Measures at every validation.
         run_folder: The run folder.
         resume: A checkpoint of one of the stages to go on from.
 

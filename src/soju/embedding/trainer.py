@@ -1,6 +1,6 @@
-"""The parameters that a stage trains, and the trainer that moves them.
+"""The parameters that a stage trains, and its trainer.
 
-Checkpoints hold what moves; all else is where the stage started. Groups of parameters may join in one after the other.
+Checkpoints hold what is trained; all else is where the stage started. Groups of parameters may join one after another.
 Where only new rows of the embedding are trained, the optimiser is given a tail that is a parameter of its own: zeroing
 the gradient of old rows would not leave them alone, as weight decay still moves them, and would pay for a gradient and
 two moments of rows that never change.

@@ -200,7 +200,7 @@ def _check_run(run: Mapping[str, Sequence[str]], test_set: RetrievalSet) -> None
 
 
 def cut_off(metric: str) -> int:
-    """Return how many documents a metric looks at, 1,000 for ``recall@1000``; `UserError` when there is no such one."""
+    """Return how many documents a metric reads, 1,000 for ``recall@1000``; `UserError` when there is no such one."""
     return _parse(metric)[1]
 
 

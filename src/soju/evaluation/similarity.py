@@ -19,13 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from soju.core.errors import UserError
 from soju.core.score import Comparison, Score, Setting
 from soju.data.rows import ChoiceQuestion, PairRow, SimilarityPair
-from soju.evaluation.significance import (
-    Measurement,
-    judge_draws,
-    mean_interval,
-    percentiles,
-    require_same_signature,
-)
+from soju.evaluation.significance import Measurement, judge_draws, mean_interval, percentiles, require_same_signature
 
 Metric = Literal["spearman", "pearson"]
 METRICS: tuple[Metric, ...] = ("spearman", "pearson")

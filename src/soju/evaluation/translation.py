@@ -18,14 +18,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-import sacrebleu
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
-from sacrebleu.metrics.ter import TER
-from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from soju.core.config import Settings
-from soju.core.errors import ConfigError, IntegrityError, UserError
+from soju.core.errors import ConfigError, IntegrityError, UserError, require_extra
 
 Floats = NDArray[np.float64]
 
@@ -58,7 +55,8 @@ class Tokens:
 @cache
 def english_tokens() -> Tokens:
     """Return the tokens of ``mteval-v13a``, sacrebleu's default."""
-    tokenize: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
+    require_extra("translation scores", "translation", "sacrebleu")
+    tokenize: Callable[[str], str] = import_module("sacrebleu.tokenizers.tokenizer_13a").Tokenizer13a()
     return Tokens("13a", lambda text: tokenize(text.rstrip()).split())
 
 
@@ -248,7 +246,9 @@ def measure(
     """
     if len(hypotheses) != len(references):
         raise UserError(f"{len(hypotheses):,} hypotheses for {len(references):,} references; give one each")
-    ter = TER()
+    require_extra("translation scores", "translation", "sacrebleu")
+    sacrebleu = import_module("sacrebleu")
+    ter = import_module("sacrebleu.metrics.ter").TER()
     rows = [_count(*pair, tokens, ter) for pair in zip(hypotheses, references, strict=True)]
     counts_NK = np.array(rows, dtype=np.int32).reshape(-1, len(COUNTS))
     checked = {name: _fractions(name, values, len(counts_NK)) for name, values in (given or {}).items()}
@@ -259,7 +259,7 @@ def measure(
     return SentenceStatistics(counts_NK, checked, signature)
 
 
-def _count(hypothesis: str, reference: str, tokens: Tokens, ter: TER) -> list[int]:
+def _count(hypothesis: str, reference: str, tokens: Tokens, ter: Any) -> list[int]:
     ours, theirs = tokens.split(hypothesis), tokens.split(reference)
     bleu = [_overlap(_ngrams(ours, n), _ngrams(theirs, n)) for n in range(1, BLEU_ORDER + 1)]
     lower, lower_theirs = [token.lower() for token in ours], [token.lower() for token in theirs]

@@ -16,12 +16,21 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from soju.core.hits import TermWeight
 from soju.core.language import language_of
 from soju.core.score import Score
+from soju.data.rows import TermWeight
 from soju.report.contents import Expansion, FigureSpec, RunContents, Search
-from soju.report.number_format import format_duration, format_weight, is_cost
-from soju.report.tables import SYMBOLS, Group, PairedTest, ScoreTable, build_tables, describe_tests
+from soju.report.tables import (
+    SYMBOLS,
+    Group,
+    PairedTest,
+    ScoreTable,
+    build_tables,
+    describe_tests,
+    format_duration,
+    format_weight,
+    is_cost,
+)
 
 _LANGUAGES = (("ko", "Korean"), ("en", "English"), ("other", "Other"))
 

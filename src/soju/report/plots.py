@@ -26,8 +26,8 @@ from matplotlib.transforms import Bbox
 from soju.core.files import atomic_writer
 from soju.core.language import is_hangul
 from soju.report.contents import FigureSpec, Series
-from soju.report.number_format import format_value
 from soju.report.page import DrawnFigure
+from soju.report.tables import format_value
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,20 @@ from rich.text import Text
 
 from soju.core.score import Comparison, Score
 from soju.report.contents import Expansion, Search, read_run
-from soju.report.number_format import format_difference, format_value, format_weight, is_cost, unit_heading
-from soju.report.tables import SYMBOLS, Cell, Finding, ModelCell, ModelRow, ScoreTable, build_tables
+from soju.report.tables import (
+    SYMBOLS,
+    Cell,
+    Finding,
+    ModelCell,
+    ModelRow,
+    ScoreTable,
+    build_tables,
+    format_difference,
+    format_value,
+    format_weight,
+    is_cost,
+    unit_heading,
+)
 
 _COLOURS = {"ko": "blue", "en": "yellow", "other": "bright_black"}
 _FINDINGS: dict[Finding, str] = {"better": "green", "worse": "red", "undecided": "bright_black"}

@@ -1,4 +1,4 @@
-"""The layout that block-max pruning searches: similar chunks side by side, and what each block holds at most.
+"""The layout that block-max pruning searches: similar chunks next to each other, and what each block holds at most.
 
 Chunks are ordered by k-means on vectors projected to few numbers. How similar neighbours are decides how many blocks a
 search can skip, never what it finds.
@@ -18,8 +18,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from soju.core.progress import track
+from soju.search.folder import idf
 from soju.search.postings import Postings
-from soju.search.weighting import idf
 
 Array = NDArray[Any]
 

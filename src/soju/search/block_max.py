@@ -1,7 +1,7 @@
 """Block-max pruning: the documents that score highest, exactly, without adding up every posting.
 
-Similar chunks lie side by side in blocks of eight. The largest impact of each term in each block bounds the score of
-the block's chunks; blocks are scored by falling bound until no bound reaches the worst kept score.
+Blocks of eight hold similar chunks. The largest impact of each term in each block bounds the score of the block's
+chunks; blocks are scored by falling bound until no bound reaches the worst kept score.
 
 Why the result is the exact engine's, to the last document:
 
@@ -60,7 +60,7 @@ LINE = 16
 """Postings of a cache line, where they are pairs of 16 bits."""
 FOLDER = "block-max"
 _ROOM = 256
-"""Chunks that may come close to the k-th, beside 4 k."""
+"""Chunks that may come close to the k-th, in addition to 4 k."""
 
 
 class Blocks(NamedTuple):

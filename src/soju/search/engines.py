@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from soju.search.postings import Postings
     from soju.search.remote import CorpusFacts, Passage, Send
 
+
 FAST = {"block-max": "soju.search.block_max:BlockMaxEngine"}
-"""Engines that are built beside the posting lists of an index of ours."""
+"""Engines that are built in addition to the posting lists of an index of ours."""
 SERVERS = {"opensearch": "soju.search.opensearch:OpenSearchEngine", "qdrant": "soju.search.qdrant:QdrantEngine"}
 """Engines that keep indexes of their own."""
 OWN = ("auto", "exact", *FAST)

@@ -1,7 +1,7 @@
-"""The folder of an index: what ``index.json`` records, and how a folder changes without ever being half changed.
+"""The folder of an index: its weighting and settings in ``index.json``, and how it changes without being half changed.
 
-A folder is built beside its final name and renamed. A later change adds new segment folders, which no manifest names
-yet, then writes ``index.next.json`` and last ``manifest.json``: that is the moment the change happens. `recover` moves
+A folder is built under another name and renamed. A later change adds new segment folders, which no manifest names yet,
+then writes ``index.next.json`` and last ``manifest.json``: that is the moment the change happens. `recover` moves
 ``index.next.json`` to ``index.json`` when the manifest expects it, and drops it otherwise.
 """
 
@@ -14,8 +14,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
 from soju.core.config import Settings, validate
@@ -23,7 +25,86 @@ from soju.core.errors import IntegrityError, UserError
 from soju.core.files import MANIFEST, sha256, verify_manifest, write_json, write_manifest
 from soju.search.chunking import ChunkSettings
 from soju.search.engines import OWN
-from soju.search.weighting import WeightingSettings
+
+
+class WeightingSettings(Settings):
+    """How vectors of an encoder become document impacts and query weights."""
+
+    kind: Literal["bm25", "as_is"] = "as_is"
+    """``bm25``: the encoder gives term counts, BM25 saturates them and the query carries idf. ``as_is``: the encoder is
+    a neural one whose weights need nothing."""
+    k1: float = Field(default=1.2, ge=0, allow_inf_nan=False)
+    """Saturation of the term count, unitless; 0 ignores counts (``bm25`` only)."""
+    b: float = Field(default=0.75, ge=0, le=1)
+    """How much a long chunk is discounted, 0 not at all (``bm25`` only)."""
+    average_length: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Average chunk length in term counts; ``None`` measures it at the first build and keeps it (``bm25`` only)."""
+    prior_documents: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of the model's training corpus in idf, in documents; 0 counts this index alone (``bm25`` only)."""
+
+
+def bm25_impact(
+    counts_P: NDArray[np.float32], lengths_P: NDArray[np.float32], *, k1: float, b: float, average_length: float
+) -> NDArray[np.float32]:
+    """Saturate term counts: ``tf (k1 + 1) / (tf + k1 (1 - b + b length / average_length))``.
+
+    The idf is not in it, so an impact never changes when documents are added.
+
+    Args:
+        counts_P: Term counts, one for each posting, > 0.
+        lengths_P: Length in term counts of the chunk of each posting.
+        k1: Saturation, >= 0.
+        b: Length discount in [0, 1].
+        average_length: Average chunk length, > 0.
+
+    Returns:
+        Impacts in (0, k1 + 1), float32, unitless.
+
+    References:
+        Robertson & Zaragoza 2009, The Probabilistic Relevance Framework: BM25 and Beyond.
+    """
+    norm_P = k1 * (1.0 - b + b * lengths_P.astype(np.float64) / average_length)
+    return (counts_P * (k1 + 1.0) / (counts_P + norm_P)).astype(np.float32)
+
+
+def idf(
+    document_frequency_V: NDArray[np.int64],
+    documents: int,
+    *,
+    prior_documents: float = 0.0,
+    prior_share_V: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Weigh terms by rarity: ``ln(1 + (N' - df' + 0.5) / (df' + 0.5))``, always > 0.
+
+    ``df' = df + prior_documents * prior_share`` and ``N' = N + prior_documents`` blend in the corpus the model was
+    trained on, so that an index of three documents still knows which words are common.
+
+    Args:
+        document_frequency_V: Indexed chunks that hold each term, ``(V,)``.
+        documents: Indexed chunks, N.
+        prior_documents: How many documents the prior counts for.
+        prior_share_V: Share of the training corpus's documents that hold each term, ``(V,)``, in [0, 1].
+
+    Returns:
+        ``(V,)`` float32 in nats.
+
+    Raises:
+        UserError: If `prior_documents` is given without a usable `prior_share_V`.
+
+    References:
+        Robertson & Zaragoza 2009; the ``1 +`` keeps it positive, as Lucene does.
+    """
+    df_V = document_frequency_V.astype(np.float64)
+    if prior_documents > 0:
+        if prior_share_V is None or prior_share_V.shape != df_V.shape:
+            raise UserError(
+                f"weighting.prior_documents: {prior_documents:g} needs one document share for each of the "
+                f"{len(df_V):,} terms; pass prior_share_V when the index is built, or set it to 0"
+            )
+        df_V += prior_documents * prior_share_V.astype(np.float64)
+    total = documents + prior_documents
+    return np.log1p((total - df_V + 0.5) / (df_V + 0.5)).astype(np.float32)
+
 
 INDEX = "index.json"
 _NEXT = "index.next.json"
@@ -173,8 +254,8 @@ class IndexSettings(Settings):
     chunking: ChunkSettings = ChunkSettings()
     """How long documents are cut."""
     engine: Engine = "auto"
-    """What is built beside the posting lists: ``auto`` adds ``block-max`` from `block_max_from_chunks` on, ``exact``
-    nothing, the others always what they say."""
+    """What is built in addition to the posting lists: ``auto`` adds ``block-max`` from `block_max_from_chunks` on,
+    ``exact`` nothing, the others always what they say."""
     block_max_from_chunks: int = Field(default=20_000, ge=1)
     """Chunks from which ``auto`` builds the block-max engine; below, posting lists are as fast."""
     batch_size: int = Field(default=256, ge=1)
@@ -203,7 +284,7 @@ class SegmentEntry(Settings):
     average_length: float | None
     """Average length of its chunks that have terms, in term counts (``bm25`` only)."""
     fast: str | None
-    """The engine that was built beside the posting lists."""
+    """The engine that was built in addition to the posting lists."""
 
 
 class IndexDescription(Settings):

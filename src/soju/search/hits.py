@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.core.hits import Hit, MatchedTerm, TermWeight
 from soju.core.language import language_of
+from soju.data.rows import Hit, MatchedTerm, TermWeight
 
 
 def explain(

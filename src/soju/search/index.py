@@ -15,8 +15,7 @@ from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
 from soju.core.files import write_json
-from soju.core.hits import Hit
-from soju.data.rows import Document
+from soju.data.rows import Document, Hit
 from soju.search.engines import OWN
 from soju.search.folder import (
     FORMAT,
@@ -27,6 +26,7 @@ from soju.search.folder import (
     IndexSettings,
     SegmentEntry,
     check,
+    idf,
     new_folder,
     new_segment,
     newest_segment,
@@ -38,7 +38,6 @@ from soju.search.folder import (
 from soju.search.hits import explain
 from soju.search.postings import check_vectors
 from soju.search.segment import Encode, Segment, merge_segments, open_segments, plan_merge, write_segment
-from soju.search.weighting import idf
 
 _Query = tuple[NDArray[np.int32], NDArray[np.float32]]
 """Terms and weights, ``(T,)`` each."""

@@ -21,6 +21,7 @@ from soju.data.rows import TermRow
 if TYPE_CHECKING:
     import Stemmer
 
+
 K1 = 1.2
 """Saturation of the word count, Lucene's and OpenSearch's default."""
 B = 0.75

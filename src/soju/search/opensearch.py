@@ -1,6 +1,6 @@
 """OpenSearch: bodies of indexes, documents and queries, what would be refused, and the client that sends them.
 
-The bodies are pure functions of plain objects. Names, ids and weights are looked at before anything is sent.
+The bodies are pure functions of plain objects. Names, ids and weights are checked before anything is sent.
 
 Shape letter: T = terms.
 
@@ -59,7 +59,7 @@ class SeismicIndex(Settings):
 
 
 class SeismicQuery(Settings):
-    """How far a SEISMIC search looks."""
+    """How far a SEISMIC search goes."""
 
     top_n: int = Field(default=10, ge=1)
     """Heaviest query terms whose posting lists are read; every term counts in the scores of what is found there."""
@@ -225,7 +225,7 @@ def search_body(
     Args:
         tokens: From `query_tokens`, not empty.
         meta: ``_meta.soju`` of the index.
-        settings: Which query to write and how far SEISMIC looks.
+        settings: Which query to write and how far SEISMIC searches.
         size: Passages wanted.
 
     Returns:

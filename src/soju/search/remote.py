@@ -1,4 +1,4 @@
-"""What every engine that is not ours needs: names for terms, passages with final weights, and a patient bulk load.
+"""What every engine that is not ours needs: names for terms, passages with final weights, a bulk load that can wait.
 
 Names are percent-encoded with an exact inverse, where dots, blanks or control characters are refused. Passages carry
 the weights of an index of ours, idf included. Documents go in batches that wait for a busy engine; what is refused for

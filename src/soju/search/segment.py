@@ -25,9 +25,16 @@ from soju.data.rows import Document
 from soju.search.chunking import Chunk, chunk_text
 from soju.search.engines import AUTO, FastEngine, SegmentEngine, fast_engine
 from soju.search.exact import ExactEngine
-from soju.search.folder import SEGMENTS, Engine, IndexDescription, IndexSettings, SegmentEntry
+from soju.search.folder import (
+    SEGMENTS,
+    Engine,
+    IndexDescription,
+    IndexSettings,
+    SegmentEntry,
+    WeightingSettings,
+    bm25_impact,
+)
 from soju.search.postings import Postings, PostingsWriter, check_vectors, merge_postings
-from soju.search.weighting import WeightingSettings, bm25_impact
 
 _BLOB = "documents.utf8"
 _ENCODING = ("utf-8", "surrogatepass")  # any Python string comes back as it was

@@ -1,4 +1,4 @@
-"""Settings of the recipe: data, evaluation and mode ``static``; then what the modes with a neural student share."""
+"""Settings of the recipe: data, evaluation and mode ``static``; what neural students share; then mode ``terms``."""
 
 from __future__ import annotations
 
@@ -144,8 +144,6 @@ class AlignmentSettings(Settings):
     """Rounds of expectation maximisation of IBM Model 1."""
     prior: float = Field(default=0.01, ge=0, le=10)
     """Dirichlet prior over the targets of a word; 0 is maximum likelihood."""
-    hmm_iterations: int = Field(default=0, ge=0, le=20)
-    """Rounds of a hidden Markov model with agreement of both directions after IBM Model 1."""
     min_probability: float = Field(default=0.02, ge=0, lt=1)
     """Translations below this averaged probability are dropped before weighting."""
 
@@ -396,3 +394,71 @@ class NeuralConfig(Settings):
     def aligns_words(self) -> bool:
         """Whether a static encoder is trained, which needs sentence pairs."""
         return isinstance(self.student, ScratchStudent) and self.student.static_model is None
+
+
+class TermsDataSettings(DataSettings):
+    """`DataSettings` with term mappings, which make the rows; sentence pairs may join them."""
+
+    dev_terms: float = Field(default=0.02, gt=0, lt=0.5)
+    """Share of the head words kept out of training, chosen by a hash of the word; they choose the best checkpoint."""
+    pairs_as_rows: bool = False
+    """Train on sentence pairs too: the Korean side should activate the terms of the English one, rare ones most; with
+    `both_directions` the other way round as well."""
+    both_directions: bool = False
+    """Train rows in reverse too: the most similar English term of a row should activate its head word."""
+
+    @model_validator(mode="after")
+    def _rows_to_learn_from(self) -> Self:
+        if not self.terms:
+            raise ValueError("terms are needed; mode terms learns from term mappings")
+        if self.pairs_as_rows and not (self.pairs or self.passages):
+            raise ValueError("pairs_as_rows needs pairs or passages")
+        return self
+
+
+class LossSettings(NeuralLossSettings):
+    """Weights of the named losses, and what they are made of. All defaults but `terms` are the published ones."""
+
+    terms: Literal["signed", "v19"] = "signed"
+    """``v19``: the published form, on the weights; an inactive target gets no gradient and stays inactive.
+    ``signed``: the same losses on the signed maxima of the logits, where it is pulled up."""
+    self_terms: float = Field(default=3.0, ge=0)
+    """Weight of keeping a text's own terms."""
+    korean_terms: float = Field(default=2.0, ge=0)
+    """Weight of activating Korean targets."""
+    english_terms: float = Field(default=12.0, ge=0)
+    """Weight of activating English targets."""
+    margin: float = Field(default=2.0, ge=0)
+    """Weight of the hinge that pulls up targets below `target_margin`."""
+    distillation: float = Field(default=1.5, ge=0)
+    """Weight of the in-batch distillation; 0 needs no teacher."""
+    translation: float = Field(default=0.0, ge=0)
+    """Weight of telling a text's translation from the other texts of the batch (InfoNCE); needs `both_directions`, but
+    no teacher."""
+    flops: float = Field(default=5e-5, ge=0)
+    """Weight of the sparsity penalty."""
+    target_margin: float = Field(default=2.0, gt=0)
+    """Weight a Korean target should reach, in units of log(1 + logit)."""
+    english_margin_factor: float = Field(default=1.5, gt=0)
+    """English targets should reach this many times `target_margin`."""
+    temperature: float = Field(default=0.05, gt=0)
+    """The distillation divides cosines by it; a low one compares with the nearest texts only."""
+    with_self: bool = True
+    """Whether the distillation compares a text with itself too, as published. Set it to false where a batch holds texts
+    and their translations: see `soju.sparse.losses`."""
+
+
+class TermsConfig(NeuralConfig):
+    """Recipe ``splade``, mode ``terms``: a neural sparse encoder from term mappings (the published v19)."""
+
+    mode: Literal["terms"]
+    data: TermsDataSettings
+    losses: LossSettings = LossSettings()
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> Self:
+        if self.losses.distillation > 0 and self.teacher is None:
+            raise ValueError("losses.distillation needs a teacher; give teacher.model, or set losses.distillation to 0")
+        if self.losses.translation > 0 and not self.data.both_directions:
+            raise ValueError("losses.translation needs both texts of a row; set data.both_directions to true")
+        return self

@@ -1,4 +1,4 @@
-"""What a run learns from and what it is measured on, as read from its files; refuses what would make its scores lie.
+"""What a run learns from and what it is measured on, as read from its files; refuses what would falsify its scores.
 
 A mode's ``read`` makes a `RunReader`, adds the rows that it alone has, and returns what `RunReader.checked` says.
 """
@@ -13,9 +13,8 @@ from typing import Any
 from soju.core.errors import UserError
 from soju.data.log import ReadLog
 from soju.data.readers import BeirSet, SourceFilter, read_beir, read_rows
-from soju.data.rows import KINDS, PairRow, TermRow, TripletRow
-from soju.data.splits import held_out, normalise_for_overlap, refuse_overlap
-from soju.data.statistics import RowStatistics, counted
+from soju.data.rows import PAIRS, PASSAGES, QUERY_PAIRS, TERMS, TRIPLETS, Kind, PairRow, RowT, TermRow, TripletRow
+from soju.data.statistics import RowStatistics, counted, held_out, normalise_for_overlap, refuse_overlap
 from soju.evaluation.retrieval import RetrievalSet
 from soju.sparse.config import DataSettings, NeuralConfig, StaticConfig, TestSet
 
@@ -88,16 +87,16 @@ class RunReader:
         self._log = ReadLog()
         self.training = self._read_training(dev_terms)
         self._test_rows = [self._read_test_rows(test_set) for test_set in config.evaluation.sets]
-        self.training.unseen_terms.extend(self.rows(config.evaluation.terms, "terms"))
+        self.training.unseen_terms.extend(self.rows(config.evaluation.terms, TERMS))
 
-    def rows(self, sources: Sequence[str], kind: str, *, select: SourceFilter | None = None) -> Iterator[Any]:
-        """Yield the rows of files of one of the kinds in `KINDS`; see `read_rows`."""
+    def rows(self, sources: Sequence[str], kind: Kind[RowT], *, select: SourceFilter | None = None) -> Iterator[RowT]:
+        """Yield the rows of files of one kind; see `read_rows`."""
         if not sources:
             return iter(())
         settings = self._settings
         return read_rows(
             sources,
-            KINDS[kind],
+            kind,
             log=self._log,
             root=settings.root,
             select=select,
@@ -138,18 +137,18 @@ class RunReader:
         by_source: Counter[str] = Counter()
         pairs: list[PairRow] = []
         for source in settings.pairs:
-            rows = list(counted(self.rows([source], "pairs", select=select), counts["pairs"]))
+            rows = list(counted(self.rows([source], PAIRS, select=select), counts["pairs"]))
             by_source.update(self._log.selected if select else {source: len(rows)})
             pairs += rows
         for source in settings.passages:
-            for passage in counted(self.rows([source], "passages"), counts["passages"]):
+            for passage in counted(self.rows([source], PASSAGES), counts["passages"]):
                 pairs += [PairRow(passage.ko, passage.en), PairRow(passage.query_ko, passage.query_en)]
                 by_source[source] += 1
         terms: list[TermRow] = []
         unseen: list[TermRow] = []
         dev: list[TermRow] = []
         for source in settings.terms:
-            for row in counted(_of_sources(self.rows([source], "terms"), settings.term_sources), counts["terms"]):
+            for row in counted(_of_sources(self.rows([source], TERMS), settings.term_sources), counts["terms"]):
                 word = normalise_for_overlap(row.ko)
                 if held_out(word, seed=seed, share=settings.held_out_terms):
                     unseen.append(row)
@@ -171,10 +170,11 @@ class RunReader:
                 root=settings.root,
                 max_line_bytes=settings.max_line_bytes,
             )
-        for sources, kind in ((test_set.pairs, "query_pairs"), (test_set.triplets, "triplets")):
-            if sources:
-                return list(self.rows(sources, kind))
-        return list(self.rows(test_set.passages, "passages"))
+        if test_set.pairs:
+            return list(self.rows(test_set.pairs, QUERY_PAIRS))
+        if test_set.triplets:
+            return list(self.rows(test_set.triplets, TRIPLETS))
+        return list(self.rows(test_set.passages, PASSAGES))
 
 
 def refuse_too_few(rows: Sequence[object], message: str, *, least: int = 1) -> None:

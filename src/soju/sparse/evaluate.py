@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from soju.alignment.tables import prune_by_mass
+from soju.alignment.bitext import prune_by_mass
 from soju.core.errors import UserError
 from soju.core.files import write_json
 from soju.core.language import language_of
 from soju.core.progress import track
 from soju.core.score import Comparison, Score, Setting
 from soju.data.rows import Document, TermRow
-from soju.evaluation.efficiency import active_terms, bytes_on_disk, flops, latency, posting_skew, throughput
 from soju.evaluation.retrieval import RetrievalResult, RetrievalSet, cut_off, evaluate
 from soju.evaluation.significance import Measurement, compare
 from soju.search.hits import reciprocal_rank_fusion
@@ -35,12 +34,24 @@ from soju.search.lexical import Bm25Searcher, Dictionary, DictionarySearcher, Ko
 from soju.sparse.config import EvaluationSettings, NeuralConfig, SearchSettings, StaticConfig
 from soju.sparse.data import EvaluationTexts, RunData
 from soju.sparse.indexing import index_settings
-from soju.sparse.model import TermEncoder, model_folder, open_model, search_settings_of
+from soju.sparse.model import TermEncoder, load
 from soju.sparse.static.encoder import StaticEncoder
-from soju.sparse.term_activation import FUNCTION_WORDS, evaluate_terms, expected_terms, terms_of
+from soju.sparse.term_activation import (
+    FUNCTION_WORDS,
+    active_terms,
+    bytes_on_disk,
+    evaluate_terms,
+    expected_terms,
+    flops,
+    latency,
+    posting_skew,
+    terms_of,
+    throughput,
+)
 
 if TYPE_CHECKING:
     from soju.sparse.initial import Vocabulary
+
 
 SUBJECT = "soju static"
 STUDENT = "soju student"
@@ -400,11 +411,11 @@ class MtebSearcher:
 
     @classmethod
     def of(cls, model: str) -> MtebSearcher:
-        """Open a model, see `soju.sparse.indexing.open_model`."""
-        encoder, fingerprint = open_model(model)
-        folder = model_folder(model)
+        """Load a model, see `soju.load`."""
+        found = load(model)
+        folder = found.folder
         name = folder.resolve().parent.name if folder.name in ("best", "final") else folder.name
-        return cls(encoder, name=name, fingerprint=fingerprint, search=search_settings_of(folder))
+        return cls(found.encoder, name=name, fingerprint=found.fingerprint, search=found.search)
 
     def index(self, corpus: Iterable[Mapping[str, Any]], **_: Any) -> None:
         """Index the rows of a corpus: ``id``, ``text`` and perhaps ``title``, which is put before the text."""

@@ -31,12 +31,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config, Server
 
 from soju.core.errors import UserError
-from soju.core.hits import Hit, MatchedTerm, TermWeight
 from soju.core.language import Language
+from soju.data.rows import Hit, MatchedTerm, TermWeight
 from soju.report.contents import Expansion, Row, Search
 from soju.search.index import SparseIndex
 from soju.sparse.indexing import expand, search_index
-from soju.sparse.model import TermEncoder, open_model
+from soju.sparse.model import TermEncoder, load
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.term_activation import TermsOf, terms_of
 
@@ -194,22 +194,22 @@ def create_app(
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS), www_redirect=False)],
         exception_handlers={Exception: _fail},
     )
-    return _Guarded(application)
+    return _WithHeaders(application)
 
 
-class _Guarded:
+class _WithHeaders:
     """Puts `HEADERS` on every response, those about errors included."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        await self._app(scope, receive, send_guarded)
+        await self._app(scope, receive, send_with_headers)
 
 
 def _answer(request: Request, function: Callable[[str], BaseModel]) -> Response:
@@ -349,12 +349,12 @@ class ExploredModel:
 def open_models(model: str, *, against: str | None = None, indexes: Sequence[Path] = ()) -> list[ExploredModel]:
     """Load one or two models and give each its index."""
     names = [model] if against is None else [model, against]
-    loaded = [(name, *open_model(name)) for name in names]
+    loaded = [load(name) for name in names]
     opened: dict[str, SparseIndex] = {}
     for folder in indexes:
         index = SparseIndex.open(folder)
         made_with = index.description.fingerprint
-        if made_with not in {fingerprint for _, _, fingerprint in loaded}:
+        if made_with not in {found.fingerprint for found in loaded}:
             raise UserError(
                 f"{folder}: was made with another model than {' or '.join(names)}; "
                 f"index the corpus again with one of them, or explore {folder / 'model'}"
@@ -363,8 +363,8 @@ def open_models(model: str, *, against: str | None = None, indexes: Sequence[Pat
             raise UserError(f"{folder}: a second index of the same model; give one index a model")
         opened[made_with] = index
     return [
-        ExploredModel(name, encoder, terms_of(encoder), opened.get(fingerprint))
-        for name, encoder, fingerprint in loaded
+        ExploredModel(name, found.encoder, terms_of(found.encoder), opened.get(found.fingerprint))
+        for name, found in zip(names, loaded, strict=True)
     ]
 
 

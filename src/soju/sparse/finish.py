@@ -11,7 +11,7 @@ from soju.core.run import Run
 from soju.core.score import Score
 from soju.data.rows import Document
 from soju.report import write_report
-from soju.report.model_card import DataSource, Example, ModelCard, render_model_card
+from soju.report.markdown import DataSource, Example, ModelCard, render_model_card
 from soju.sparse.config import CardSettings, Credit, EvaluationSettings, NeuralConfig, StaticConfig, TeacherSettings
 from soju.sparse.data import EvaluationTexts, RunData
 from soju.sparse.evaluate import STUDENT, SUBJECT, Measured, metrics_of, write_query_scores
@@ -20,6 +20,7 @@ from soju.sparse.model import TermEncoder
 
 if TYPE_CHECKING:
     from soju.sparse.losses import NamedLosses
+
 
 UNTRAINED = "untrained student"
 BEFORE = "student before"
@@ -32,9 +33,9 @@ Figure = dict[str, Any]
 def write_measured(measured: Measured, run_dir: Run, *, figures: Sequence[Figure]) -> None:
     """Write scores, per-query scores, comparisons and figures; `figures` come before those that were measured."""
     run_dir.write_scores(measured.scores)
-    write_query_scores(run_dir.path, measured.per_query)
-    write_json(run_dir.path / "comparisons.json", [comparison.to_json() for comparison in measured.comparisons])
-    write_json(run_dir.path / "figures.json", [*figures, *measured.figures])
+    write_query_scores(run_dir.folder, measured.per_query)
+    write_json(run_dir.folder / "comparisons.json", [comparison.to_json() for comparison in measured.comparisons])
+    write_json(run_dir.folder / "figures.json", [*figures, *measured.figures])
 
 
 def write_examples(
@@ -42,9 +43,9 @@ def write_examples(
 ) -> None:
     """Write what the probes expand to and what the example queries find; `model` is the encoder's folder."""
     expansions = expand(encoder, config.evaluation.probes)
-    write_json(run_dir.path / "expansions.json", [expansion.model_dump(mode="json") for expansion in expansions])
+    write_json(run_dir.folder / "expansions.json", [expansion.model_dump(mode="json") for expansion in expansions])
     searches = example_searches(encoder, data.evaluation, config.evaluation, run_dir, model)
-    write_json(run_dir.path / "searches.json", searches)
+    write_json(run_dir.folder / "searches.json", searches)
 
 
 def example_searches(
@@ -59,7 +60,7 @@ def example_searches(
         return []
     first = next(iter(test_sets[0].directions.values()))
     documents = (Document(f"{test_sets[0].name}-{key}", text) for key, text in first.documents.items())
-    index = Index.build(documents, model, run_dir.path / "index", overwrite=True).vectors
+    index = Index.build(documents, model, run_dir.folder / "index", overwrite=True).vectors
     return [search.model_dump(mode="json") for search in search_index(index, encoder, settings.examples, k=3)]
 
 
@@ -121,8 +122,8 @@ def report_student(
     *,
     teacher: TeacherSettings | None,
     summary: Sequence[str],
-) -> Path:
-    """Write model cards, examples and the report of a neural student; returns the HTML report.
+) -> None:
+    """Write model cards, examples and the report of a neural student.
 
     `teacher` is the dense teacher that took part; `summary` tells the training in plain words, and recall is added.
     """
@@ -131,8 +132,8 @@ def report_student(
         write_manifest(folder)
     write_examples(student, data, config, run_dir, run_dir.best)
     sentences = [*summary, *_recalls(measured)]
-    write_json(run_dir.path / "story.json", {"title": config.name, "summary": sentences, "steps": []})
-    return write_report(run_dir.path)
+    write_json(run_dir.folder / "story.json", {"title": config.name, "summary": sentences, "steps": []})
+    write_report(run_dir.folder)
 
 
 _STOCK_USAGE = """from sentence_transformers import SparseEncoder

@@ -17,15 +17,14 @@ import numpy as np
 
 from soju.core.config import Settings, apply_overrides, validate
 from soju.core.errors import UserError
-from soju.core.hits import Hit
 from soju.core.progress import track
 from soju.core.run import Run
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import DOCUMENTS, Document
+from soju.data.rows import DOCUMENTS, Document, Hit
 from soju.report.contents import Expansion, Search
 from soju.search.engines import SearchServer, server
-from soju.search.folder import Engine, IndexSettings
+from soju.search.folder import Engine, IndexSettings, WeightingSettings
 from soju.search.hits import heaviest, to_hits
 from soju.search.index import SparseIndex
 from soju.search.opensearch import lint_passage, refuse
@@ -39,7 +38,6 @@ from soju.search.remote import (
     WeightedCorpus,
     token_names,
 )
-from soju.search.weighting import WeightingSettings
 from soju.sparse.config import SearchSettings
 from soju.sparse.model import Model, TermEncoder, fingerprint_of, load, model_folder
 from soju.sparse.static.encoder import StaticEncoder

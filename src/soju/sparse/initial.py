@@ -35,7 +35,7 @@ from soju.core.errors import IntegrityError, UserError
 from soju.core.files import verify_manifest, write_manifest
 from soju.core.progress import track
 from soju.core.run import Run
-from soju.search.weighting import idf
+from soju.search.folder import idf
 from soju.sparse.config import (
     NeuralConfig,
     PretrainedStudent,
@@ -52,8 +52,7 @@ from soju.sparse.splade import SpladeEncoder
 from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.lexicon import strongest_terms
 from soju.sparse.static.training import train_static
-from soju.teachers.cache import Embeddings, cached_embeddings, precomputed_embeddings
-from soju.teachers.dense import SentenceTransformerTeacher
+from soju.teachers.dense import Embeddings, SentenceTransformerTeacher, cached_embeddings, precomputed_embeddings
 from soju.training.sampling import length_batches
 
 _PRIOR_DOCUMENTS = 10_000
@@ -265,8 +264,8 @@ class Start:
         self._config = config
         self._training = training
         self._workers = workers
-        self._static_folder = run_dir.path / STATIC
-        self._student_folder = run_dir.path / "untrained"
+        self._static_folder = run_dir.folder / STATIC
+        self._student_folder = run_dir.folder / "untrained"
 
     def prepare(self) -> None:
         """Make whatever an earlier start of this run has not finished."""

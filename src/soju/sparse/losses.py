@@ -70,7 +70,7 @@ class NamedLosses(nn.Module):
     watched: ClassVar[Mapping[str, str]] = {}
     """What is logged and drawn with them, with its label."""
     term_cost_V: Tensor | None
-    raw_terms: dict[str, Tensor]
+    loss_components: dict[str, Tensor]
     """Of the last batch, detached: unweighted losses by name, and whatever else is logged."""
 
     def __init__(
@@ -81,12 +81,12 @@ class NamedLosses(nn.Module):
         self.config = config
         self.position = position
         self.register_buffer("term_cost_V", term_cost_V, persistent=False)
-        self.raw_terms = {}
+        self.loss_components = {}
 
     def weighed(self, batch: Any, stage: Any) -> dict[str, Tensor]:
-        """Return the weighted losses of a batch by name; keep the unweighted ones in `raw_terms`."""
+        """Return the weighted losses of a batch by name; keep the unweighted ones in `loss_components`."""
         found = {row.name: row.of(batch, self.config.losses, stage) for row in self.rows}
-        self.raw_terms = {name: values[0] for name, values in found.items() if values}
+        self.loss_components = {name: values[0] for name, values in found.items() if values}
         return {name: values[1] for name, values in found.items() if values and values[1] is not None}
 
 

@@ -20,15 +20,14 @@ from soju.core.model_folder import STOCK_MODULES, find_model_folder
 from soju.core.progress import track
 from soju.data.rows import TermRow
 from soju.search.exact import ExactEngine
+from soju.search.folder import bm25_impact, idf
 from soju.search.lexical import K1, Analyzer, B, Bm25Searcher, Dictionary, KoreanEnglishAnalyzer, Ranking
 from soju.search.postings import Postings
-from soju.search.weighting import bm25_impact, idf
 from soju.sparse.config import SearchSettings
 from soju.sparse.model import TermEncoder, fingerprint_of, load_encoder, model_folder, search_settings_of
 from soju.sparse.negatives import Question
 from soju.sparse.static.encoder import MODEL_TYPE, StaticEncoder
-from soju.teachers.cache import Embeddings, cached_embeddings
-from soju.teachers.dense import SentenceTransformerTeacher, Teacher
+from soju.teachers.dense import Embeddings, SentenceTransformerTeacher, Teacher, cached_embeddings
 
 BM25 = "bm25"
 _BATCH = 1024

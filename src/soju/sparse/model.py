@@ -19,17 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from soju.core.errors import UserError
+from soju.core.errors import UserError, require_extra
 from soju.core.files import MANIFEST, sha256
-from soju.core.hits import TermWeight
 from soju.core.model_folder import STOCK_MODULES, find_model_folder, module_names
 from soju.core.run import Run
+from soju.data.rows import TermWeight
 from soju.search.hits import heaviest
 from soju.sparse.config import SearchSettings
 from soju.sparse.static.encoder import StaticEncoder, read_model_config
 
 if TYPE_CHECKING:
     from soju.sparse.neural_encoders import NeuralEncoder
+
 
 PACKAGED_MODEL = "ko-en-static"
 """Name of the model that ships with soju, accepted wherever a model folder is."""
@@ -175,12 +176,6 @@ def load(model: str | Path | Run) -> Model:
     return Model(load_encoder(folder), folder)
 
 
-def open_model(model: str) -> tuple[TermEncoder, str]:
-    """Load a model by its name, see `load`; return its encoder and its fingerprint."""
-    loaded = load(model)
-    return loaded.encoder, loaded.fingerprint
-
-
 def model_folder(model: str | Path) -> Path:
     """Resolve the name of a model to its folder, see `load`; only a hub id is looked up."""
     path = Path(model)
@@ -217,6 +212,7 @@ def load_encoder(folder: Path) -> StaticEncoder | NeuralEncoder:
         return StaticEncoder.load(folder)
     if "Pooling" in module_names(folder):
         raise UserError(f"{folder}: a dense embedding model; load it with sentence_transformers.SentenceTransformer")
+    require_extra(f"{folder}: a neural model", "neural", "torch", "transformers", "sentence_transformers")
     from soju.sparse.neural_encoders import InferenceFreeEncoder, NeuralEncoder  # seconds; not for static ones
 
     return (InferenceFreeEncoder if (folder / ROUTER).is_file() else NeuralEncoder).load(folder)

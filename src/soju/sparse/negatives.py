@@ -17,7 +17,7 @@ from pydantic import Field
 from soju.core.config import Settings
 from soju.core.language import Language, is_hangul, language_of
 from soju.data.rows import PairRow, PassageRow, Row, TermRow, TripletRow
-from soju.data.splits import normalise_for_overlap
+from soju.data.statistics import normalise_for_overlap
 
 TERM_WORDS = 3
 """Words, split at white space, that a term has at most."""

@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from soju.core.files import write_json
 from soju.core.run import Run
-from soju.search.weighting import idf
+from soju.search.folder import idf
 from soju.sparse.config import NeuralConfig, TeacherSettings
 from soju.sparse.data import RunData, TrainingData
 from soju.sparse.evaluate import STUDENT, SUBJECT, Measured, Subject, score
@@ -142,7 +142,7 @@ def run(
     summary: Callable[[Any], str],
     resume: Path | None = None,
     workers: int = 2,
-) -> Path:
+) -> Run:
     """Train, score and report a neural student.
 
     Args:
@@ -156,7 +156,7 @@ def run(
         workers: Threads of the morphological analyser.
 
     Returns:
-        The HTML report.
+        The run.
 
     Raises:
         UserError: If data, student or teacher cannot be used; what was trained so far stays.
@@ -171,16 +171,16 @@ def run(
         start.prepare()
 
     # 2. Turn what was read into rows; ask the teacher about them once, cached by content.
-    lesson = lesson_of(config, data.training, start.vocabulary, run_dir.path)
+    lesson = lesson_of(config, data.training, start.vocabulary, run_dir.folder)
     if PartialState().is_main_process:
-        write_json(run_dir.path / "data.json", {**data.training.statistics, "rows": lesson.counted()})
+        write_json(run_dir.folder / "data.json", {**data.training.statistics, "rows": lesson.counted()})
     with PartialState().main_process_first():
         lesson.ask_teacher()
 
     # 3. Train, validate, judge; roll back what regresses.
     trained = train(lesson, start.student, resume=resume)
     if not PartialState().is_main_process:
-        return run_dir.path / "report.html"
+        return run_dir
 
     # 4. Save the best and the last as stock models, and from here on use what was saved.
     for checkpoint, folder in ((trained.best, run_dir.best), (trained.last, run_dir.final)):
@@ -195,7 +195,8 @@ def run(
     sentences = [summary(lesson)]
     if trained.attempts > 1:
         sentences.append(f"Training was rolled back {trained.attempts - 1} times; rollbacks.jsonl says why.")
-    return report_student(student, measured, data, config, run_dir, teacher=lesson.dense_teacher, summary=sentences)
+    report_student(student, measured, data, config, run_dir, teacher=lesson.dense_teacher, summary=sentences)
+    return run_dir
 
 
 def train(lesson: Lesson[Any], student: Callable[[], SpladeEncoder], *, resume: Path | None = None) -> Trained:

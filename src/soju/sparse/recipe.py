@@ -16,9 +16,8 @@ from soju.core.errors import ConfigError, UserError
 from soju.core.model_folder import module_names
 from soju.core.recipe import Answer, DataReport, Evaluation, MtebModel, Recipe, Show
 from soju.core.run import Run
-from soju.sparse.config import StaticConfig
+from soju.sparse.config import StaticConfig, TermsConfig
 from soju.sparse.data import RunData
-from soju.sparse.terms.config import TermsConfig
 from soju.sparse.triplets.config import TripletsConfig
 
 SpladeConfig = StaticConfig | TermsConfig | TripletsConfig
@@ -99,8 +98,9 @@ class SpladeRecipe(Recipe[SpladeConfig, RunData]):
         if resume and not mode.resumes:
             raise UserError(f"mode {config.mode} trains in minutes and has no checkpoints; train without --resume")
         start = resume if isinstance(resume, Path) else None
-        import_module(mode.module).run(config, run, data=data, resume=start, workers=workers)
-        return run
+        data = data if data is not None else read_run_data(config)
+        trained: Run = import_module(mode.module).run(config, run, data=data, resume=start, workers=workers)
+        return trained
 
     def evaluate(
         self,

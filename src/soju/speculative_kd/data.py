@@ -17,7 +17,7 @@ from soju.core.errors import Problem, UserError
 from soju.data.log import SKIP, Place, ReadLog, show
 from soju.data.readers import read_rows
 from soju.data.rows import KINDS, KnowledgeRow, Question
-from soju.data.splits import held_out, normalise_for_overlap, spread
+from soju.data.statistics import held_out, normalise_for_overlap, spread
 from soju.speculative_kd.config import KNOWLEDGE, QUERY, KnowledgeDataSettings, Language, StudentSettings
 
 TEMPLATES: dict[Language, str] = {

@@ -4,7 +4,7 @@
 divergence and its gradient: two products for the logits, one for the gradient of the hidden states, one for that of the
 output embedding. A backward pass that starts from hidden states has to make the logits again, six products in all.
 
-The functions of logits beside it define each divergence; its gradients are checked against theirs.
+The functions of logits in this file define each divergence; its gradients are checked against theirs.
 
 Shape letters: N = tokens, C = tokens of a chunk, V = tokens of the vocabulary, H and G = hidden widths of student and
 teacher, K = most probable tokens. In formulas s and t are the student's and the teacher's probabilities.

@@ -17,7 +17,7 @@ import torch
 
 from soju.core.score import Comparison, Score, Setting
 from soju.data.rows import holds_fact
-from soju.data.splits import spread
+from soju.data.statistics import spread
 from soju.evaluation.significance import Measurement, compare, mean_interval
 from soju.speculative_kd.config import KnowledgeEvaluationSettings
 from soju.speculative_kd.data import Chat, Example, Fact, KnowledgeData, distractors

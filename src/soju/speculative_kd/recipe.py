@@ -118,7 +118,7 @@ def run(
     with PartialState().main_process_first():
         prepared = prepare(config, data)
     if PartialState().is_main_process:
-        write_json(folder.path / "data.json", data.counted())
+        write_json(folder.folder / "data.json", data.counted())
 
     # 3. Load both; the start is kept to measure what is forgotten, and is the teacher when that is `self`.
     student, teacher = load_models(config, prepared.planned)
@@ -131,10 +131,10 @@ def run(
     lesson = make_lesson(config, prepared, teacher, start)
     texts: dict[str, list[int]] = {}
     if lesson.way.text == "teacher":
-        texts = on_main_process(lambda: write_teacher_texts(lesson, folder.path / "teacher_texts.json"))
+        texts = on_main_process(lambda: write_teacher_texts(lesson, folder.folder / "teacher_texts.json"))
 
     # 5. Train; each validation is judged, and training is rolled back when knowledge falls.
-    trained = train_lesson(config, prepared, lesson, start, folder.path, texts=texts, resume=resume)
+    trained = train_lesson(config, prepared, lesson, start, folder.folder, texts=texts, resume=resume)
     if not PartialState().is_main_process:
         return folder
 
@@ -273,8 +273,8 @@ def finish(
     samples = config.evaluation.bootstrap_samples
     comparisons = compare_measured(student, start, samples=samples, seed=config.seed)
     folder.write_scores([score for one in measured for score in one.scores])
-    write_json(folder.path / "comparisons.json", [one.to_json() for one in comparisons])
-    write_json(folder.path / "figures.json", figures_of(read_json_lines(folder.path / "history.jsonl")))
+    write_json(folder.folder / "comparisons.json", [one.to_json() for one in comparisons])
+    write_json(folder.folder / "figures.json", figures_of(read_json_lines(folder.folder / "history.jsonl")))
     asked = {fact.key: fact.tests[-1] for fact in prepared.data.trained if fact.tests}
     shown = list(student.answers)[: config.evaluation.shown]
     answers = [
@@ -295,8 +295,8 @@ def finish(
     limit = config.evaluation.max_forgetting
     failed = [f"{one.name} is {one.value:.3g}, above {limit:.3g}" for one in forgotten if limit and one.value > limit]
     summary += [f"Too much was forgotten: {text}." for text in failed]
-    write_json(folder.path / "story.json", {"title": config.name, "summary": summary, "steps": answers})
-    write_report(folder.path)
+    write_json(folder.folder / "story.json", {"title": config.name, "summary": summary, "steps": answers})
+    write_report(folder.folder)
     if failed:
         raise RegressionError(
             f"{'; '.join(failed)}; raise mixing.share, lower training.learning_rate, or set evaluation.max_forgetting"

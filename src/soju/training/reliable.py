@@ -29,7 +29,6 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from soju.core.errors import StoppedError, UserError
 from soju.core.files import verify_manifest, write_json
 from soju.core.progress import is_shown
-from soju.training.bad_numbers import BadNumbers, describe
 from soju.training.checkpoints import (
     checkpoint_path,
     checkpoint_step,
@@ -44,7 +43,7 @@ from soju.training.checkpoints import (
     staging_path,
     tidy,
 )
-from soju.training.history import LOSS, HistoryFile, LossWindow, add_totals
+from soju.training.history import LOSS, BadNumbers, HistoryFile, LossWindow, add_totals, describe
 from soju.training.ranks import from_all, largest, on_main_process
 from soju.training.sampling import SeededCollator, set_epoch_everywhere, start_worker
 from soju.training.state import (
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
 else:
     _Trainer = object
+
 
 logger = logging.getLogger(__name__)
 
@@ -451,17 +451,17 @@ class ReliableTrainer(WholeCheckpoints):
         """Run one micro-batch as the trainer does and note its loss components."""
         owners = self._loss_modules()
         for owner in owners:
-            owner.raw_terms = {}  # of several losses only the one that runs now has components afterwards
+            owner.loss_components = {}  # of several losses only the one that runs now has components afterwards
         self._weighted_components = {}
         loss: Tensor = super().training_step(*args, **kwargs)
-        unweighted = {name: value for owner in owners for name, value in owner.raw_terms.items()}
+        unweighted = {name: value for owner in owners for name, value in owner.loss_components.items()}
         self._window.add(loss, unweighted or self._weighted_components)
         return loss
 
     def _loss_modules(self) -> list[Any]:
         losses = getattr(self, "loss", {})
         candidates = [*(losses.values() if isinstance(losses, dict) else [losses]), self.compute_loss_func, self.model]
-        return [owner for owner in candidates if hasattr(owner, "raw_terms")]
+        return [owner for owner in candidates if hasattr(owner, "loss_components")]
 
     def track_loss_components(self, loss: dict[str, Tensor]) -> None:
         """Keep the components of a training batch unrounded; those of an evaluation are the stock trainer's."""

@@ -53,7 +53,7 @@ class TrainingSettings(Settings):
     logging_steps: int = Field(default=25, ge=1)
     """Steps between lines of ``history.jsonl``."""
     save_total_limit: int = Field(default=2, ge=1)
-    """Newest checkpoints that are kept, beside the best."""
+    """Newest checkpoints that are kept, in addition to the best."""
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Where the history is shown besides the run folder."""
 

@@ -25,6 +25,9 @@ class DegradationSettings(Settings):
 
     max_drop: float = Field(0.05, gt=0, lt=1)
     """Largest loss of quality in a direction against the best accepted validation, as a fraction of it."""
+    min_quality: float = Field(0.05, ge=0, lt=1)
+    """Quality from which a fall counts. Below it a model writes hardly a right word, and what it scores is chance: an
+    untrained student babbles at 0.025 and falls to 0 before it learns."""
     max_rollbacks: int = Field(3, ge=0)
     """Rollbacks before the run stops early."""
     learning_rate_factor: float = Field(0.5, gt=0, lt=1)
@@ -142,7 +145,7 @@ class QualityDegradationDetector:
         reasons = self._not_finite(current)
         for direction, before in best.quality.items():
             now, upper = current.quality[direction], upper_ends[direction]
-            fell = now < (1 - self.settings.max_drop) * before - _TOLERANCE
+            fell = before >= self.settings.min_quality and now < (1 - self.settings.max_drop) * before - _TOLERANCE
             # An interval that is not a number shows nothing; then the drop alone decides.
             if fell and not upper >= 0:
                 reasons.append(

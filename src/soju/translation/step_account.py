@@ -136,9 +136,13 @@ class StepAccount:
             "left": self.left,
         }
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the entries as a plain dictionary, for `from_json`."""
+        return asdict(self)
+
     def save(self, path: Path) -> None:
         """Write the account as JSON, whole or not at all."""
-        value = {"format": _FORMAT, **self.summary(), "account": asdict(self)}
+        value = {"format": _FORMAT, **self.summary(), "account": self.to_json()}
         temporary = path.with_name(f".{path.name}.tmp")
         with temporary.open("w", encoding="utf-8") as file:
             file.write(json.dumps(value, indent=2) + "\n")
@@ -166,7 +170,7 @@ class StepAccount:
             value = json.loads(path.read_text(encoding="utf-8"))
             if value["format"] != _FORMAT:
                 raise ValueError("another format")
-            account = cls._replay(value["account"])
+            account = cls.from_json(value["account"])
             if any(value[name] != number for name, number in account.summary().items()):
                 raise ValueError("its sums are not those of its entries")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -174,8 +178,8 @@ class StepAccount:
         return account
 
     @classmethod
-    def _replay(cls, value: Mapping[str, Any]) -> Self:
-        """Make the account again from its entries, refusing what `step` and `roll_back` could not have made."""
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Make the account again from its entries; `ValueError` for what `step` and `roll_back` could not have made."""
         total, executed, refused = (value[name] for name in ("total", "executed", "refused"))
         checkpoints = {int(clock): kept for clock, kept in value["checkpoints"].items()}
         rollbacks = [Undone(**{**entry, "abandoned": tuple(entry["abandoned"])}) for entry in value["rollbacks"]]

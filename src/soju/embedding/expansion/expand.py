@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedTokenizerBase
 
+
 DIFFERENCE_FILE, STATISTICS_FILE = "vocab_diff.json", "vocab_diff_stats.json"
 HELD_OUT = 2000
 """Korean texts of the corpus at most that are only measured on."""
@@ -107,7 +108,7 @@ def expand_model(
     Raises:
         UserError: If a tokenizer is of another kind, the base is no embedding model, `out` exists, a number is out of
             range, or the corpus cannot be read or holds no Korean.
-        CertificateError: If a check failed; everything is written all the same, for a look.
+        CertificateError: If a check failed; everything is written all the same, for inspection.
     """
     if out.exists():
         raise UserError(f"{out}: exists already; give another name or remove it first")

@@ -1,4 +1,4 @@
-"""Where the rows of new tokens start.
+"""Initial rows of new tokens.
 
 * ``mean``: the mean of the old rows a token was spelled with.
 * ``omp``: what adds up to the donor's vector of the token, added up from the base's rows. The donor is a model, or
@@ -31,9 +31,8 @@ from scipy.sparse.linalg import svds
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from soju.alignment.bitext import make_bitext
+from soju.alignment.bitext import geometric_mean, make_bitext, prune_by_mass
 from soju.alignment.ibm1 import train_ibm1
-from soju.alignment.tables import geometric_mean, prune_by_mass
 from soju.core.errors import UserError
 from soju.data.rows import PairRow
 from soju.embedding.config import Initialiser
@@ -330,7 +329,7 @@ class DonorVectors:
     new_NF: Tensor
     """Of the new tokens, in their order; zeros where the donor has no vector."""
     known_N: Tensor
-    """Bool: does the donor have a vector? It lacks the intermediates of merges, and what its corpus does not hold."""
+    """Bool: whether the donor has a vector. It lacks the intermediates of merges, and what its corpus does not hold."""
     anchor_AF: Tensor
     anchor_ids_A: Tensor
     """Ids of the anchors in the base, ascending."""

@@ -17,8 +17,8 @@ from scipy.sparse import coo_array, csr_array
 from soju.core.errors import DataError, Problem, UserError
 from soju.core.files import atomic_writer
 from soju.core.language import language_of
+from soju.search.folder import idf
 from soju.search.remote import escape_token
-from soju.search.weighting import idf
 from soju.sparse.model import TermEncoder
 from soju.sparse.static.encoder import StaticEncoder
 
@@ -81,7 +81,7 @@ def export_graph(
         target: Folder, must not exist.
         top_terms: Terms to keep of each text.
         int8: Also write a graph with int8 weights.
-        fingerprint: What names the model, see `soju.sparse.indexing.fingerprint_of`.
+        fingerprint: What names the model, see `soju.sparse.model.fingerprint_of`.
 
     Returns:
         What was written and measured, see `soju.sparse.export.onnx.export_onnx`.

@@ -42,9 +42,9 @@ from transformers import BertConfig, BertForMaskedLM, TokenizersBackend
 from soju.core.errors import UserError
 from soju.core.files import write_json, write_manifest
 from soju.data.log import OnError, ReadLog
-from soju.search.weighting import idf
+from soju.search.folder import idf
 from soju.sparse.indexing import read_documents
-from soju.sparse.model import open_model
+from soju.sparse.model import load
 from soju.sparse.neural_encoders import InferenceFreeEncoder, NeuralEncoder
 
 
@@ -451,7 +451,7 @@ def make_inference_free(model: str, corpus: Sequence[str], target: Path, *, on_e
     """Write a neural model with an idf table of a corpus in place of its query side.
 
     Args:
-        model: See `soju.sparse.indexing.open_model`.
+        model: See `soju.load`.
         corpus: Documents whose pieces are counted: those that will be searched, or others like them.
         target: Folder, must not exist.
         on_error: Whether broken rows stop or are left out.
@@ -466,7 +466,7 @@ def make_inference_free(model: str, corpus: Sequence[str], target: Path, *, on_e
         raise UserError(f"{target}: exists already; give another name or remove it first")
     if not corpus:
         raise UserError("--to inference-free needs --corpus: documents whose pieces are counted for the idf")
-    encoder, _ = open_model(model)
+    encoder = load(model).encoder
     if not isinstance(encoder, NeuralEncoder) or isinstance(encoder, InferenceFreeEncoder):
         raise UserError(f"{model}: needs no network for queries already; index and search with it as it is")
     log = ReadLog()

@@ -62,7 +62,7 @@ def write_vectors(
     """Write a corpus, and queries when there are, in one format; the folder appears whole, with a manifest.
 
     Args:
-        model: See `soju.sparse.indexing.open_model`.
+        model: See `soju.load`.
         corpus: Files, globs or hub data sets of documents.
         folder: Where; must be free.
         form: One of `VECTOR_FORMATS`.

@@ -9,7 +9,7 @@ from soju.core.files import write_json, write_manifest, write_text
 from soju.core.run import Run
 from soju.core.score import Score
 from soju.report import write_report
-from soju.report.model_card import Example, ModelCard, render_model_card
+from soju.report.markdown import Example, ModelCard, render_model_card
 from soju.sparse.config import StaticConfig
 from soju.sparse.data import RunData, RunReader
 from soju.sparse.evaluate import SUBJECT, Measured, Subject, metrics_of, score
@@ -20,12 +20,10 @@ from soju.sparse.static.encoder import StaticEncoder
 from soju.sparse.static.training import TrainingLog, train_static
 
 _USAGE = 'soju index {model} corpus.jsonl INDEX\nsoju search INDEX "질의"'
-_PYTHON_USAGE = """from pathlib import Path
+_PYTHON_USAGE = """import soju
 
-from soju.sparse.static.encoder import StaticEncoder
-
-encoder = StaticEncoder.load(Path("MODEL"))
-vectors = encoder.encode_queries(["인공지능"])  # scipy csr, (1, terms)"""
+model = soju.load("{model}")
+vectors = model.encode_queries(["인공지능"])  # scipy csr, (1, terms)"""
 
 STEPS = {
     "analyse": "Korean sentences were split into morphemes.",
@@ -40,24 +38,27 @@ def read(config: StaticConfig) -> RunData:
     return RunReader(config).checked()
 
 
-def run(config: StaticConfig, run_dir: Run, *, data: RunData | None = None, workers: int = 2) -> Path:
+def run(
+    config: StaticConfig, run_dir: Run, *, data: RunData | None = None, resume: Path | None = None, workers: int = 2
+) -> Run:
     """Train, score, export and report.
 
     Args:
         config: What to do.
         run_dir: Where everything goes.
         data: What `read` returned, when that was done before the folder was made.
+        resume: Always ``None``: this mode has no checkpoints.
         workers: Threads of the morphological analyser.
 
     Returns:
-        The HTML report.
+        The run.
 
     Raises:
         UserError: If the data cannot be trusted; nothing is trained then.
     """
     # 1. Read the data; refuse broken rows and evaluation texts that were trained on.
     data = data or read(config)
-    write_json(run_dir.path / "data.json", data.training.statistics)
+    write_json(run_dir.folder / "data.json", data.training.statistics)
 
     # 2. Distil the pairs and the terms into the encoder.
     log = TrainingLog()
@@ -78,9 +79,9 @@ def run(config: StaticConfig, run_dir: Run, *, data: RunData | None = None, work
     write_measured(measured, run_dir, figures=[likelihood_figure(log)])
 
     # 5. Export for programs that do not know soju; the manifest comes last.
-    export(encoder, run_dir.path / "exports" / "translations.tsv", "tsv")
+    export(encoder, run_dir.folder / "exports" / "translations.tsv", "tsv")
     prior = config.search.prior_documents
-    export(encoder, run_dir.path / "exports" / "query_tokens.jsonl", "query-tokens", prior_documents=prior)
+    export(encoder, run_dir.folder / "exports" / "query_tokens.jsonl", "query-tokens", prior_documents=prior)
     write_text(run_dir.final / "README.md", model_card(config, data, measured.scores))
     write_manifest(run_dir.final)
 
@@ -88,8 +89,9 @@ def run(config: StaticConfig, run_dir: Run, *, data: RunData | None = None, work
     write_examples(encoder, data, config, run_dir, run_dir.final)
 
     # 7. Report.
-    write_json(run_dir.path / "story.json", story(config, log, measured))
-    return write_report(run_dir.path)
+    write_json(run_dir.folder / "story.json", story(config, log, measured))
+    write_report(run_dir.folder)
+    return run_dir
 
 
 def likelihood_figure(log: TrainingLog) -> dict[str, Any]:
@@ -130,6 +132,7 @@ def story(config: StaticConfig, log: TrainingLog, measured: Measured) -> dict[st
 
 def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
     """Write the model's README."""
+    model = config.name if config.name == PACKAGED_MODEL else "MODEL"
     card = ModelCard(
         name=config.name,
         summary=(
@@ -140,12 +143,8 @@ def model_card(config: StaticConfig, data: RunData, scores: list[Score]) -> str:
         licence_name=config.card.licence_name,
         tags=("sparse-retrieval", "cross-lingual", "korean"),
         examples=(
-            Example(
-                title="Search your own text",
-                language="bash",
-                code=_USAGE.format(model=config.name if config.name == PACKAGED_MODEL else "MODEL"),
-            ),
-            Example(title="Encode in Python", code=_PYTHON_USAGE),
+            Example(title="Search your own text", language="bash", code=_USAGE.format(model=model)),
+            Example(title="Encode in Python", code=_PYTHON_USAGE.format(model=model)),
         ),
         scores=tuple(score for score in scores if score.name in metrics_of(config.evaluation)),
         data=data_sources(config.card, data),

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 from tokenizers import Tokenizer
 
-from soju.alignment.bitext import Bitext, make_bitext
-from soju.alignment.hmm import train_hmm
+from soju.alignment.bitext import Bitext, average, dictionary_table, expansion_weights, make_bitext, mix, prune_by_mass
 from soju.alignment.ibm1 import TranslationTable, train_ibm1
-from soju.alignment.tables import average, dictionary_table, expansion_weights, mix, prune_by_mass
 from soju.core.errors import UserError
 from soju.core.language import language_of
 from soju.core.progress import track
@@ -59,18 +57,33 @@ def train_static(
     workers: int = 2,
     analysed: Sequence[list[Stretch]] | None = None,
 ) -> StaticEncoder:
-    """Train the encoder; the same rows in the same order give the same encoder.
+    """Distil sentence pairs and a term list into a static encoder, on the CPU; nothing is read or written.
 
     Args:
         pairs: Sentence pairs, at least one.
-        terms: The term list; it may be empty.
-        config: Settings; the data section is not looked at.
-        log: Filled with times, likelihoods and counts.
-        workers: Threads of the analyser.
+        terms: Korean head words with English translations; it may be empty.
+        config: Tokenizer, alignment and expansion; the defaults when ``None``.
+        log: Filled with times in seconds, likelihoods in nats and counts.
+        workers: Threads of the Korean analyser.
         analysed: What the analyser sees in `texts_to_analyse`, when that is known already.
 
     Returns:
-        The encoder.
+        The encoder. The same rows in the same order give the same encoder.
+
+    Raises:
+        UserError: If there is no sentence pair.
+
+    Example:
+        >>> import soju
+        >>> pairs = [soju.PairRow("물을 마신다", "drinks water"), soju.PairRow("물이 끓는다", "water boils")]
+        >>> terms = [soju.TermRow("물", (soju.Term("water", similarity=1.0),))]
+        >>> config = soju.sparse.StaticSettings(tokenizer={"min_count": 1, "sub_words": 500})
+        >>> encoder = soju.sparse.train_static(pairs, terms, config)
+        >>> isinstance(encoder, soju.sparse.StaticEncoder), encoder.encode_queries(["물"]).shape[0]
+        (True, 1)
+        >>> index = soju.Index.build(["cold water", "a house"], encoder, folder / "water")
+        >>> [hit.passage for hit in index.search("물")]
+        ['cold water']
     """
     if not pairs:
         raise UserError("no sentence pair to train on; give at least one")
@@ -221,8 +234,6 @@ def _align_both(bitext: Bitext, settings: AlignmentSettings, log: TrainingLog) -
         ahead = threads.submit(train, "ko-en", bitext)
         back = threads.submit(train, "en-ko", bitext.reversed())
         forward, backward = ahead.result(), back.result()
-    if settings.hmm_iterations:
-        forward, backward = train_hmm(bitext, forward, backward, iterations=settings.hmm_iterations)
     mean = average(forward.to_csr(), backward.to_csr())
     mean.data[mean.data < settings.min_probability] = 0
     mean.eliminate_zeros()

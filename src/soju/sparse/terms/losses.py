@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softplus
 
+from soju.sparse.config import LossSettings
 from soju.sparse.losses import (
     NEVER,
     SHORTEST,
@@ -27,7 +28,6 @@ from soju.sparse.losses import (
     flops,
     signed_weights,
 )
-from soju.sparse.terms.config import LossSettings
 
 EPSILON = 1e-8
 """Keeps log(w) finite for an inactive term (18.4 at most) and a row without similarity mass from dividing by zero."""
@@ -326,5 +326,5 @@ class TermsLoss(NamedLosses):
         batch = TermsBatch(self.config.losses, weights_BV, output["signed_maxima"], labels, self.term_cost_V)
         step, planned = self.position()
         weighted = self.weighed(batch, step / max(1, planned))
-        self.raw_terms["active_terms"] = (weights_BV.detach() > 0).sum(dim=1, dtype=torch.float32).mean()
+        self.loss_components["active_terms"] = (weights_BV.detach() > 0).sum(dim=1, dtype=torch.float32).mean()
         return weighted

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from soju.core.files import read_json_lines
 from soju.core.run import Run
+from soju.sparse.config import TermsConfig
 from soju.sparse.data import RunData, RunReader, refuse_too_few
-from soju.sparse.terms.config import TermsConfig
 
 if TYPE_CHECKING:
     from soju.sparse.finish import Figure
     from soju.sparse.terms.training import TermsLesson
+
 
 _VALIDATED = {
     "eval_activation.en@50": "activation, English",
@@ -32,8 +33,8 @@ def read(config: TermsConfig) -> RunData:
     return data
 
 
-def run(config: TermsConfig, run_dir: Run, *, data: RunData, resume: Path | None = None, workers: int = 2) -> Path:
-    """Train, score and report; returns the HTML report. See `soju.sparse.neural.run`."""
+def run(config: TermsConfig, run_dir: Run, *, data: RunData, resume: Path | None = None, workers: int = 2) -> Run:
+    """Train, score and report; see `soju.sparse.neural.run`."""
     from soju.sparse import neural  # seconds, which a check of the data need not wait
     from soju.sparse.terms.training import TermsLesson
 

@@ -8,13 +8,7 @@ from pydantic import Field, model_validator
 
 from soju.core.config import Settings
 from soju.data.rows import DIFFICULTIES, PAIR_TYPES
-from soju.sparse.config import (
-    DataSettings,
-    NeuralConfig,
-    NeuralLossSettings,
-    NeuralTrainingSettings,
-    TeacherSettings,
-)
+from soju.sparse.config import DataSettings, NeuralConfig, NeuralLossSettings, NeuralTrainingSettings, TeacherSettings
 
 
 class TripletsDataSettings(DataSettings):
@@ -72,7 +66,7 @@ class TripletLossSettings(NeuralLossSettings):
 
     form: Literal["signed", "published"] = "signed"
     """``published``: the term losses on the weights, the positive activation without bound. ``signed``: on the signed
-    maxima, each up to `target`, so that inactive terms have a gradient and nothing grows for ever."""
+    maxima, each up to `target`, so that inactive terms have a gradient and weights have a bound."""
     infonce: float = Field(default=2.5, ge=0)
     """Weight of finding the positive among all positives and negatives of the batch; stages multiply it."""
     symmetric: bool = False
@@ -95,7 +89,7 @@ class TripletLossSettings(NeuralLossSettings):
     flops_rise: float = Field(default=0.0, ge=0, le=1)
     """Share of the training over which the penalty then rises to its weight, with the square of the steps."""
     regularize: Literal["query", "all"] = "all"
-    """Which texts the penalty and the minimum activation look at; published: the query only."""
+    """Which texts the penalty and the minimum activation read; published: the query only."""
     minimum_activation: float = Field(default=1.0, ge=0)
     """Weight of the loss that keeps texts from losing all terms."""
     minimum_terms: int = Field(default=5, ge=1)

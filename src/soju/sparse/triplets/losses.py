@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from soju.sparse.controllers import SparsityController
-from soju.sparse.curriculum import Stage, stage_at
+from soju.sparse.curriculum import SparsityController, Stage, stage_at
 from soju.sparse.losses import (
     NEVER,
     SHORTEST,
@@ -213,7 +212,7 @@ class Step:
 
 
 class TripletsBatch:
-    """What the losses of a batch look at."""
+    """What the losses of a batch read."""
 
     def __init__(self, loss: TripletsLoss, maxima_NV: Tensor, weights_NV: Tensor, labels: Mapping[str, Any]) -> None:
         rows = len(maxima_NV) // 3
@@ -231,7 +230,7 @@ class TripletsBatch:
 
     @property
     def reads_documents(self) -> bool:
-        """Whether penalty and minimum activation look at documents too."""
+        """Whether penalty and minimum activation read documents too."""
         return self.settings.regularize == "all"
 
 
@@ -364,8 +363,8 @@ class TripletsLoss(NamedLosses):
         penalty = {side: self.ramp * controller.weight for side, controller in self.controllers.items()}
         penalised = tuple(penalty.values()) if batch.reads_documents else (penalty["query"],)
         weighted = self.weighed(batch, Step(batch.stage, penalised))
-        self.raw_terms |= shares(weighted)
-        self.raw_terms["effective_negatives"] = effective_negatives(
+        self.loss_components |= shares(weighted)
+        self.loss_components["effective_negatives"] = effective_negatives(
             batch.scores_BC, batch.same_BC, temperature=batch.stage.temperature
         )
         self._note_sparsity(batch, penalty)
@@ -375,8 +374,8 @@ class TripletsLoss(NamedLosses):
     def _note_sparsity(self, batch: TripletsBatch, penalty: Mapping[str, float]) -> None:
         for side, weights in (("query", batch.queries_BV), ("document", batch.documents_CV)):
             active = (weights > 0).sum(dim=1)
-            self.raw_terms[f"active_{side}"] = active.float().mean()
-            self.raw_terms[f"flops_weight_{side}"] = active.new_tensor(penalty[side], dtype=torch.float32)
+            self.loss_components[f"active_{side}"] = active.float().mean()
+            self.loss_components[f"flops_weight_{side}"] = active.new_tensor(penalty[side], dtype=torch.float32)
             if self.training:
                 self.controllers[side].observe(active)
 

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from soju.core.files import read_json_lines
 from soju.core.run import Run
-from soju.data.splits import held_out, normalise_for_overlap
-from soju.data.statistics import RowStatistics, counted
+from soju.data.rows import TRIPLETS
+from soju.data.statistics import RowStatistics, counted, held_out, normalise_for_overlap
 from soju.sparse.data import RunData, RunReader, refuse_too_few
 from soju.sparse.triplets.config import TripletsConfig
 
 if TYPE_CHECKING:
     from soju.sparse.finish import Figure
     from soju.sparse.triplets.training import TripletsLesson
+
 
 _SPARSITY = {
     "loss_active_query": "active terms of queries",
@@ -44,7 +45,7 @@ def _read_triplets(config: TripletsConfig, reader: RunReader) -> None:
     counts = RowStatistics()
     unseen = {normalise_for_overlap(row.ko) for row in training.unseen_terms}
     for source in data.triplets:
-        for row in counted(reader.rows([source], "triplets"), counts):
+        for row in counted(reader.rows([source], TRIPLETS), counts):
             query = normalise_for_overlap(row.query)
             if row.pair_type == "single_term" and query in unseen:
                 continue
@@ -53,12 +54,12 @@ def _read_triplets(config: TripletsConfig, reader: RunReader) -> None:
             else:
                 training.triplets.append(row)
                 training.source_rows[source] = training.source_rows.get(source, 0) + 1
-    training.dev_triplets.extend(reader.rows(data.dev_triplets, "triplets"))
+    training.dev_triplets.extend(reader.rows(data.dev_triplets, TRIPLETS))
     training.statistics["triplets"] = counts.to_json()
 
 
-def run(config: TripletsConfig, run_dir: Run, *, data: RunData, resume: Path | None = None, workers: int = 2) -> Path:
-    """Train, score and report; returns the HTML report. See `soju.sparse.neural.run`."""
+def run(config: TripletsConfig, run_dir: Run, *, data: RunData, resume: Path | None = None, workers: int = 2) -> Run:
+    """Train, score and report; see `soju.sparse.neural.run`."""
     from soju.sparse import neural  # seconds, which a check of the data need not wait
     from soju.sparse.triplets.training import TripletsLesson
 

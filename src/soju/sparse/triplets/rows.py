@@ -21,13 +21,12 @@ from soju.core.errors import UserError
 from soju.core.language import language_of
 from soju.core.progress import track
 from soju.data.rows import TripletRow
-from soju.data.splits import normalise_for_overlap
+from soju.data.statistics import normalise_for_overlap
 from soju.sparse.curriculum import Grouping
 from soju.sparse.initial import Vocabulary, padded, teacher_embeddings
 from soju.sparse.losses import RowTargets, TermTargets
 from soju.sparse.triplets.config import TripletsTeacherSettings
-from soju.teachers.cache import Embeddings
-from soju.teachers.dense import cross_encoder_scores
+from soju.teachers.dense import Embeddings, cross_encoder_scores
 
 _CHUNK = 4096
 
@@ -177,7 +176,7 @@ def _grouping(values: Sequence[str]) -> Grouping:
 
 
 _SAMPLE = 2000
-"""Rows that the calibration looks at."""
+"""Rows that the calibration reads."""
 UNKNOWN = -1
 
 

@@ -20,11 +20,10 @@ from transformers import TrainerCallback
 from soju.core.errors import UserError
 from soju.core.files import append_json_line
 from soju.core.score import Score, Setting
-from soju.data.splits import spread
+from soju.data.statistics import spread
 from soju.evaluation.retrieval import RetrievalSet, evaluate
 from soju.sparse.config import TeacherSettings
-from soju.sparse.controllers import SparsityAlarm
-from soju.sparse.curriculum import Curriculum, staged_cosine
+from soju.sparse.curriculum import Curriculum, SparsityAlarm, staged_cosine
 from soju.sparse.data import TrainingData
 from soju.sparse.evaluate import Subject
 from soju.sparse.initial import Vocabulary
@@ -111,7 +110,7 @@ class TripletsLesson(Lesson[TripletsConfig]):
         return self.validation.with_loss(loss)
 
     def between(self, loss: TripletsLoss) -> Between:
-        """Steer the sparsity, look out for collapse, write TensorBoard's files under the published names."""
+        """Steer the sparsity, watch for collapse, write TensorBoard's files under the published names."""
         grace = self.config.training.warmup_of(self.planned()["steps"])
         alarm = SparsityAlarm(loss.model.get_embedding_dimension(), grace=grace)
         callbacks: list[TrainerCallback] = [Steering(loss, alarm, self.folder / "alarms.jsonl")]
@@ -272,11 +271,11 @@ def scalars(logs: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Steering(TrainerCallback):
-    """Moves the controllers after each optimiser step, and looks out for collapse.
+    """Moves the controllers after each optimiser step, and watches for collapse.
 
     Args:
         loss: Whose controllers.
-        alarm: What looks.
+        alarm: Judges the active terms.
         record: ``alarms.jsonl`` of the run.
     """
 
@@ -286,7 +285,7 @@ class Steering(TrainerCallback):
         self._record = record
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move, then look, every `logging_steps` steps."""
+        """Move the controllers; judge the active terms every `logging_steps` steps."""
         for controller in self._loss.controllers.values():
             controller.step(move=self._loss.ramp > 0)
         if state.global_step % args.logging_steps == 0:
