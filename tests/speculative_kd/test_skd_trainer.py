@@ -267,6 +267,18 @@ def test_a_killed_run_resumes_to_the_same_bits(straight, tmp_path):
     assert same_bits(weights(straight[0]), load_file(tmp_path / "final.safetensors"))
 
 
+def test_two_ranks_train_as_one_with_twice_the_rows(straight, tmp_path):
+    trainer, folder = straight
+    program = [str(Path(__file__).with_name("pico_lessons.py")), str(tmp_path), "batch=2", "accumulation=1"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launcher, *program], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert largest_difference(weights(trainer), load_file(tmp_path / "final.safetensors")) < 1e-9
+    for one, two in zip(history(folder), history(tmp_path), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"])
+        assert two["acceptance"] == one["acceptance"]
+
+
 def test_block_lengths_come_from_the_costs_of_the_run(straight):
     rollout = straight[0].rollout_state.rollouts["teacher"]
     assert isinstance(rollout.controller, GammaController)

@@ -9,21 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from soju.speculative_kd.config import DivergenceSettings, RolloutSettings
+    from soju.speculative_kd.config import DivergenceSettings, RolloutSettings, SpeculativeKdConfig
     from soju.speculative_kd.controller import Costs, GammaController, best_gamma, expected_speed, measure_costs
     from soju.speculative_kd.divergence import Projection, token_divergence
     from soju.speculative_kd.outcome import Outcome, RolloutResult
+    from soju.speculative_kd.recipe import ask
     from soju.speculative_kd.rollout import Rollout
+    from soju.speculative_kd.trainer import Lesson, SkdTrainer
 
 _MODULES = {
     "Costs": "controller",
     "DivergenceSettings": "config",
     "GammaController": "controller",
+    "Lesson": "trainer",
     "Outcome": "outcome",
     "Projection": "divergence",
     "Rollout": "rollout",
     "RolloutResult": "outcome",
     "RolloutSettings": "config",
+    "SkdTrainer": "trainer",
+    "SpeculativeKdConfig": "config",
+    "ask": "recipe",
     "best_gamma": "controller",
     "expected_speed": "controller",
     "measure_costs": "controller",
@@ -34,11 +40,15 @@ __all__ = [
     "Costs",
     "DivergenceSettings",
     "GammaController",
+    "Lesson",
     "Outcome",
     "Projection",
     "Rollout",
     "RolloutResult",
     "RolloutSettings",
+    "SkdTrainer",
+    "SpeculativeKdConfig",
+    "ask",
     "best_gamma",
     "expected_speed",
     "measure_costs",

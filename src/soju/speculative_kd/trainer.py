@@ -500,5 +500,9 @@ def _numbers(rows: Sequence[int]) -> dict[str, list[int]]:
 def skd_arguments(arguments: dict[str, Any]) -> TrainingArguments:
     """Return the stock arguments, as this trainer needs them: no columns to remove, tokens counted over all ranks."""
     return TrainingArguments(
-        **arguments, remove_unused_columns=False, average_tokens_across_devices=True, label_names=["labels"]
+        **arguments,
+        remove_unused_columns=False,
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
+        label_names=["labels"],
     )
