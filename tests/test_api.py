@@ -14,6 +14,7 @@ import pytest
 
 import soju
 from embedding.pico_expansion import save_pico_base, save_pico_donor
+from soju.core.errors import UserError
 
 PACKAGES = ("soju", "soju.sparse", "soju.embedding")
 NAMES = [
@@ -124,3 +125,16 @@ def test_mined_negatives_are_those_of_the_command(tmp_path):
     assert [(t.query, t.negative, t.negative_score) for t in ours] == [
         (row["query"], row["negative"], row["negative_score"]) for row in written
     ]
+
+
+def test_what_is_no_document_is_refused_with_what_would_be(tmp_path):
+    with pytest.raises(UserError, match=r"documents\[0\]: a dict is no document; give a mapping from id to text"):
+        soju.Index.build([{"id": "a", "text": "물"}], "ko-en-static", tmp_path / "index")
+
+
+def test_a_notebook_shows_models_indexes_and_runs_in_a_line(tmp_path):
+    model = soju.load("ko-en-static")
+    index = soju.Index.build({"a": "물", "b": "tea"}, model, tmp_path / "index")
+    assert re.fullmatch(r"Model\('.*ko-en-static', StaticEncoder, [\d,]+ terms\)", repr(model))
+    assert repr(index) == f"Index('{tmp_path / 'index'}', 2 documents)"
+    assert soju.Run(str(tmp_path)).folder == tmp_path

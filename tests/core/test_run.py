@@ -33,7 +33,7 @@ def test_a_run_folder_holds_the_config_as_given_and_as_resolved(tmp_path):
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path):
     run = create(tmp_path / "demo")
     (run.folder / "resolved.yaml").write_text("mine")
-    with pytest.raises(UserError, match="holds a run already; choose another with --out"):
+    with pytest.raises(UserError, match="holds a run already; choose another folder"):
         create(tmp_path / "demo")
     assert (run.folder / "resolved.yaml").read_text() == "mine"
 

@@ -57,6 +57,9 @@ class Run:
 
     folder: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))  # a caller may name it by a string
+
     @classmethod
     def create(cls, folder: Path, *, config_text: str, config: Settings, seed: int) -> Run:
         """Make the folder with ``config.yaml`` as given, ``resolved.yaml`` and ``environment.json``.
@@ -64,7 +67,7 @@ class Run:
         Raises `UserError` if the folder already holds a run.
         """
         if (folder / "config.yaml").exists():
-            raise UserError(f"{folder}: holds a run already; choose another with --out, or remove it first")
+            raise UserError(f"{folder}: holds a run already; choose another folder (--out), or remove it first")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):

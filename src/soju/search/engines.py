@@ -41,10 +41,10 @@ class SegmentEngine(Protocol):
     def search(
         self, terms_T: NDArray[np.int32], weights_T: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Return the best chunk of each of the k best documents, best first.
+        """Return the best chunk of each of the k best documents, best first; equal scores in chunk order.
 
         Args:
-            terms_T: Terms of the query, each once.
+            terms_T: Terms of the query, each once, rising.
             weights_T: Their weights >= 0, idf included.
             k: Most documents to return, >= 1.
 

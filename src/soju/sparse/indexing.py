@@ -74,6 +74,9 @@ class Index:
         self.vectors = vectors
         self.model = model
 
+    def __repr__(self) -> str:
+        return f"Index({str(self.vectors.folder)!r}, {self.documents:,} documents)"
+
     @classmethod
     def build(
         cls,
@@ -87,8 +90,9 @@ class Index:
         """Index documents in one pass with bounded memory; long ones are cut into passages.
 
         Args:
-            documents: See `Documents`; read once, their order breaks ties.
-            model: See `AnyModel`.
+            documents: A mapping from id to text; texts, whose ids are their numbers; or `soju.Document` rows. They are
+                read once, and their order breaks ties.
+            model: A loaded model, the name ``ko-en-static``, a model or run folder, or a hub id.
             folder: Where the index goes; it appears whole or not at all.
             engine: ``auto`` adds block-max to the exact engine from 20,000 passages on.
             overwrite: Replace an index that is there.
@@ -255,7 +259,15 @@ def _rows(documents: Documents, *, start: int = 0) -> Iterator[Document]:
         yield from (Document(name, text) for name, text in documents.items())
         return
     for number, document in enumerate(documents, start=start):
-        yield document if isinstance(document, Document) else Document(str(number), document)
+        if isinstance(document, str):
+            yield Document(str(number), document)
+        elif isinstance(document, Document):
+            yield document
+        else:
+            raise UserError(
+                f"documents[{number}]: a {type(document).__name__} is no document; give a mapping from id to text, texts, "
+                "or rows soju.Document(id, text)"
+            )
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

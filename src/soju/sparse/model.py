@@ -74,6 +74,9 @@ class Model:
     encoder: TermEncoder
     folder: Path
 
+    def __repr__(self) -> str:
+        return f"Model({str(self.folder)!r}, {type(self.encoder).__name__}, {len(self.terms):,} terms)"
+
     @property
     def terms(self) -> tuple[str, ...]:
         """Readable name of every term, V of them, by column of the vectors.
