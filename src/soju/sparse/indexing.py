@@ -265,8 +265,8 @@ def _rows(documents: Documents, *, start: int = 0) -> Iterator[Document]:
             yield document
         else:
             raise UserError(
-                f"documents[{number}]: a {type(document).__name__} is no document; give a mapping from id to text, texts, "
-                "or rows soju.Document(id, text)"
+                f"documents[{number}]: a {type(document).__name__} is no document; give a mapping from id to text, "
+                "texts, or rows soju.Document(id, text)"
             )
 
 
