@@ -20,9 +20,9 @@ from soju.core import __version__
 if TYPE_CHECKING:
     from soju import embedding, sparse
     from soju.core.recipe import train
+    from soju.core.results import Comparison, Hit, MatchedTerm, Score, TermWeight
     from soju.core.run import Run
-    from soju.core.score import Comparison, Score
-    from soju.data.rows import Document, Hit, MatchedTerm, PairRow, Term, TermRow, TermWeight, TripletRow
+    from soju.data.rows import Document, PairRow, Term, TermRow, TripletRow
     from soju.sparse.indexing import Index
     from soju.sparse.model import Model, load
 
@@ -50,8 +50,8 @@ __all__ = [
 _HOMES = {
     "soju.core.recipe": ("train",),
     "soju.core.run": ("Run",),
-    "soju.core.score": ("Comparison", "Score"),
-    "soju.data.rows": ("Document", "Hit", "MatchedTerm", "PairRow", "Term", "TermRow", "TermWeight", "TripletRow"),
+    "soju.core.results": ("Comparison", "Hit", "MatchedTerm", "Score", "TermWeight"),
+    "soju.data.rows": ("Document", "PairRow", "Term", "TermRow", "TripletRow"),
     "soju.sparse.indexing": ("Index",),
     "soju.sparse.model": ("Model", "load"),
 }

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from soju.alignment.bitext import agreement, average, geometric_mean
+from soju.alignment.bitext import average, geometric_mean
 
 # Rows: NULL and two source words; columns: NULL and three target words.
 FORWARD = csr_array(np.array([[0, 0.5, 0.25, 0.25], [0, 0.9, 0.1, 0.0], [0, 0.0, 0.5, 0.5]], np.float32))
@@ -19,12 +19,7 @@ def test_geometric_mean_by_hand():
     np.testing.assert_allclose(geometric_mean(FORWARD, BACKWARD).toarray(), expected, rtol=1e-6)
 
 
-def test_agreement_is_the_harmonic_mean():
-    expected = [[0, 0, 0, 0], [0, 0.72 / 1.3, 0.18, 0], [0, 0, 0.1 / 0.6, 0.5]]
-    np.testing.assert_allclose(agreement(FORWARD, BACKWARD).toarray(), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("join", [average, geometric_mean, agreement])
+@pytest.mark.parametrize("join", [average, geometric_mean])
 def test_joint_tables_have_no_null_and_do_not_care_which_side_is_first(join):
     joint = join(FORWARD, BACKWARD)
     assert joint.dtype == np.float32
@@ -32,7 +27,7 @@ def test_joint_tables_have_no_null_and_do_not_care_which_side_is_first(join):
     np.testing.assert_allclose(join(BACKWARD, FORWARD).toarray(), joint.toarray().T, rtol=1e-6)
 
 
-@pytest.mark.parametrize("join", [average, geometric_mean, agreement])
+@pytest.mark.parametrize("join", [average, geometric_mean])
 def test_inputs_stay_as_they_are(join):
     before = FORWARD.toarray(), BACKWARD.toarray()
     join(FORWARD, BACKWARD)
@@ -40,14 +35,7 @@ def test_inputs_stay_as_they_are(join):
     np.testing.assert_array_equal(BACKWARD.toarray(), before[1])
 
 
-def test_agreement_lies_between_the_smaller_value_and_the_geometric_mean():
-    both = agreement(FORWARD, BACKWARD).toarray()
-    smaller = np.minimum(FORWARD.toarray(), BACKWARD.toarray().T)[1:, 1:]
-    assert (both[1:, 1:] >= smaller - 1e-7).all()
-    assert (both <= geometric_mean(FORWARD, BACKWARD).toarray() + 1e-7).all()
-
-
-@pytest.mark.parametrize("join", [average, geometric_mean, agreement])
+@pytest.mark.parametrize("join", [average, geometric_mean])
 def test_tables_of_different_bitexts_are_refused(join):
     with pytest.raises(ValueError, match="backward must be"):
         join(FORWARD, FORWARD)

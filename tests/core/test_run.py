@@ -9,8 +9,8 @@ import pytest
 from soju.core import run as run_directory
 from soju.core.config import Settings
 from soju.core.errors import UserError
+from soju.core.results import Interval, Score
 from soju.core.run import Run, describe_environment
-from soju.core.score import Interval, Score
 
 
 class Example(Settings):

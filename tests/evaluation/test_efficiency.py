@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from soju.core.errors import UserError
-from soju.core.score import Setting
+from soju.core.results import Setting
 from soju.sparse.term_activation import active_terms, bytes_on_disk, flops, latency, posting_skew, throughput
 
 SETTING = Setting("splade", "tiny", "abc")

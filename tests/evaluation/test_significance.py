@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from soju.core.errors import UserError
-from soju.core.score import Comparison, Score, signature
+from soju.core.results import Comparison, Score, signature
 from soju.evaluation.significance import Measurement, compare, mean_interval, resampled_means
 
 

@@ -5,7 +5,7 @@ import torch
 
 from soju.core.errors import RegressionError
 from soju.core.files import read_json_lines, verify_manifest
-from soju.core.score import Score
+from soju.core.results import Score
 from soju.training.checkpoints import checkpoint_step, newest_verified, resume_path, set_aside_after
 from soju.training.gate import QualityGate, Threshold, passed_steps, read_verdicts, record_verdict
 from soju.training.rollback import OnEvaluation, RollbackSettings, train_with_rollback

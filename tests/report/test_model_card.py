@@ -3,7 +3,7 @@ import re
 import yaml
 from report_runs import HOSTILE, score
 
-from soju.core.score import Score
+from soju.core.results import Score
 from soju.report.markdown import DataSource, Example, ModelCard, render_model_card
 
 

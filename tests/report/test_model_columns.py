@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from soju.core.score import Interval, Score
+from soju.core.results import Interval, Score
 from soju.report.contents import Comparison
 from soju.report.tables import model_rows
 from soju.report.terminal import models_table

@@ -1,6 +1,6 @@
 import pytest
 
-from soju.core.score import Interval
+from soju.core.results import Interval
 from soju.report.tables import format_difference, format_duration, format_interval, format_p, format_value, is_cost
 
 

@@ -1,7 +1,7 @@
 import pytest
 from report_runs import comparison, score
 
-from soju.core.score import Score
+from soju.core.results import Score
 from soju.report.contents import Comparison
 from soju.report.tables import build_tables, describe_tests, direction_label, finding_of
 

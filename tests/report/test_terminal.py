@@ -5,7 +5,7 @@ from report_runs import comparison, expansion, score, search
 from rich.cells import cell_len
 from rich.console import Console
 
-from soju.core.score import Comparison, Score
+from soju.core.results import Comparison, Score
 from soju.report.contents import Expansion, Search
 from soju.report.terminal import expansion_table, figures_table, hits_table, scores_table
 

@@ -7,7 +7,8 @@ import pytest
 from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
-from soju.data.rows import Document, MatchedTerm
+from soju.core.results import MatchedTerm
+from soju.data.rows import Document
 from soju.sparse.explore import Explorer, open_models, passage_parts, words_of
 from soju.sparse.indexing import Index
 from soju.sparse.model import model_folder

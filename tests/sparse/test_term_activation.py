@@ -3,7 +3,7 @@ import pytest
 from scipy import sparse
 
 from soju.core.errors import UserError
-from soju.core.score import Setting
+from soju.core.results import Setting
 from soju.sparse.term_activation import (
     KOREAN_FUNCTION_WORDS,
     evaluate_terms,

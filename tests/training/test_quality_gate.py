@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from soju.core.config import validate
 from soju.core.errors import ConfigError, UserError
-from soju.core.score import Score
+from soju.core.results import Score
 from soju.training.gate import QualityGate, Threshold
 
 NAN, INF = float("nan"), float("inf")

@@ -6,7 +6,7 @@ import pytest
 
 from soju.core.errors import BadNumbersError, RegressionError, StoppedError
 from soju.core.files import read_json_lines
-from soju.core.score import Score
+from soju.core.results import Score
 from soju.training.gate import Verdict, passed_steps, read_verdicts, record_verdict
 from soju.training.rollback import Attempt, RollbackSettings, next_attempt, train_with_rollback
 

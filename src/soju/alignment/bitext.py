@@ -144,19 +144,6 @@ def geometric_mean(forward: csr_array, backward: csr_array) -> csr_array:
     return product
 
 
-def agreement(forward: csr_array, backward: csr_array) -> csr_array:
-    """Return the harmonic mean ``2 ab / (a + b)``: high only where both directions are sure.
-
-    It lies between the smaller probability and twice that, so one sure direction cannot make up for an unsure one.
-    """
-    first, second = _both(forward, backward)
-    product = csr_array(first.multiply(second))
-    product.eliminate_zeros()
-    pairs = product.tocoo()
-    product.data *= 2 / np.asarray((first + second)[pairs.row, pairs.col]).ravel()
-    return product
-
-
 def _both(forward: csr_array, backward: csr_array) -> tuple[csr_array, csr_array]:
     if forward.shape != backward.shape[::-1]:
         raise ValueError(

@@ -11,19 +11,17 @@ import typer
 
 from soju.cli.console import ModelName, OnErrorOption, app, console, say, tell_skipped
 from soju.core.errors import StoppedError, UserError
+from soju.sparse.export import Format
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-ExportFormat = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx", "inference-free"]
 
 
 @app.command(rich_help_panel="Models")
 def export(
     model: ModelName,
     target: Annotated[Path, typer.Argument(help="File or folder to write.")],
-    to: Annotated[ExportFormat, typer.Option(help="onnx and inference-free are for neural models, others for static.")],
+    to: Annotated[Format, typer.Option(help="onnx and inference-free are for neural models, others for static.")],
     hidden_size: Annotated[int, typer.Option(min=16, help="Width of the low-rank form, which is approximate.")] = 512,
     top_terms: Annotated[int, typer.Option(min=1, help="onnx: terms the graph gives of each text.")] = 128,
     int8: Annotated[

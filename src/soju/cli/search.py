@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from soju.cli.console import ModelName, OnError, OnErrorOption, app, console, readable, say, tell_skipped
 from soju.core.errors import UserError, require_extra
 from soju.search.engines import ENGINES, SERVERS
+from soju.sparse.export import VectorFormat
 
 _SERVERS = " and ".join(SERVERS)
 
@@ -200,7 +201,7 @@ def explore(
 def vectors(
     model: ModelName,
     corpus: Annotated[list[str], typer.Argument(help="CORPUS... OUT: .jsonl, .tsv or .txt files, then the folder.")],
-    to: Annotated[Literal["opensearch", "elasticsearch", "anserini"], typer.Option(help="Whose files to write.")],
+    to: Annotated[VectorFormat, typer.Option(help="Whose files to write.")],
     queries: Annotated[list[str] | None, typer.Option(help="Queries to write as well; repeat for more.")] = None,
     index_name: Annotated[str | None, typer.Option(help="Index the bulk files name; else that of OUT.")] = None,
     quantisation: Annotated[float, typer.Option(min=1e-3, help="anserini: factor before rounding.")] = 100.0,

@@ -21,7 +21,7 @@ from soju.core import __version__
 from soju.core.config import Settings, parse_yaml, to_yaml
 from soju.core.errors import UserError
 from soju.core.files import write_json, write_text
-from soju.core.score import Score
+from soju.core.results import Score
 
 _PACKAGES = (
     "numpy",

@@ -1,9 +1,9 @@
-"""Rows and results that packages exchange: what they hold, and how a raw object of a file becomes a row.
+"""Rows of data: what they hold, and how a raw object of a file becomes one.
 
 `KINDS` has a row for each kind of data: its parser, its file formats, its columns. A parser returns a typed row, or
 records what is wrong and returns ``None``; a row with any problem is refused whole. Every text of a row that is handed
 out is not empty, has no white space at its ends, is in Unicode NFC, encodes as UTF-8, and holds no control character
-but tab and line ends. `Hit`, `MatchedTerm` and `TermWeight` are what searching and expanding a text give.
+but tab and line ends.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import Field
-
-from soju.core.language import Language
 from soju.data.log import (
     HANGUL,
     SKIP,
@@ -30,66 +27,6 @@ from soju.data.log import (
     similarity_of,
     text_field,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TermWeight:
-    """One active term of a text.
-
-    >>> import soju
-    >>> (heaviest,) = soju.load("ko-en-static").expand("물", k=1)
-    >>> heaviest == soju.TermWeight("물", "ko", heaviest.weight)
-    True
-    """
-
-    term: str
-    language: Language
-    weight: float
-    """Unitless, above 0; of a static model's queries without the idf, which the index adds."""
-
-
-@dataclass(frozen=True, slots=True)
-class MatchedTerm:
-    """One term that the query and the passage share.
-
-    >>> import soju
-    >>> match = soju.MatchedTerm("heart", "en", query_weight=2.0, document_weight=0.5, contribution=1.0)
-    >>> match.query_weight * match.document_weight == match.contribution
-    True
-    """
-
-    term: str
-    language: Language
-    query_weight: float
-    """Weight in the query, idf included."""
-    document_weight: float
-    """Impact in the passage."""
-    contribution: float
-    """``query_weight * document_weight``: its part of the score."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One document that was found, through its best passage.
-
-    >>> import soju
-    >>> soju.Hit(rank=1, document_id="tea", score=1.5, passage="Green tea.").matched
-    ()
-    """
-
-    rank: int
-    """From 1."""
-    document_id: str
-    score: float
-    """Sum of the contributions, unitless; comparable within one query only."""
-    passage: str
-    """The part of the document that matched."""
-    matched: tuple[MatchedTerm, ...] = ()
-    """Largest contribution first; empty when no explanation was asked for."""
-    start: Annotated[int, Field(exclude=True)] = 0
-    """Where the passage starts in the document, in characters. JSON leaves out both ends."""
-    end: Annotated[int | None, Field(exclude=True)] = None
-    """Where it ends; ``None`` when the passage is the whole of what was searched."""
 
 
 @dataclass(frozen=True, slots=True)

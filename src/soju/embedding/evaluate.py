@@ -20,7 +20,7 @@ from soju.core.config import Settings, validate
 from soju.core.errors import UserError
 from soju.core.language import language_of
 from soju.core.progress import track
-from soju.core.score import Comparison, Score, Setting
+from soju.core.results import Comparison, Score, Setting
 from soju.data.log import ReadLog
 from soju.data.readers import SourceFilter, read_beir, read_rows
 from soju.data.rows import (

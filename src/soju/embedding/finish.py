@@ -18,8 +18,8 @@ from safetensors import safe_open
 
 from soju.core.errors import UserError
 from soju.core.files import read_json_lines, write_json, write_manifest, write_text
+from soju.core.results import Score
 from soju.core.run import Run
-from soju.core.score import Score
 from soju.embedding.adapter_modules import SHIPPED
 from soju.embedding.adapters import load_adapted
 from soju.embedding.config import EmbeddingConfig, PretrainedBase

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from soju.core.errors import RegressionError
-from soju.core.score import Score, Setting
+from soju.core.results import Score, Setting
 from soju.data.rows import SimilarityPair
 from soju.data.statistics import spread
 from soju.embedding.config import RetentionSettings

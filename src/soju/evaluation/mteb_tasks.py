@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from soju.core.errors import MissingExtraError, UserError
-from soju.core.score import Score, Setting
+from soju.core.results import Score, Setting
 from soju.data.log import ReadLog
 from soju.data.readers import read_beir
 from soju.evaluation.retrieval import RetrievalSet

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from soju.core.errors import UserError
-from soju.core.score import Score, Setting
+from soju.core.results import Score, Setting
 from soju.evaluation.significance import Measurement, mean_interval
 
 METRICS = ("ndcg@10", "mrr@10", "recall@1", "recall@10", "recall@100", "recall@1000")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from soju.core.errors import UserError
-from soju.core.score import Comparison, Interval, Score
+from soju.core.results import Comparison, Interval, Score
 
 _CELLS = 1 << 22
 """Resampled values held at once, which bounds the memory to some 64 MB."""

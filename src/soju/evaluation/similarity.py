@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from soju.core.errors import UserError
-from soju.core.score import Comparison, Score, Setting
+from soju.core.results import Comparison, Score, Setting
 from soju.data.rows import ChoiceQuestion, PairRow, SimilarityPair
 from soju.evaluation.significance import Measurement, judge_draws, mean_interval, percentiles, require_same_signature
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,6 +24,8 @@ from pydantic import Field, model_validator
 
 from soju.core.config import Settings
 from soju.core.errors import ConfigError, IntegrityError, UserError, require_extra
+from soju.core.files import atomic_writer
+from soju.core.language import shared_kiwi
 
 Floats = NDArray[np.float64]
 
@@ -84,10 +87,9 @@ def korean_tokens(kind: Literal["auto", "ko-mecab", "kiwi"] = "auto") -> Tokens:
                 ) from None
         else:
             return Tokens(tokenize.signature(), lambda text: tokenize(text).split())
-    kiwipiepy = import_module("kiwipiepy")
-    kiwi = kiwipiepy.Kiwi(num_workers=1)
+    kiwi = shared_kiwi()
     return Tokens(
-        f"kiwi-{kiwipiepy.__version__}",
+        f"kiwi-{version('kiwipiepy')}",
         lambda text: [piece for token in kiwi.tokenize(text) for piece in token.form.split()],
     )
 
@@ -188,13 +190,10 @@ class SentenceStatistics:
     def save(self, path: Path) -> None:
         """Write an ``.npz`` without pickles; equal statistics give equal bytes."""
         arrays: dict[str, Any] = {f"given_{name}": values for name, values in self.given.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
+        with atomic_writer(path, encoding=None) as file:
             np.savez(
                 file, format=np.array(_FILE_FORMAT), signature=np.array(self.signature), counts=self.counts_NK, **arrays
             )
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from soju.core.errors import UserError
-from soju.core.score import Comparison, Score
-from soju.data.rows import Hit, TermWeight
+from soju.core.results import Comparison, Hit, Score, TermWeight
 
 _CHECKED = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 

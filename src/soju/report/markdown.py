@@ -10,8 +10,7 @@ import yaml
 from pydantic import Field
 
 from soju.core.config import Settings
-from soju.core.score import Score
-from soju.data.rows import Hit
+from soju.core.results import Hit, Score
 from soju.report.contents import Expansion, RunContents, Search
 from soju.report.page import Block, DrawnFigure, Page, TimedStep, compose
 from soju.report.tables import SYMBOLS, Cell, ScoreTable, build_tables, format_weight

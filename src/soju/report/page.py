@@ -17,8 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from soju.core.language import language_of
-from soju.core.score import Score
-from soju.data.rows import TermWeight
+from soju.core.results import Score, TermWeight
 from soju.report.contents import Expansion, FigureSpec, RunContents, Search
 from soju.report.tables import (
     SYMBOLS,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from soju.core.score import Comparison, Interval, Score
+from soju.core.results import Comparison, Interval, Score
 
 _SECONDS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6}
 _COST_WORDS = ("bytes", "terms", "tokens", "parameters", "documents", "postings", "flops", "products", "bits")

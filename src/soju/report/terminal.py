@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from soju.core.score import Comparison, Score
+from soju.core.results import Comparison, Score
 from soju.report.contents import Expansion, Search, read_run
 from soju.report.tables import (
     SYMBOLS,

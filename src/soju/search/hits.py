@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
 from soju.core.language import language_of
-from soju.data.rows import Hit, MatchedTerm, TermWeight
+from soju.core.results import Hit, MatchedTerm, TermWeight
 
 
 def explain(

@@ -15,7 +15,8 @@ from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
 from soju.core.files import write_json
-from soju.data.rows import Document, Hit
+from soju.core.results import Hit
+from soju.data.rows import Document
 from soju.search.engines import OWN
 from soju.search.folder import (
     FORMAT,

@@ -24,7 +24,7 @@ from soju.core.errors import UserError
 from soju.core.files import write_json
 from soju.core.language import language_of
 from soju.core.progress import track
-from soju.core.score import Comparison, Score, Setting
+from soju.core.results import Comparison, Score, Setting
 from soju.data.rows import Document, TermRow
 from soju.evaluation.retrieval import RetrievalResult, RetrievalSet, cut_off, evaluate
 from soju.evaluation.significance import Measurement, compare

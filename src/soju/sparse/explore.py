@@ -32,7 +32,7 @@ from uvicorn import Config, Server
 
 from soju.core.errors import UserError
 from soju.core.language import Language
-from soju.data.rows import Hit, MatchedTerm, TermWeight
+from soju.core.results import Hit, MatchedTerm, TermWeight
 from soju.report.contents import Expansion, Row, Search
 from soju.search.index import SparseIndex
 from soju.sparse.indexing import expand, search_index

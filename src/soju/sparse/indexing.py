@@ -18,10 +18,11 @@ import numpy as np
 from soju.core.config import Settings, apply_overrides, validate
 from soju.core.errors import UserError
 from soju.core.progress import track
+from soju.core.results import Hit
 from soju.core.run import Run
 from soju.data.log import OnError, ReadLog
 from soju.data.readers import read_rows
-from soju.data.rows import DOCUMENTS, Document, Hit
+from soju.data.rows import DOCUMENTS, Document
 from soju.report.contents import Expansion, Search
 from soju.search.engines import SearchServer, server
 from soju.search.folder import Engine, IndexSettings, WeightingSettings

@@ -22,8 +22,8 @@ from scipy.sparse import csr_array
 from soju.core.errors import UserError, require_extra
 from soju.core.files import MANIFEST, sha256
 from soju.core.model_folder import STOCK_MODULES, find_model_folder, module_names
+from soju.core.results import TermWeight
 from soju.core.run import Run
-from soju.data.rows import TermWeight
 from soju.search.hits import heaviest
 from soju.sparse.config import SearchSettings
 from soju.sparse.static.encoder import StaticEncoder, read_model_config

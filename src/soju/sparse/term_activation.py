@@ -28,7 +28,7 @@ from scipy.sparse import csr_array
 
 from soju.core.errors import UserError
 from soju.core.language import is_hangul, is_latin, language_of
-from soju.core.score import Score, Setting
+from soju.core.results import Score, Setting
 from soju.data.rows import TermRow
 from soju.search.lexical import ENGLISH_STOP_WORDS
 from soju.sparse.model import TermEncoder, load

@@ -11,8 +11,6 @@ these other last bits, so that a resumed run would not be the straight one.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from itertools import accumulate
@@ -24,6 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from soju.core.config import Settings
 from soju.core.errors import IntegrityError, UserError
+from soju.core.files import write_json
 from soju.speculative_kd.acceptance import TESTED_AT_ONCE, decide
 from soju.speculative_kd.cache import Reader, RowCache, reading
 from soju.speculative_kd.config import RolloutSettings
@@ -67,10 +66,7 @@ class Costs(Settings):
 
     def write(self, path: Path) -> None:
         """Write the file in one step."""
-        text = json.dumps(self.model_dump(mode="json"), indent=1)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_json(path, self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, path: Path) -> Self:

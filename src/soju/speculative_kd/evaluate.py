@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from soju.core.score import Comparison, Score, Setting
+from soju.core.results import Comparison, Score, Setting
 from soju.data.rows import holds_fact
 from soju.data.statistics import spread
 from soju.evaluation.significance import Measurement, compare, mean_interval

@@ -18,8 +18,8 @@ from soju.core.errors import RegressionError, UserError
 from soju.core.files import read_json_lines, write_json, write_manifest
 from soju.core.model_folder import find_model_folder
 from soju.core.recipe import Answer, DataReport, Evaluation, Recipe, Show, train
+from soju.core.results import Score, Setting
 from soju.core.run import Run
-from soju.core.score import Score, Setting
 from soju.report import write_report
 from soju.speculative_kd.config import SCRATCH, SELF, SpeculativeKdConfig, from_environment
 from soju.speculative_kd.data import (

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from soju.core.config import Settings
 from soju.core.errors import UserError
 from soju.core.files import append_json_line, read_json_lines
-from soju.core.score import Score
+from soju.core.results import Score
 
 _TOLERANCE = 1e-12
 """A drop of exactly the allowed size passes, although 0.9 - 0.8 is not 0.1."""

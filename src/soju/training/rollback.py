@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from soju.core.config import Settings
 from soju.core.errors import BadNumbersError, RegressionError, UserError
 from soju.core.files import append_json_line, read_json_lines
-from soju.core.score import Score
+from soju.core.results import Score
 from soju.training.checkpoints import checkpoint_step, newest_verified, resume_path, set_aside_after
 from soju.training.gate import QualityGate, Threshold, passed_steps, read_verdicts, record_verdict
 from soju.training.ranks import on_main_process

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 from soju.core.errors import UserError
+from soju.core.language import shared_kiwi
 
 Target = Literal["ko", "en"]
 
@@ -63,8 +63,8 @@ Analyser = Callable[[str], Sequence[Morpheme]]
 
 @cache
 def kiwi_analyser() -> Analyser:
-    """Return Kiwi as an analyser; it is made once."""
-    kiwi = import_module("kiwipiepy").Kiwi(num_workers=1)
+    """Return the Kiwi of this process as an analyser."""
+    kiwi = shared_kiwi()
     return lambda text: [
         Morpheme(token.form, token.tag.partition("-")[0], token.start, token.start + token.len)
         for token in kiwi.tokenize(text)

@@ -19,8 +19,8 @@ from soju.core.config import to_yaml, validate
 from soju.core.errors import ConfigError, IntegrityError, RegressionError, UserError
 from soju.core.files import read_json_lines, write_json, write_manifest
 from soju.core.recipe import Answer, DataReport, Evaluation, Recipe, Show, train
+from soju.core.results import Interval, Score
 from soju.core.run import Run, open_run_folder
-from soju.core.score import Interval, Score
 from soju.translation.artefacts import export_artefacts, final_folder
 from soju.translation.config import ClockedTraining, DistillationConfig, model_config
 from soju.translation.data import DIRECTIONS, TranslationData, read_translation_data

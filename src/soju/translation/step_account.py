@@ -8,7 +8,6 @@ they were because a number was not finite.
 from __future__ import annotations
 
 import json
-import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from soju.core.errors import IntegrityError, UserError
+from soju.core.files import write_json
 
 _MOST_BYTES = 1 << 20
 _FORMAT = "soju-step-account-1"
@@ -142,13 +142,7 @@ class StepAccount:
 
     def save(self, path: Path) -> None:
         """Write the account as JSON, whole or not at all."""
-        value = {"format": _FORMAT, **self.summary(), "account": self.to_json()}
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_json(path, {"format": _FORMAT, **self.summary(), "account": self.to_json()})
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,10 @@ from soju.core.files import atomic_writer
 from soju.core.language import language_of
 from soju.search.folder import idf
 from soju.search.remote import escape_token
+from soju.sparse.export import Format
 from soju.sparse.model import TermEncoder
 from soju.sparse.static.encoder import StaticEncoder
 
-Format = Literal["tsv", "query-tokens", "stock-static", "low-rank", "onnx", "inference-free"]
 FORMATS: dict[Format, str] = {
     "tsv": "a file of source, target and weight",
     "query-tokens": "a JSONL file of the weighted terms of every piece, for OpenSearch and its kin",

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from soju.core.errors import UserError
 from soju.core.files import write_json
@@ -35,11 +35,11 @@ from soju.search.opensearch import (
     refuse,
 )
 from soju.search.remote import Passage, WeightedCorpus, token_names, unescape_token
+from soju.sparse.export import VectorFormat
 from soju.sparse.export.formats import MAX_WEIGHT, query_tokens
 from soju.sparse.indexing import read_documents, weigh_corpus
 from soju.sparse.model import TermEncoder
 
-VectorFormat = Literal["opensearch", "elasticsearch", "anserini"]
 VECTOR_FORMATS: dict[VectorFormat, str] = {
     "opensearch": "index.json for PUT /INDEX, bulk-*.ndjson for POST /_bulk",
     "elasticsearch": "index.json for PUT /INDEX, bulk-*.ndjson for POST /_bulk",

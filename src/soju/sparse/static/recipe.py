@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from soju.core.files import write_json, write_manifest, write_text
+from soju.core.results import Score
 from soju.core.run import Run
-from soju.core.score import Score
 from soju.report import write_report
 from soju.report.markdown import Example, ModelCard, render_model_card
 from soju.sparse.config import StaticConfig

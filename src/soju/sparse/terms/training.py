@@ -27,7 +27,7 @@ from soju.core.errors import UserError
 from soju.core.files import append_json_line
 from soju.core.language import language_of
 from soju.core.progress import track
-from soju.core.score import Score, Setting
+from soju.core.results import Score, Setting
 from soju.data.rows import PairRow, TermRow
 from soju.data.statistics import normalise_for_overlap
 from soju.sparse.config import TermsConfig

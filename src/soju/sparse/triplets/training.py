@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from soju.core.errors import UserError
 from soju.core.files import append_json_line
-from soju.core.score import Score, Setting
+from soju.core.results import Score, Setting
 from soju.data.statistics import spread
 from soju.evaluation.retrieval import RetrievalSet, evaluate
 from soju.sparse.config import TeacherSettings

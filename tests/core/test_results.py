@@ -1,7 +1,7 @@
 import pytest
 
 from soju import __version__
-from soju.core.score import Interval, Score, signature
+from soju.core.results import Interval, Score, signature
 
 
 def test_a_signature_is_sorted_by_key_and_ends_with_the_version():
